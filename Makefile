@@ -1,0 +1,103 @@
+# Everything a person types here. Needed: make and Python 3.11 or newer; the rest goes into .venv.
+#
+#   PYTHON=python3.12      the interpreter .venv is made with (default: the first that is >= 3.11)
+#   TORCH=torch==2.13.0    what pip installs as torch, before anything else. The default is the pin
+#                          in .ci/constraints.txt: a range would take the newest build and with it
+#                          gigabytes of accelerator libraries. On a GPU or NPU machine name the
+#                          build that fits it (a version or a wheel file). Which index pip asks is
+#                          pip's own setting: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL or pip.conf.
+#   ARGS='...'             further options of the command that quickstart or test runs
+#
+# A changed PYTHON or TORCH takes effect after `make clean`.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+CONSTRAINTS := .ci/constraints.txt
+PYTHON ?= python3.11 python3.12 python3.13 python3
+TORCH ?= $(shell grep '^torch==' $(CONSTRAINTS))
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check lint format install build wheel-check clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+quickstart: $(VENV)/.run ## train with ROOT on this machine: configs/quickstart.yaml
+	$(BIN)/python -m lightning_root fit --config configs/quickstart.yaml $(ARGS)
+
+test: $(VENV)/.dev ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint ## lint, types, import directions, then the tests: what CI runs
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## ruff, mypy and import-linter; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## let ruff repair and format what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.dev ## make .venv with all the tools, and the pre-commit hooks
+	$(BIN)/pre-commit install
+
+build: $(VENV)/.dev ## the wheel and the source archive, in dist/
+	$(BIN)/python -m build
+
+# An empty environment in a temporary folder, so that only what the wheel declares is there.
+wheel-check: $(VENV)/.dev ## install the wheel in an empty environment and train with it
+	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	$(BIN)/python -m build --wheel --outdir "$$work"; \
+	$(BIN)/python -m venv "$$work/venv"; \
+	"$$work/venv/bin/python" -m pip install --quiet $(TORCH); \
+	"$$work/venv/bin/python" -m pip install --quiet -c $(VENV)/constraints.txt "$$work"/*.whl; \
+	smoke="$$PWD/tests/wheel_smoke.py"; cd "$$work"; OMP_NUM_THREADS=1 venv/bin/python "$$smoke"
+
+clean: ## remove .venv, caches and build outputs
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps below say what .venv holds; each step runs again only when a file it reads has changed.
+
+$(VENV)/.made:
+	@found=; usable=; for candidate in $(PYTHON); do \
+		"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		found=$$candidate; \
+		"$$candidate" -c 'import ensurepip, venv' 2>/dev/null || continue; \
+		usable=$$candidate; break; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "No Python 3.11 or newer among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	elif [ -z "$$usable" ]; then \
+		echo "$$found has no venv module (Debian and Ubuntu: the package python3-venv). Install it, or name another Python: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$($$usable --version) ($$usable)"; \
+	"$$usable" -m venv $(VENV)
+	@touch $@
+
+# torch first and alone; then it is held at the very version that came, whatever that is.
+$(VENV)/.torch: $(VENV)/.made
+	$(PIP) install $(TORCH)
+	@touch $@
+
+$(VENV)/constraints.txt: $(VENV)/.torch $(CONSTRAINTS)
+	@grep -v '^torch==' $(CONSTRAINTS) > $@
+	@$(PIP) list --format=freeze | grep '^torch==' >> $@
+
+$(VENV)/.run: $(VENV)/constraints.txt pyproject.toml
+	$(PIP) install -e . -c $(VENV)/constraints.txt
+	@touch $@
+
+# The tools include what running needs, so .run is up to date too.
+$(VENV)/.dev: $(VENV)/constraints.txt pyproject.toml
+	$(PIP) install -e '.[dev,examples,plot]' -c $(VENV)/constraints.txt
+	@touch $(VENV)/.run $@

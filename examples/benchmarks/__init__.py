@@ -1,0 +1,1 @@
+"""Scripts whose numbers the documentation quotes."""

@@ -1,0 +1,60 @@
+"""The certificate is the exact range: against dense sampling, and against known instabilities."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_root.coefficients import output_range
+from lightning_root.coefficients.schedules import MUON, PUBLISHED, TABLE_1
+
+number = st.floats(-6, 6, allow_nan=False)
+triples = st.lists(st.tuples(number, number, number), min_size=1, max_size=3)
+
+
+def sampled(schedule, points):
+    x = points
+    for a, b, c in schedule:
+        x = x * (a + x**2 * (b + x**2 * c))
+    return x.min(), x.max()
+
+
+@settings(max_examples=200, deadline=None)
+@given(triples, st.floats(0.1, 1.2))
+def test_contains_and_touches_every_sampled_output(schedule, upper):
+    low, high = output_range(schedule, upper=upper)
+    sample_low, sample_high = sampled(schedule, np.linspace(0, upper, 200_001))
+    if max(-low, high) > 1e6:
+        return  # too steep for sampling to come near the extremes
+    slack = 1e-9 * max(1.0, -low, high)
+    assert low - slack <= sample_low
+    assert sample_high <= high + slack
+    reach = 1e-3 * max(1.0, high - low)
+    assert abs(sample_low - low) < reach
+    assert abs(sample_high - high) < reach
+
+
+def test_the_published_square_triple_is_unstable():
+    triple = PUBLISHED[2048, 2048]
+    assert output_range([triple] * 5)[1] == pytest.approx(3.31, abs=0.01)
+    assert output_range([triple] * 6)[1] == pytest.approx(679, rel=0.01)
+    assert output_range([triple] * 7)[1] > 1e14
+
+
+def test_the_other_published_triples_are_bounded_at_any_length():
+    others = [triple for shape, triple in PUBLISHED.items() if shape != (2048, 2048)]
+    table_1 = [triple for shape, triple in TABLE_1.items() if shape != (2048, 16384)]
+    for triple in [*others, *table_1, MUON]:
+        assert all(output_range([triple] * steps)[1] <= 1.24 for steps in range(1, 40))
+
+
+def test_the_widest_triple_of_table_1_is_bounded_at_its_own_5_steps_only():
+    """It creeps past its repelling fixed point: 2.1 after 10 steps, overflow later."""
+    triple = TABLE_1[2048, 16384]
+    assert output_range([triple] * 5)[1] <= 1.07
+    assert output_range([triple] * 10)[1] > 2
+    assert output_range([triple] * 39)[1] == np.inf
+
+
+def test_overflow_is_infinite():
+    assert output_range([(100.0, 100.0, 100.0)] * 60) == (-np.inf, np.inf)

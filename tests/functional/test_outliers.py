@@ -1,0 +1,118 @@
+"""Laws of the soft threshold, against torch.quantile, numpy and the definition in the paper."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_root.functional import clip_outliers, outlier_threshold
+from lightning_root.functional.outliers import _select_by_partition, _select_by_sorting
+
+quantiles = st.floats(0.01, 1.0)
+
+
+def heavy_tailed(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tail = torch.randn(*shape, generator=generator)
+    return torch.randn(*shape, generator=generator) * tail.abs().pow(3).exp().clamp(max=50)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), quantiles, st.integers(0, 99))
+def test_threshold_is_torchs_quantile_where_nothing_is_zero(m, n, quantile, seed):
+    matrix = heavy_tailed(m, n, seed=seed)
+    expected = torch.quantile(matrix.abs().double(), quantile)
+    torch.testing.assert_close(
+        outlier_threshold(matrix, quantile).double(), expected, rtol=1e-6, atol=0
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), quantiles, st.floats(0, 1), st.integers(0, 99))
+def test_zeros_do_not_count(m, n, quantile, share, seed):
+    matrix = heavy_tailed(m, n, seed=seed)
+    matrix[torch.rand(m, n, generator=torch.Generator().manual_seed(seed)) < share] = 0
+    magnitudes = matrix.abs()[matrix != 0].double()
+    expected = torch.quantile(magnitudes, quantile) if magnitudes.numel() else torch.zeros(())
+    torch.testing.assert_close(
+        outlier_threshold(matrix, quantile).double(), expected.double(), rtol=1e-6, atol=0
+    )
+
+
+def test_a_sparse_matrix_keeps_its_entries():
+    """With the plain quantile eps would be 0 here and the base nothing but signs."""
+    matrix = torch.zeros(40, 40)
+    matrix[3] = heavy_tailed(40)
+    row = clip_outliers(matrix, 0.9)[3]
+    assert (row == matrix[3]).sum() == 36
+    assert torch.equal(row, clip_outliers(matrix[3:4], 0.9)[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), quantiles, st.integers(0, 99))
+def test_clamping_is_subtracting_the_soft_thresholded_outliers(m, n, quantile, seed):
+    """B = N - sign(N) max(|N| - eps, 0) (arXiv:2511.20626, Sec. 3.3), in float64."""
+    matrix = heavy_tailed(m, n, seed=seed).double()
+    eps = outlier_threshold(matrix, quantile)
+    outliers = matrix.sign() * (matrix.abs() - eps).clamp(min=0)
+    torch.testing.assert_close(
+        clip_outliers(matrix, quantile), matrix - outliers, rtol=1e-12, atol=1e-12
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 50), quantiles, st.floats(0, 1), st.integers(0, 99))
+def test_selection_and_sorting_agree(k, size, quantile, share, seed):
+    """The path for accelerators, run on the CPU, against the path for CPUs."""
+    magnitudes = heavy_tailed(k, size, seed=seed).abs()
+    magnitudes[torch.rand(k, size, generator=torch.Generator().manual_seed(seed)) < share] = 0
+    torch.testing.assert_close(
+        _select_by_sorting(magnitudes, quantile),
+        _select_by_partition(magnitudes.clone(), quantile),
+        rtol=1e-6,
+        atol=0,
+    )
+
+
+def test_thresholds_are_per_matrix():
+    stack = heavy_tailed(2, 3, 8, 9)
+    thresholds = outlier_threshold(stack, 0.8)
+    assert thresholds.shape == (2, 3)
+    for i in range(2):
+        for j in range(3):
+            assert thresholds[i, j] == outlier_threshold(stack[i, j], 0.8)
+
+
+def test_more_elements_than_torchs_quantile_takes():
+    """2^24 + 1 entries, where torch.quantile raises."""
+    matrix = torch.arange(1, 2**24 + 2, dtype=torch.float64).reshape(1, -1)
+    assert outlier_threshold(matrix, 0.5).item() == np.float64(2**23 + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtype_and_input_are_kept(dtype):
+    matrix = heavy_tailed(10, 10).to(dtype)
+    before = matrix.clone()
+    result = clip_outliers(matrix, 0.9)
+    assert result.dtype == dtype
+    assert torch.equal(matrix, before)
+    assert (result.abs() < matrix.abs()).sum() == 10
+
+
+def test_zero_and_empty_matrices():
+    assert torch.equal(clip_outliers(torch.zeros(3, 3), 0.9), torch.zeros(3, 3))
+    assert clip_outliers(torch.zeros(2, 0, 3), 0.9).shape == (2, 0, 3)
+
+
+@pytest.mark.parametrize("quantile", [0.0, -0.1, 1.1, float("nan")])
+def test_bad_quantiles_are_named(quantile):
+    with pytest.raises(ValueError, match=r"`quantile` must be in \(0, 1\], got"):
+        clip_outliers(torch.ones(2, 2), quantile)
+
+
+def test_bad_matrices_are_named():
+    with pytest.raises(ValueError, match="`matrix` must have at least 2 dimensions"):
+        outlier_threshold(torch.ones(3), 0.9)
+    with pytest.raises(TypeError, match="`matrix` must be a floating point tensor"):
+        outlier_threshold(torch.ones(3, 3, dtype=torch.int32), 0.9)

@@ -1,0 +1,1 @@
+"""The textbook twin: slow, plain, one matrix at a time."""

@@ -1,0 +1,42 @@
+"""ROOT as the paper states it (arXiv:2511.20626, Algorithm 2), one matrix at a time.
+
+Written for reading. The optimizer must agree with it on every option.
+"""
+
+import math
+
+import torch
+
+
+def orthogonalize(base, triples):
+    """Newton-Schulz on one (m, n) matrix, one (a, b, c) per step."""
+    x = base.T if base.shape[0] > base.shape[1] else base
+    norm = x.square().sum().sqrt()
+    x = x / norm if norm > 0 else x
+    for a, b, c in triples:
+        s = x @ x.T
+        x = a * x + b * s @ x + c * s @ s @ x
+    return x.T if base.shape[0] > base.shape[1] else x
+
+
+def remove_outliers(n, p):
+    """B = N - O with O = sign(N) max(|N| - eps, 0), eps the p-quantile of the non-zero |N|."""
+    magnitudes = n.abs()[n != 0]
+    if magnitudes.numel() == 0:
+        return n
+    eps = torch.quantile(magnitudes, p)
+    return n - n.sign() * (n.abs() - eps).clamp(min=0)
+
+
+def root_step(w, g, m, *, lr, weight_decay, momentum, nesterov, p, triples, adjust, maximize=False):
+    """One step of one parameter: the new weight and momentum. Convolutions are flattened."""
+    g = -g if maximize else g
+    m = momentum * m + g
+    n = (g + momentum * m if nesterov else m).reshape(len(w), -1)
+    base = n if p is None else remove_outliers(n, p)
+    u = orthogonalize(base, triples)
+    rows, columns = u.shape
+    scale = math.sqrt(max(1, rows / columns))
+    if adjust == "match_rms_adamw":
+        scale = 0.2 * math.sqrt(max(rows, columns))
+    return w * (1 - lr * weight_decay) - lr * scale * u.reshape(w.shape), m
