@@ -1,0 +1,15 @@
+"""Which parameter gets which rule, and why.
+
+`partition_parameters` looks at a module: names, module types, shapes, ties. `partition_named` has
+only names and shapes to go by. Both return a `Partition`: a `Route` for each parameter, with its
+reason.
+"""
+
+from lightning_root.partition.routes import Role as Role
+from lightning_root.partition.routes import Route as Route
+from lightning_root.partition.rules import Rules as Rules
+from lightning_root.partition.split import Partition as Partition
+from lightning_root.partition.split import partition_named as partition_named
+from lightning_root.partition.split import partition_parameters as partition_parameters
+
+__all__ = ["Partition", "Role", "Route", "Rules", "partition_named", "partition_parameters"]

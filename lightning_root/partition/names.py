@@ -1,0 +1,163 @@
+"""What names say: the word lists behind every decision that rests on a name."""
+
+import re
+
+# Components that wrappers put into a name: torch.compile, activation checkpointing, FSDP.
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+# Tensors that stand for a module's `weight`: after the hooks of `torch.nn.utils.weight_norm` (the
+# direction), and of `torch.nn.utils.spectral_norm` or `torch.nn.utils.prune`.
+_STAND_INS = {"weight_v": "weight", "weight_orig": "weight"}
+
+# A module of this name computes the model's output, unless it sits in a repeated block.
+_HEADS = frozenset(
+    "head heads lm_head classifier classifiers fc_out output_projection output_layer out_layer "
+    "score logits to_logits embed_out unembed unembedding head_dist predictions "
+    "seq_relationship qa_outputs cls_score bbox_pred last_linear final_linear "
+    "text_projection visual_projection".split()
+)
+_HEAD_SUFFIXES = (
+    "_head",
+    "_heads",
+    "_classifier",
+    "_logits",
+    "_predictor",
+    "_prediction",
+    "_predictions",
+)
+_HEAD_PREFIX = "predict_"
+# "multi_head" is attention, "pre_logits" and "conv_head" are hidden layers.
+_OTHER_STEMS = frozenset(
+    "multi attn attention self cross sa per each single num n pre conv".split()
+)
+
+# Too general to count anywhere but at the top of the model, and only for a Linear.
+_TOP_LEVEL_HEADS = frozenset(
+    "fc output out decoder readout prediction pred proj_out output_proj linear_out lin_out "
+    "out_linear final last".split()
+)
+
+# Linears that write to a residual stream. One of them can be the last Linear of a model
+# whose output is computed with the transposed embedding.
+_HIDDEN = frozenset("out_proj o_proj c_proj down_proj to_out wo".split())
+
+# Children that give an attention module away, whatever it is called ("sa_head").
+_ATTENTION_PARTS = frozenset(
+    "q k v query key value qkv q_proj k_proj v_proj qkv_proj to_q to_k to_v to_qkv c_attn".split()
+)
+
+# Containers that hold a model's blocks, even when there is only one.
+_STACKS = frozenset("blocks layers layer h encoder_layers decoder_layers stages".split())
+
+# Modules beside the model: what they end with is not the model's output.
+_AUXILIARY = frozenset(
+    "loss losses criterion criteria metric metrics lpips perceptual teacher ema".split()
+)
+
+_POSITION = frozenset("pos position positions positional relative posemb posembed wpe".split())
+_EMBEDDING = frozenset("emb embs embed embeds embedding embeddings wte".split())
+_PROJECTION = frozenset("proj projection project".split())
+_TOKEN = frozenset("token tokens".split())
+_TABLES = {
+    "shared": "embedding",  # of encoder and decoder
+    "codebook": "table",
+    "prototypes": "table",
+    "latents": "table",
+    "queries": "table",
+    "a_log": "decay rates",  # of state-space models, one for each entry
+}
+
+_PATCH = re.compile(r"patch_?emb|patchify|^conv_proj$|^patch_proj(ection)?$|^to_patch$")
+
+# Leaves that say nothing by themselves: the module's name speaks for them.
+_MUTE = frozenset("weight w param parameter data value".split())
+
+
+def canonical(name: str) -> str:
+    """Return `name` without the components that wrappers put in."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split a canonical name into the path of the owning module and the parameter's own name.
+
+    `fc.parametrizations.weight.original` belongs to `fc` and is its `weight`.
+    """
+    path, _, leaf = name.rpartition(".")
+    owner, _, parametrized = path.rpartition(".parametrizations.")
+    if owner and "." not in parametrized and leaf.startswith("original"):
+        path, leaf = owner, parametrized
+    elif path.startswith("parametrizations.") and path.count(".") == 1:
+        path, leaf = "", path.removeprefix("parametrizations.")
+    return path, _STAND_INS.get(leaf, leaf)
+
+
+def ancestors(path: str) -> list[str]:
+    """Return the proper ancestors of a module path, outermost first; "" is the model itself."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:depth]) for depth in range(len(parts))]
+
+
+def last_component(path: str) -> str:
+    """Return what follows the last dot of `path`."""
+    return path.rpartition(".")[2]
+
+
+def own_component(path: str, leaf: str) -> str:
+    """Return the component that names a tensor: its own, or its module's if it is `weight`."""
+    return last_component(path) if leaf in _MUTE and path else leaf
+
+
+def is_head(component: str) -> bool:
+    """Tell whether a component names an output head wherever it is found outside of a block."""
+    name = component.lower()
+    stems = (name.removesuffix(suffix) for suffix in _HEAD_SUFFIXES if name.endswith(suffix))
+    return (
+        name in _HEADS
+        or name.startswith(_HEAD_PREFIX)
+        or any(stem not in _OTHER_STEMS for stem in stems)
+    )
+
+
+def is_top_level_head(component: str) -> bool:
+    """Tell whether a component names the output head if it is a Linear at the top of a model."""
+    return component.lower() in _TOP_LEVEL_HEADS
+
+
+def is_hidden(component: str) -> bool:
+    """Tell whether a component names a Linear that only ever writes to a hidden stream."""
+    return component.lower() in _HIDDEN
+
+
+def is_attention_part(component: str) -> bool:
+    """Tell whether a component names a query, key or value projection."""
+    return component.lower() in _ATTENTION_PARTS
+
+
+def is_stack(component: str) -> bool:
+    """Tell whether a component names the container of a model's blocks."""
+    return component.lower() in _STACKS
+
+
+def is_auxiliary(component: str) -> bool:
+    """Tell whether a component names something beside the model: a loss, a metric, a teacher."""
+    return not _AUXILIARY.isdisjoint(component.lower().split("_"))
+
+
+def patch_component(path: str) -> str | None:
+    """Return the component that names a patch embedding: the module's own or its parent's."""
+    return next((part for part in path.split(".")[-2:] if _PATCH.search(part.lower())), None)
+
+
+def table_kind(component: str) -> str | None:
+    """Return which kind of table a component names (its entries stand alone), None for no table."""
+    words = component.lower().split("_")
+    if is_head(component) or not _PROJECTION.isdisjoint(words):
+        return None
+    if not _POSITION.isdisjoint(words):
+        return "position table"
+    if not _EMBEDDING.isdisjoint(words):
+        return "embedding"
+    if words[-1] in _TOKEN:
+        return "learned token"
+    return _TABLES.get(component.lower())

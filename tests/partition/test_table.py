@@ -1,0 +1,106 @@
+"""The printed table: what it shows, how it collapses blocks, that nothing is lost."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_root.partition import partition_parameters
+from tests.models import GPT, TransformerEncoderViT, ViT, mlp
+from tests.partition.reading import Children, linear, residual
+
+MODELS = {
+    "gpt": lambda: GPT(tied=True),
+    "vit on torch's encoder": TransformerEncoderViT,
+    "vit by hand": ViT,
+    "mlp": lambda: mlp(8, 16, 4),
+}
+
+
+def test_golden():
+    model = Children(emb=nn.Embedding(300, 4), blocks=nn.Sequential(residual(), residual()))
+    assert str(partition_parameters(model)).splitlines() == [
+        "parameter                      shape     rule   reason",
+        "-----------------------------  --------  -----  -------------------------",
+        "emb.weight                     (300, 4)  AdamW  embedding",
+        "blocks.{0..1}.up.weight  x2    (8, 4)    ROOT   Linear weight",
+        "blocks.{0..1}.up.bias  x2      (8,)      AdamW  bias or gain: 1 dimension",
+        "blocks.{0..1}.down.weight  x2  (4, 8)    ROOT   Linear weight",
+        "blocks.{0..1}.down.bias  x2    (4,)      AdamW  bias or gain: 1 dimension",
+        "",
+        "ROOT:  4 matrices, 128 parameters (9.5 %)",
+        "AdamW: 5 tensors, 1.2 k parameters (90.5 %)",
+    ]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_columns_align_within_110(model: str):
+    deep = MODELS[model]()
+    for name in ("a_rather_long_name_of_a_submodule", "and_another_one", "network"):
+        deep = Children(**{name: deep})
+    for module in (MODELS[model](), deep):
+        header, rule, *rows, _blank, _root, _adamw = str(partition_parameters(module)).splitlines()
+        starts = [match.start() for match in re.finditer(r"-+", rule)]
+        assert [header[start:].split()[0] for start in starts] == [
+            *("parameter", "shape", "rule", "reason")
+        ]
+        for row in rows:
+            assert len(row) <= 110
+            assert all(row[start - 2 : start].strip() == "" for start in starts[1:])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_name_is_lost(model: str):
+    """Expanding the rows' braces gives the names back, also where they take two lines."""
+    prefix = "a_name_that_is_so_long_that_it_needs_more_than_a_line"
+    partition = partition_parameters(Children(**{prefix: MODELS[model]()}))
+    lines = str(partition).split("\n\n")[0].splitlines()[1:]
+    end = len(lines[0].split()[0])
+    cells: list[str] = []
+    for line in lines[1:]:
+        name = line[:end].strip()
+        if line[end + 2 : end + 3] == "(":  # a shape: the first line of its row
+            cells.append(name)
+        else:
+            cells[-1] += name
+    expanded: set[str] = set()
+    for cell in cells:
+        name = re.sub(r"\s*x\d+$", "", cell)
+        spans = re.findall(r"\{(\d+)\.\.(\d+)\}", name)
+        assert len(spans) <= 1  # these models nest no stacks
+        numbers = range(int(spans[0][0]), int(spans[0][1]) + 1) if spans else (0,)
+        expanded |= {re.sub(r"\{.*\}", str(number), name) for number in numbers}
+    assert expanded == {route.name for route in partition.routes}
+
+
+def test_rows_collapse_only_when_shape_role_and_reason_agree():
+    model = GPT(tied=False, depth=6)
+    rules = {"blocks.2.qkv.weight": "adamw", "blocks.5.qkv.weight": "adamw"}
+    lines = str(partition_parameters(model, rules=rules)).splitlines()
+    rows = [line.split("  ")[0] for line in lines if ".qkv." in line]
+    assert rows == ["blocks.{0,1,3,4}.qkv.weight", "blocks.2.qkv.weight", "blocks.5.qkv.weight"]
+
+
+def test_nested_stacks_collapse_in_both_numbers_when_all_are_there():
+    even = nn.ModuleList(nn.ModuleList(linear() for _ in range(3)) for _ in range(2))
+    uneven = nn.ModuleList(nn.ModuleList(residual() for _ in range(n)) for n in (1, 3))
+    table = str(partition_parameters(Children(even=even, uneven=uneven, head=linear())))
+    rows = [line.split("  ")[0] for line in table.splitlines() if ".weight" in line]
+    assert rows == [
+        "even.{0..1}.{0..2}.weight",
+        "uneven.0.0.up.weight",
+        "uneven.0.0.down.weight",
+        "uneven.1.{0..2}.up.weight",
+        "uneven.1.{0..2}.down.weight",
+        "head.weight",
+    ]
+
+
+def test_totals_count_in_readable_units():
+    with torch.device("meta"):
+        model = Children(wte=nn.Embedding(1000, 2), a=nn.Linear(2000, 1550, bias=False))
+        model.head = nn.Linear(1000, 258, bias=False)
+    *_, root, adamw = str(partition_parameters(model)).splitlines()
+    assert root == "ROOT:  1 matrix, 3.1 M parameters (92.3 %)"
+    assert adamw == "AdamW: 2 tensors, 260.0 k parameters (7.7 %)"
