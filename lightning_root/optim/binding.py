@@ -1,0 +1,67 @@
+"""Where the optimizer's parameters come from: modules, generators, pairs, tensors."""
+
+import inspect
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_root.partition import Partition, Rules, partition_named
+
+Named = list[tuple[str, Tensor]]
+
+_GENERATORS = (nn.Module.parameters.__code__, nn.Module.named_parameters.__code__)
+
+
+def module_behind(params: object) -> nn.Module | None:
+    """The module whose `parameters()` or `named_parameters()` this untouched generator is, if any.
+
+    LightningCLI passes `model.parameters()`, from which names and module types cannot be told; the
+    generator's frame still knows the module. Only torch's own two methods are recognised, so
+    nothing is guessed.
+    """
+    if not inspect.isgenerator(params) or params.gi_code not in _GENERATORS:
+        return None
+    if inspect.getgeneratorstate(params) != inspect.GEN_CREATED or params.gi_frame is None:
+        return None
+    local = params.gi_frame.f_locals
+    module = local.get("self")
+    return module if isinstance(module, nn.Module) and local.get("recurse") is True else None
+
+
+def split(params: Sequence[Any], rules: Rules | None, start: int = 0) -> Partition:
+    """Route tensors, or (name, tensor) pairs, by what their names and shapes tell.
+
+    Args:
+        params: Tensors or pairs, not mixed.
+        rules: User rules, as in `partition_parameters`.
+        start: Number of the first nameless parameter.
+
+    Raises:
+        TypeError: If an entry is neither a tensor nor a (str, tensor) pair.
+    """
+    named = names_of(params, start)
+    if any(isinstance(entry, Tensor) for entry in params):
+        warnings.warn(
+            "ROOT got tensors without names and split them by shape: an embedding or an output "
+            "head looks like any other matrix and is orthogonalized. Pass "
+            "`model.named_parameters()`, call `ROOT.bind(model)`, use `ROOTMixin`, or add the "
+            "`lightning_root.ROOTBinder` callback",
+            stacklevel=4,
+        )
+    return partition_named(named, rules=rules)
+
+
+def names_of(params: Iterable[Any], start: int = 0) -> Named:
+    """(name, tensor) pairs; tensors without a name become `parameter.<number>`."""
+    named: Named = []
+    for number, entry in enumerate(params, start):
+        name, tensor = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, entry)
+        if not isinstance(tensor, Tensor) or not isinstance(name, str | None):
+            raise TypeError(
+                "`params` must hold tensors, (name, tensor) pairs or dicts with a key 'params', "
+                f"got {type(entry).__name__}"
+            )
+        named.append((f"parameter.{number}" if name is None else name, tensor))
+    return named

@@ -1,0 +1,102 @@
+"""Optimizer state that follows parameters by name, not by position, and stays in float32."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+StateDict = dict[str, Any]
+Groups = Sequence[Mapping[str, Any]]
+
+ROLE_KEYS = {"root": "momentum_buffer", "adamw": "exp_avg"}
+"""A state entry that only this role has."""
+
+
+def align_by_name(state_dict: StateDict, groups: Groups) -> StateDict:
+    """Rewrite a loaded state dict in the order of the optimizer's own groups.
+
+    `torch.optim.Optimizer.load_state_dict` goes by position: with another order of parameters it
+    would give one matrix the momentum of another and say nothing. Group options come from the saved
+    group of the same `name`, or else from the one at the same place.
+
+    Args:
+        state_dict: What `ROOT.state_dict()` returned; not modified.
+        groups: The optimizer's parameter groups, with `param_names`.
+
+    Returns:
+        A state dict whose groups match `groups` one by one; the given one where it has no names.
+
+    Raises:
+        ValueError: If the names differ, or a parameter's state belongs to the other rule.
+    """
+    saved_groups = state_dict["param_groups"]
+    if not all("param_names" in saved for saved in saved_groups if saved["params"]):
+        return state_dict
+    saved_ids = {
+        name: identity
+        for saved in saved_groups
+        for name, identity in zip(saved.get("param_names", ()), saved["params"], strict=True)
+    }
+    names = [name for group in groups for name in group["param_names"]]
+    _check_names(set(names), set(saved_ids))
+    _check_roles(groups, saved_ids, state_dict["state"])
+    by_name = {saved.get("name"): saved for saved in saved_groups}
+    aligned = []
+    for index, group in enumerate(groups):
+        at_same_place = saved_groups[min(index, len(saved_groups) - 1)]
+        saved = dict(by_name.get(group["name"], at_same_place))
+        saved["params"] = [saved_ids[name] for name in group["param_names"]]
+        saved["param_names"] = list(group["param_names"])
+        saved["name"], saved["role"] = group["name"], group["role"]
+        # Distributed checkpoints lose the options of an empty group.
+        aligned.append({key: saved.get(key, value) for key, value in {**group, **saved}.items()})
+    return {**state_dict, "param_groups": aligned}
+
+
+def restore_precision(
+    state: Mapping[Tensor, StateDict], saved: Mapping[Any, StateDict], groups: Groups, ids: Groups
+) -> None:
+    """Put back, in place, the float32 state that torch's loading rounded to the parameter's dtype.
+
+    And as copies: torch's loading keeps tensors that need no rounding, so that two optimizers
+    would advance one state.
+
+    Args:
+        state: The optimizer's state after loading.
+        saved: The state as it was saved, by id.
+        groups: The optimizer's parameter groups.
+        ids: The saved groups, in the same order.
+    """
+    for group, saved_group in zip(groups, ids, strict=True):
+        for parameter, identity in zip(group["params"], saved_group["params"], strict=True):
+            for key, value in saved.get(identity, {}).items():
+                loaded = state[parameter][key]
+                if isinstance(value, Tensor):
+                    wanted = torch.promote_types(parameter.dtype, torch.float32)
+                    dtype = value.dtype if key == "step" else wanted
+                    state[parameter][key] = value.to(device=loaded.device, dtype=dtype, copy=True)
+
+
+def _check_names(names: set[str], saved: set[str]) -> None:
+    if names == saved:
+        return
+    unknown, missing = sorted(saved - names), sorted(names - saved)
+    raise ValueError(
+        "the loaded state does not belong to these parameters: "
+        f"{len(unknown)} of its names are unknown here (first: {unknown[:3]}), and {len(missing)} "
+        f"parameters have no entry in it (first: {missing[:3]}). Load it into the model that it "
+        "was saved from, or rename the entries of `param_names`"
+    )
+
+
+def _check_roles(groups: Groups, saved_ids: Mapping[str, Any], state: Mapping[Any, Any]) -> None:
+    for group in groups:
+        other = "adamw" if group["role"] == "root" else "root"
+        for name in group["param_names"]:
+            if ROLE_KEYS[other] in state.get(saved_ids[name], {}):
+                raise ValueError(
+                    f"the loaded state of `{name}` is from the rule `{other}`, but the parameter "
+                    f"is now under `{group['role']}`. Pass rules={{'{name}': '{other}'}} to keep "
+                    "it where it was, or start without the optimizer's state"
+                )

@@ -1,0 +1,117 @@
+"""Parameter groups: their names, their roles, what may be in them."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_root.coefficients import lookup
+from lightning_root.optim.binding import Named, names_of
+from lightning_root.optim.update import matrix_shape
+from lightning_root.partition import Partition, Route
+
+ROLES = ("root", "adamw")
+
+Group = dict[str, Any]
+Groups = Sequence[Group]
+
+
+def members(groups: Iterable[Group]) -> list[tuple[Group, str, Tensor]]:
+    """Every (group, name, parameter), in order."""
+    return [
+        (group, name, parameter)
+        for group in groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    ]
+
+
+def name_params(params: Sequence[Any], groups: Groups, module: nn.Module | None) -> Named:
+    """(name, tensor) pairs for a new group; tensors without a name get the module's or a number.
+
+    Raises:
+        TypeError: If an entry is neither a tensor nor a (str, tensor) pair.
+        ValueError: If a name would appear twice.
+    """
+    known = {id(p): name for name, p in module.named_parameters()} if module is not None else {}
+    entries = [(known[id(entry)], entry) if id(entry) in known else entry for entry in params]
+    present = [name for _, name, _ in members(groups)]
+    named = names_of(entries, len(present))
+    times = Counter([*present, *(name for name, _ in named)])
+    double = [name for name, count in times.items() if count > 1]
+    if double:
+        raise ValueError(f"parameter names must be unique, but {double[:3]} appear more than once")
+    return named
+
+
+def free_name(name: str, groups: Groups) -> str:
+    """`name`, or `name.1`, `name.2`, ...: learning rate monitors need one name per group."""
+    taken = {group["name"] for group in groups}
+    numbered = (f"{name}.{number}" for number in range(1, len(taken) + 1))
+    return name if name not in taken else next(n for n in numbered if n not in taken)
+
+
+def described(groups: Groups) -> Partition:
+    """The partition that the groups themselves express."""
+    entries = [
+        (Route(name=name, shape=tuple(p.shape), role=group["role"], reason="parameter group"), p)
+        for group, name, p in members(groups)
+    ]
+    return Partition(tuple(route for route, _ in entries), tuple(p for _, p in entries))
+
+
+def stale_names(groups: Groups, module: nn.Module) -> list[str]:
+    """Names of bound parameters that are no longer the module's."""
+    live = {id(parameter) for parameter in module.parameters()}
+    return [name for _, name, parameter in members(groups) if id(parameter) not in live]
+
+
+def replace_stale(groups: Groups, live: Mapping[str, Tensor], stale: Iterable[str]) -> None:
+    """Put the live parameter of the same name in the place of each stale one.
+
+    Raises:
+        ValueError: If a name is not the model's.
+    """
+    names = set(stale)
+    lost = sorted(names - live.keys())
+    if lost:
+        raise ValueError(
+            f"{len(lost)} parameters of ROOT's groups are no longer the model's and cannot be "
+            f"found by name (first: {lost[:3]}). Build the groups from `named_parameters()`, or "
+            "after the model has been wrapped"
+        )
+    for group in groups:
+        pairs = zip(group["param_names"], group["params"], strict=True)
+        group["params"] = [live[name] if name in names else p for name, p in pairs]
+
+
+def check_parameters(group: Mapping[str, Any], named: Iterable[tuple[str, Tensor]]) -> None:
+    """Check that parameters fit the role of their group.
+
+    Raises:
+        TypeError: If one is not a real floating point tensor.
+        ValueError: If one in a "root" group is not a matrix, or its coefficients are unbounded.
+    """
+    for name, parameter in named:
+        if not parameter.is_floating_point():
+            raise TypeError(f"`{name}` must be a real floating point tensor, got {parameter.dtype}")
+        if group["role"] != "root":
+            continue
+        if parameter.ndim < 2:
+            raise ValueError(
+                f"`{name}` has shape {tuple(parameter.shape)} and is not a matrix, so it cannot be "
+                'in a "root" group; put it into an "adamw" group'
+            )
+        if group["coefficients"] == "published":
+            _check_published(matrix_shape(parameter), group["ns_steps"])
+
+
+def _check_published(shape: tuple[int, int], steps: int) -> None:
+    high = lookup(shape, "published", steps).certificate[1]
+    if high > 1.3:
+        warnings.warn(
+            f'`coefficients="published"` at {shape[0]} x {shape[1]} can scale a singular direction '
+            f'by {high:.3g} instead of 1 in {steps} steps; "adaptive" cannot',
+            stacklevel=5,
+        )

@@ -1,0 +1,116 @@
+"""What the optimizer's options may be. One table of rules, one message style."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_root.coefficients import COEFFICIENT_NAMES, lookup
+from lightning_root.functional.scaling import ADJUST_LR_NAMES
+
+OrthogonalizationDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float64"]
+_DTYPE_NAMES = get_args(OrthogonalizationDtype)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check every option of one parameter group.
+
+    Raises:
+        ValueError: If a value is out of range. The message names the option, the rule and the
+            value.
+        TypeError: If a value is not of the right kind.
+    """
+    _check_lr(options["lr"])
+    _check_number("weight_decay", options["weight_decay"], "decoupled decay; 0.1 is the default")
+    _check_number("momentum", options["momentum"], "0.95 is the paper's value", below=1.0)
+    _check_number("eps", options["eps"], "1e-8 is the default")
+    _check_betas(options["betas"])
+    _check_quantile(options["outlier_quantile"])
+    _check_choice("adjust_lr_fn", options["adjust_lr_fn"], (*ADJUST_LR_NAMES, None))
+    _check_choice("ns_dtype", options["ns_dtype"], _DTYPE_NAMES)
+    _check_coefficients(options["coefficients"], options["ns_steps"])
+    for name in ("nesterov", "maximize"):
+        if not isinstance(options[name], bool):
+            raise TypeError(f"`{name}` must be True or False, got {options[name]!r}")
+    if options["foreach"] and options["fused"]:
+        raise ValueError("`foreach` and `fused` exclude each other; leave one of them None")
+
+
+def plain_coefficients(coefficients: str | Sequence[Any]) -> str | tuple[Any, ...]:
+    """Tuples of floats instead of lists, so that a state dict holds nothing but plain values."""
+    if isinstance(coefficients, str) or not isinstance(coefficients, Sequence):
+        return coefficients
+    return tuple(
+        tuple(float(value) for value in row) if isinstance(row, Sequence) else float(row)
+        for row in coefficients
+    )
+
+
+def iteration_dtype(name: OrthogonalizationDtype, parameter: Tensor) -> torch.dtype:
+    """Arithmetic of the iteration: bfloat16 on CUDA devices, else float32, for `"auto"`.
+
+    float64 parameters are iterated in float64. CPUs without bfloat16 instructions are five times
+    slower in it, whatever the parameters' dtype.
+    """
+    if name != "auto":
+        return {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float64": torch.float64,
+        }[name]
+    if parameter.dtype == torch.float64:
+        return torch.float64
+    return torch.bfloat16 if parameter.device.type == "cuda" else torch.float32
+
+
+def _check_lr(lr: object) -> None:
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(
+                f"`lr` must have one element when it is a tensor, got {tuple(lr.shape)}"
+            )
+        return  # its value stays on the device
+    _check_number("lr", lr, "1e-3 is the default")
+
+
+def _check_number(name: str, value: object, hint: str, below: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` must be a number, got {value!r}; {hint}")
+    if not 0.0 <= value < below:
+        rule = "finite and >= 0" if below == math.inf else f"in [0, {below:g})"
+        raise ValueError(f"`{name}` must be {rule}, got {value}; {hint}")
+
+
+def _check_betas(betas: object) -> None:
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise TypeError(f"`betas` must be two numbers, got {betas!r}; (0.9, 0.95) is the default")
+    for beta in betas:
+        _check_number("betas", beta, "(0.9, 0.95) is the default", below=1.0)
+
+
+def _check_quantile(quantile: object) -> None:
+    if quantile is None:
+        return
+    hint = "0.9 is the paper's value, None switches the threshold off"
+    if isinstance(quantile, bool) or not isinstance(quantile, int | float):
+        raise TypeError(f"`outlier_quantile` must be a number or None, got {quantile!r}; {hint}")
+    if not 0.0 < quantile <= 1.0:
+        raise ValueError(f"`outlier_quantile` must be in (0, 1], got {quantile}; {hint}")
+
+
+def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}")
+
+
+def _check_coefficients(coefficients: object, steps: object) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"`ns_steps` must be a whole number >= 1, got {steps!r}; 5 is the default")
+    if not isinstance(coefficients, str | Sequence):
+        raise TypeError(
+            f"`coefficients` must be one of {list(COEFFICIENT_NAMES)}, a triple (a, b, c) or one "
+            f"triple per step, got {coefficients!r}"
+        )
+    lookup((2, 2), coefficients, steps)  # type: ignore[arg-type]  # it checks names and bounds

@@ -1,0 +1,377 @@
+"""class ROOT: both update rules in one `torch.optim.Optimizer`."""
+
+import warnings
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from lightning_root.coefficients import CoefficientName
+from lightning_root.functional import AdjustLR
+from lightning_root.optim.binding import Named, module_behind, split
+from lightning_root.optim.checkpoint import align_by_name, restore_precision
+from lightning_root.optim.groups import (
+    ROLES,
+    check_parameters,
+    described,
+    free_name,
+    members,
+    name_params,
+    replace_stale,
+    stale_names,
+)
+from lightning_root.optim.guard import check_layout, usable
+from lightning_root.optim.options import OrthogonalizationDtype, check_options, plain_coefficients
+from lightning_root.optim.update import Item, adamw_update_, root_update_
+from lightning_root.partition import Partition, Rules, partition_parameters
+
+
+class ROOT(torch.optim.Optimizer):
+    r"""Robust orthogonalized momentum for hidden matrices, AdamW for the rest, in one optimizer.
+
+    For a hidden matrix W of shape (m, n) with gradient G (arXiv:2511.20626, Algorithm 2):
+
+    .. code-block:: text
+
+        M <- momentum M + G                        N <- G + momentum M (Nesterov) or M
+        B <- clamp(N, -q, q),                      q the `outlier_quantile` of |N|
+        U <- Newton-Schulz(B / ||B||), `ns_steps`  W <- (1 - lr weight_decay) W - lr scale U
+
+    Embeddings, output heads, norms, biases and position tables get AdamW with the same `lr` and
+    `weight_decay`. Which parameter gets which rule is decided from the module by
+    `partition_parameters`; see the table that `str(optimizer.partition)` prints.
+
+    Args:
+        params: `module.parameters()` or `module.named_parameters()`; tensors, (name, tensor) pairs;
+            dicts with `params` and a `role` of "root" or "adamw" (or that as their `name`); or an
+            empty list, to be filled by `bind(module)`.
+        lr: Learning rate of both rules, a float or a one-element tensor.
+        weight_decay: Decoupled decay, applied as a factor 1 - lr * weight_decay.
+        momentum: mu of the matrices' heavy-ball momentum, in [0, 1).
+        nesterov: Look one step ahead, as the authors' script does; the paper's Algorithm 2 does
+            not.
+        coefficients: Of the orthogonalization: "adaptive" (one triple per step, fitted for this
+            project), "paper" (one triple per shape), "published" (the authors' script), "muon",
+            "polar_express", "cans", one triple (a, b, c) or one triple per step.
+        outlier_quantile: p in (0, 1]: entries of the momentum beyond their own p-quantile are
+            clipped to it. None switches the threshold off.
+        ns_steps: T, the number of Newton-Schulz steps.
+        adjust_lr_fn: Scale of a matrix's update: "match_rms_adamw" is 0.2 sqrt(max(m, n)), so that
+            AdamW's learning rates carry over; "original" is sqrt(max(1, m / n)).
+        betas: AdamW's averaging coefficients.
+        eps: AdamW's term in the denominator.
+        maximize: Ascend instead of descend.
+        foreach: torch's AdamW implementation by lists; None lets torch decide.
+        fused: torch's fused AdamW kernel; None lets torch decide.
+        ns_dtype: Arithmetic of the orthogonalization: "auto" is bfloat16 on CUDA devices and
+            float32 elsewhere (float64 for float64 parameters).
+        rules: Globs on parameter names that override the split, first match wins, for example
+            {"*.gate.weight": "adamw"}.
+
+    Momentum (`state[p]["momentum_buffer"]`) and AdamW's averages are kept in float32, or in
+    float64 for float64 parameters. A parameter whose gradient has a NaN or an infinity is left
+    alone for that step, with its state, counted in `skipped` and reported once.
+
+    Raises:
+        ValueError: If an option is out of range, a coefficient set is unknown or unbounded, or a
+            "root" parameter is not a matrix.
+        TypeError: If an option or a parameter is of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> from lightning_root import ROOT
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)
+        ... )
+        >>> optimizer = ROOT(model.parameters(), lr=1e-2)
+        >>> [(group["name"], group["param_names"]) for group in optimizer.param_groups]
+        [('root', ['0.weight']), ('adamw', ['0.bias', '2.weight', '2.bias'])]
+        >>> model(torch.ones(4, 8)).sum().backward()
+        >>> optimizer.step()
+    """
+
+    partition: Partition | None
+    skipped: Counter[str]
+    _module: weakref.ref[nn.Module] | None
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        coefficients: CoefficientName
+        | tuple[float, float, float]
+        | Sequence[tuple[float, float, float]] = "adaptive",
+        outlier_quantile: float | None = 0.9,
+        ns_steps: int = 5,
+        adjust_lr_fn: AdjustLR | None = "match_rms_adamw",
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        ns_dtype: OrthogonalizationDtype = "auto",
+        rules: Mapping[str, Literal["root", "adamw"]] | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "coefficients": plain_coefficients(coefficients),
+            "outlier_quantile": outlier_quantile,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": adjust_lr_fn,
+            "betas": betas,
+            "eps": eps,
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+            "ns_dtype": ns_dtype,
+        }
+        check_options(defaults)
+        if isinstance(params, Tensor):
+            raise TypeError("`params` must be an iterable of tensors, got a tensor; pass [tensor]")
+        self._rules: Rules | None = rules
+        self._reset_runtime()
+        module = module_behind(params)
+        given: list[Any] = [] if module is not None else list(params)
+        self._own_groups = any(isinstance(entry, dict) for entry in given)
+        empty = [{"params": [], "name": role, "role": role} for role in ROLES]
+        super().__init__(given if self._own_groups else empty, defaults)
+        if module is not None:
+            self._module = weakref.ref(module)
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                self.bind(module)
+        elif given and not self._own_groups:
+            self._assign(split(given, rules))
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose parameters these are, where it is known and alive."""
+        return self._module() if self._module is not None else None
+
+    def bind(self, module: nn.Module, *, rules: Rules | None = None) -> Partition:
+        """Take the parameters of `module`, split by name and module type, in place.
+
+        The groups stay the same objects, so schedulers built before stay valid, and so does the
+        state of parameters that stay. An optimizer that was given a selection of the module's
+        tensors keeps to that selection. Groups that the user made keep their split: only
+        parameters that were replaced (by FSDP2, for example) are looked up again by name.
+
+        Args:
+            module: The model, after everything that creates or replaces parameters.
+            rules: As in the constructor, which they replace.
+
+        Returns:
+            The split, with a reason for each parameter; its `str` is a table.
+
+        Raises:
+            ValueError: If the module has no trainable parameter, a rule is wrong, or a replaced
+                parameter cannot be found again.
+        """
+        if rules is not None:
+            self._rules = rules
+        if self._own_groups:
+            stale = stale_names(self.param_groups, module)
+            replace_stale(self.param_groups, dict(module.named_parameters()), stale)
+            self.partition = described(self.param_groups)
+        else:
+            partition = partition_parameters(module, rules=self._rules)
+            self._assign(partition if self.module is module else self._selected(partition, module))
+        self._module = weakref.ref(module)
+        self._checked = False
+        assert self.partition is not None
+        return self.partition
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: Evaluates the model again and returns the loss.
+
+        Raises:
+            RuntimeError: If no parameters are bound, or the bound ones are no longer the model's.
+            TypeError: If a gradient is sparse or complex; nothing has been updated then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_bound()
+        skipped = []
+        for group, items, unusable in self._collect():
+            update_ = root_update_ if group["role"] == "root" else adamw_update_
+            update_(items, group)
+            skipped += unusable
+        self._report(skipped)
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; without a `role` its parameters are split and may make two groups.
+
+        Args:
+            param_group: `params` (tensors or (name, tensor) pairs), options that differ from the
+                defaults, and `role` or `name` "root" or "adamw".
+
+        Raises:
+            ValueError: If an option is out of range, a name is taken, or a "root" parameter is not
+                a matrix.
+            TypeError: If the parameters are not floating point tensors.
+        """
+        group = dict(param_group)
+        params = group.pop("params")
+        params = [params] if isinstance(params, Tensor) else list(params)
+        named = name_params(params, self.param_groups, self.module)
+        role = group.pop("role", group.get("name") if group.get("name") in ROLES else None)
+        if role is None:
+            self._add_split(named, group)
+            return
+        if role not in ROLES:
+            raise ValueError(f"`role` must be one of {list(ROLES)}, got {role!r}")
+        group["name"] = free_name(group.get("name") or role, self.param_groups)
+        if "coefficients" in group:
+            group["coefficients"] = plain_coefficients(group["coefficients"])
+        group = {**self.defaults, **group, "role": role}
+        check_options(group)
+        check_parameters(group, named)
+        group["param_names"] = [name for name, _ in named]
+        super().add_param_group({**group, "params": named})
+        self.partition = described(self.param_groups)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state by parameter name, whatever the order, and keep it in float32.
+
+        Args:
+            state_dict: From `state_dict()` of a ROOT with the same parameters.
+
+        Raises:
+            ValueError: If names are unknown or missing, or a parameter has changed its rule.
+        """
+        aligned = align_by_name(state_dict, self.param_groups)
+        super().load_state_dict(aligned)
+        restore_precision(self.state, aligned["state"], self.param_groups, aligned["param_groups"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        extra = {"_own_groups": self._own_groups, "_rules": self._rules}
+        return {**super().__getstate__(), **extra}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "skipped" not in self.__dict__:  # a copy or an unpickled object, not a loaded state
+            self._reset_runtime()
+            self.partition = described(self.param_groups)
+
+    def _reset_runtime(self) -> None:
+        self.partition = None
+        self.skipped = Counter()
+        self._module = None
+        self._checked = False
+
+    def _assign(self, partition: Partition) -> None:
+        """Put the parameters of a partition into the two standing groups."""
+        new_groups = partition.groups()
+        for group, new in zip(self.param_groups, new_groups, strict=True):
+            check_parameters(group, new["params"])
+        for group, new in zip(self.param_groups, new_groups, strict=True):
+            group["params"] = [parameter for _, parameter in new["params"]]
+            group["param_names"] = [name for name, _ in new["params"]]
+        bound = {parameter for group in self.param_groups for parameter in group["params"]}
+        kept = {parameter: state for parameter, state in self.state.items() if parameter in bound}
+        self.state = defaultdict(dict, kept)
+        self.partition = partition
+
+    def _selected(self, partition: Partition, module: nn.Module) -> Partition:
+        """The part of `partition` that was given as tensors, if those are the module's."""
+        bound = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        if not bound or stale_names(self.param_groups, module):
+            return partition
+        pairs = zip(partition.routes, partition.parameters, strict=True)
+        chosen = [(route, parameter) for route, parameter in pairs if id(parameter) in bound]
+        return Partition(tuple(route for route, _ in chosen), tuple(p for _, p in chosen))
+
+    def _add_split(self, named: Named, group: dict[str, Any]) -> None:
+        """Add parameters without a role: the module's split where it is known, else by name."""
+        entries: list[Any] = list(named)
+        if all(name.startswith("parameter.") for name, _ in named):
+            entries = [parameter for _, parameter in named]
+        start = len(members(self.param_groups))
+        for part in split(entries, None, start).groups():
+            if part["params"]:
+                name = f"{group['name']}.{part['role']}" if "name" in group else part["role"]
+                self.add_param_group({**group, **part, "name": name})
+
+    def _check_bound(self) -> None:
+        if self._checked:
+            return
+        if not any(group["params"] for group in self.param_groups):
+            raise RuntimeError(
+                "ROOT has no parameters: it was created empty and never bound. Call "
+                "`optimizer.bind(model)`, use `ROOTMixin` or `ROOTCLI`, or add the callback "
+                "`lightning_root.ROOTBinder` to the Trainer"
+            )
+        module = self.module
+        stale = stale_names(self.param_groups, module) if module is not None else []
+        if stale:
+            raise RuntimeError(
+                f"{len(stale)} of ROOT's parameters are no longer the model's (first: "
+                f"{stale[:3]}): they were replaced after the optimizer was created, so a step "
+                "would train nothing. Call `optimizer.bind(model)` once the model is complete, use "
+                "`ROOTMixin` or `ROOTCLI`, or add the callback `lightning_root.ROOTBinder` to the "
+                "Trainer"
+            )
+        self._checked = True
+        if module is None and all(p.grad is None for g in self.param_groups for p in g["params"]):
+            warnings.warn(
+                "no parameter of ROOT has a gradient on its first step; if the model was wrapped "
+                "or rebuilt after the optimizer was created, call `optimizer.bind(model)`",
+                stacklevel=4,
+            )
+
+    def _collect(self) -> list[tuple[dict[str, Any], list[Item], list[str]]]:
+        """Per group: the parameters to update, and the names of those with unusable gradients."""
+        entries = [entry for entry in members(self.param_groups) if entry[2].grad is not None]
+        for _, name, parameter in entries:
+            check_layout(name, cast("Tensor", parameter.grad))
+        headroom = [
+            2.0 / (1.0 - group["momentum"]) if group["role"] == "root" else 1.0
+            for group, _, _ in entries
+        ]
+        flags = usable([cast("Tensor", parameter.grad) for _, _, parameter in entries], headroom)
+        result = []
+        for group in self.param_groups:
+            mine = [
+                (name, p, flag)
+                for (owner, name, p), flag in zip(entries, flags, strict=True)
+                if owner is group
+            ]
+            items = [
+                Item(p, cast("Tensor", p.grad), self.state[p])
+                for _, p, flag in mine
+                if flag and p.numel()
+            ]
+            result.append((group, items, [name for name, _, flag in mine if not flag]))
+        return result
+
+    def _report(self, skipped: Sequence[str]) -> None:
+        new = [name for name in skipped if name not in self.skipped]
+        self.skipped.update(skipped)
+        if new:
+            warnings.warn(
+                f"ROOT left {len(new)} parameters alone because their gradient is not finite "
+                f"(first: {new[:3]}); weights and state are untouched. Said once per parameter; "
+                "`optimizer.skipped` counts",
+                stacklevel=4,
+            )

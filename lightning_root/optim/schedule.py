@@ -1,0 +1,141 @@
+"""Warm-up, then decay, counted in optimizer steps."""
+
+import math
+from typing import Any, Literal, TypeAlias, get_args
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+ScheduleName: TypeAlias = Literal["cosine", "linear", "constant"]
+
+PAPER_WARMUP = 2000
+"""Warm-up steps of the paper's runs (arXiv:2511.20626, Sec. 4)."""
+
+
+class WarmupDecayLR(LRScheduler):
+    """Linear warm-up to each group's learning rate, then decay to `min_lr_ratio` of it.
+
+    To be stepped after every optimizer step. `ROOTCLI`, `ROOTMixin`, `ROOTBinder` and the factory
+    `configure_optimizers` see to that, and fill in `max_steps` from the Trainer.
+
+    Args:
+        optimizer: The optimizer whose learning rates are set.
+        warmup_steps: Steps until the full learning rate. Default: 2000 as in the paper, but at most
+            a tenth of `max_steps`. A given value is cut to that tenth where it exceeds `max_steps`.
+        max_steps: Step at which the decay ends; the learning rate stays there afterwards. Default:
+            the length of the run, set through `resolve`.
+        schedule: Shape of the decay: "cosine", "linear", or "constant" for none.
+        min_lr_ratio: Final learning rate as a share of the full one, in [0, 1].
+        last_epoch: Index of the last step when resuming without a checkpoint.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from lightning_root import WarmupDecayLR
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> scheduler = WarmupDecayLR(optimizer, warmup_steps=2, max_steps=6)
+        >>> rates = []
+        >>> for _ in range(7):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 3))
+        ...     optimizer.step()
+        ...     scheduler.step()
+        >>> rates
+        [0.5, 1.0, 1.0, 0.868, 0.55, 0.232, 0.1]
+    """
+
+    _CONFIGURATION = ("warmup_steps", "max_steps", "schedule", "min_lr_ratio")
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_steps: int | None = None,
+        max_steps: int | None = None,
+        schedule: ScheduleName = "cosine",
+        min_lr_ratio: float = 0.1,
+        last_epoch: int = -1,
+    ) -> None:
+        if warmup_steps is not None and warmup_steps < 0:
+            raise ValueError(f"`warmup_steps` must be >= 0 or None, got {warmup_steps}")
+        if schedule not in get_args(ScheduleName):
+            raise ValueError(
+                f"`schedule` must be one of {list(get_args(ScheduleName))}, got {schedule!r}"
+            )
+        if not 0.0 <= min_lr_ratio <= 1.0:
+            raise ValueError(f"`min_lr_ratio` must be in [0, 1], got {min_lr_ratio}; 0.1 is usual")
+        self.warmup_steps = warmup_steps
+        self.max_steps: int | None = None
+        self.schedule = schedule
+        self.min_lr_ratio = min_lr_ratio
+        if max_steps is not None:
+            self._set_length(max_steps)
+        super().__init__(optimizer, last_epoch)
+
+    def resolve(self, max_steps: int) -> None:
+        """Set the length of the run, unless the constructor was given one, and the rates with it.
+
+        Args:
+            max_steps: Number of optimizer steps, for example `trainer.estimated_stepping_batches`.
+
+        Raises:
+            ValueError: If `max_steps` is not a positive number.
+        """
+        if self.max_steps is not None:
+            return
+        self._set_length(max_steps)
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def get_lr(self) -> list[Any]:
+        """Learning rate of each group at the current step."""
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+
+    def factor(self, step: int) -> float:
+        """Share of the full learning rate at `step`, which counts from 0.
+
+        Raises:
+            RuntimeError: If the length of the run is not known after the first step.
+        """
+        if self.max_steps is None or self.warmup_steps is None:
+            if step > 0:
+                raise RuntimeError(
+                    "`WarmupDecayLR` does not know the length of the run. Pass `max_steps`, or use "
+                    "ROOTCLI, ROOTMixin or the ROOTBinder callback, which take it from the Trainer"
+                )
+            return 1.0
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * self._decay(min(1.0, progress))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the schedule; its shape and length come from the constructor.
+
+        So a resumed run with a larger `max_steps` decays over its new length.
+        """
+        state: dict[str, Any] = super().state_dict()
+        return {key: value for key, value in state.items() if key not in self._CONFIGURATION}
+
+    def _decay(self, progress: float) -> float:
+        if self.schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        return 1.0 - progress if self.schedule == "linear" else 1.0
+
+    def _set_length(self, max_steps: int) -> None:
+        if not 1 <= max_steps < math.inf:
+            raise ValueError(
+                f"`max_steps` must be a number >= 1, got {max_steps}; set it, or the Trainer's "
+                "`max_steps` or `max_epochs`"
+            )
+        tenth = max_steps // 10
+        if self.warmup_steps is None:
+            self.warmup_steps = min(PAPER_WARMUP, tenth)
+        elif self.warmup_steps > max_steps:
+            self.warmup_steps = tenth
+        self.max_steps = int(max_steps)

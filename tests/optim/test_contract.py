@@ -1,0 +1,442 @@
+"""The contract of `torch.optim`: options, closures, state, groups, copies, hostile gradients."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_root import ROOT
+from tests.models import GPT
+
+
+def bitwise(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def snapshot(model):
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def backward(model, seed=0):
+    tokens = torch.randint(256, (2, 8), generator=torch.Generator().manual_seed(seed))
+    logits = model(tokens)
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    loss.backward()
+    return loss
+
+
+def train(model, optimizer, steps, start=0):
+    for seed in range(start, start + steps):
+        optimizer.zero_grad()
+        backward(model, seed)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"lr": -1.0}, ValueError, r"`lr` must be finite and >= 0, got -1.0"),
+        ({"lr": float("nan")}, ValueError, "`lr` must be finite and >= 0, got nan"),
+        ({"lr": float("inf")}, ValueError, "`lr` must be finite and >= 0, got inf"),
+        ({"lr": "fast"}, TypeError, "`lr` must be a number, got 'fast'"),
+        ({"lr": torch.ones(2)}, ValueError, "`lr` must have one element"),
+        ({"weight_decay": -0.1}, ValueError, "`weight_decay` must be finite and >= 0, got -0.1"),
+        ({"momentum": 1.0}, ValueError, r"`momentum` must be in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, ValueError, r"`momentum` must be in \[0, 1\)"),
+        ({"nesterov": 1}, TypeError, "`nesterov` must be True or False, got 1"),
+        ({"outlier_quantile": 0.0}, ValueError, r"`outlier_quantile` must be in \(0, 1\], got 0.0"),
+        ({"outlier_quantile": 1.5}, ValueError, "None switches the threshold off"),
+        ({"outlier_quantile": "p"}, TypeError, "`outlier_quantile` must be a number or None"),
+        ({"ns_steps": 0}, ValueError, "`ns_steps` must be a whole number >= 1, got 0"),
+        ({"ns_steps": 2.5}, ValueError, "`ns_steps` must be a whole number >= 1, got 2.5"),
+        ({"adjust_lr_fn": "rms"}, ValueError, "`adjust_lr_fn` must be one of .*, got 'rms'"),
+        ({"betas": (0.9,)}, TypeError, "`betas` must be two numbers"),
+        ({"betas": (0.9, 1.0)}, ValueError, r"`betas` must be in \[0, 1\), got 1.0"),
+        ({"eps": -1e-8}, ValueError, "`eps` must be finite and >= 0"),
+        (
+            {"coefficients": "muno"},
+            ValueError,
+            r"`coefficients` must be one of \['adaptive'.*'muno'",
+        ),
+        ({"coefficients": 3.0}, TypeError, "`coefficients` must be one of"),
+        ({"coefficients": (1.0, 2.0)}, ValueError, "`coefficients` must be triples"),
+        ({"coefficients": (9.0, 9.0, 9.0)}, ValueError, "`coefficients` .* are unbounded"),
+        ({"ns_dtype": "int8"}, ValueError, "`ns_dtype` must be one of .*, got 'int8'"),
+        ({"maximize": None}, TypeError, "`maximize` must be True or False"),
+        ({"foreach": True, "fused": True}, ValueError, "`foreach` and `fused` exclude each other"),
+    ],
+)
+def test_bad_options_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        ROOT(nn.Linear(4, 4).parameters(), **options)
+    with pytest.raises(error, match=message):
+        ROOT([{"role": "root", "params": [torch.zeros(2, 2)], **options}])
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        (torch.zeros(2, 2), TypeError, "`params` must be an iterable of tensors"),
+        ([3], TypeError, r"`params` must hold tensors, \(name, tensor\) pairs or dicts"),
+        ([(1, torch.zeros(2, 2))], TypeError, "`params` must hold tensors"),
+        ([{"role": "root", "params": [torch.zeros(3)]}], ValueError, 'not a matrix.*"adamw" group'),
+        ([{"role": "sgd", "params": [torch.zeros(3)]}], ValueError, r"`role` must be one of"),
+        (
+            [{"role": "adamw", "params": [torch.zeros(3, dtype=torch.complex64)]}],
+            TypeError,
+            "must be a real floating point tensor",
+        ),
+        ([("a", torch.zeros(2, 2)), ("a", torch.zeros(2, 2))], ValueError, "'a'"),
+    ],
+)
+def test_bad_parameters_are_named(params, error, message):
+    with pytest.raises(error, match=message), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ROOT(params)
+
+
+def test_the_closure_runs_with_gradients_and_its_loss_comes_back():
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters(), lr=1e-2)
+    before = snapshot(model)
+
+    def closure():
+        optimizer.zero_grad()
+        return backward(model)
+
+    with torch.no_grad():
+        loss = optimizer.step(closure)
+    assert loss.requires_grad
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_tensor_learning_rate_is_read_at_every_step():
+    reference, model = GPT(tied=False), GPT(tied=False)
+    model.load_state_dict(reference.state_dict())
+    lr = torch.tensor(1e-2, dtype=torch.float64)
+    expected = ROOT(reference.parameters(), lr=1e-2)
+    optimizer = ROOT(model.parameters(), lr=lr)
+    for _ in range(2):
+        train(reference, expected, 1)
+        train(model, optimizer, 1)
+        lr.mul_(0.5)
+        for group in expected.param_groups:
+            group["lr"] *= 0.5
+    for a, b in zip(reference.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_parameters_without_gradient_are_not_touched():
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters(), lr=1e-2)
+    backward(model)
+    frozen = [p for i, p in enumerate(model.parameters()) if i % 2]
+    for parameter in frozen:
+        parameter.grad = None
+    before = [parameter.detach().clone() for parameter in frozen]
+    optimizer.step()
+    assert bitwise(before, frozen)
+    assert not any(parameter in optimizer.state for parameter in frozen)
+
+
+def test_gradients_are_not_modified():
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters(), nesterov=False)
+    backward(model)
+    before = [parameter.grad.clone() for parameter in model.parameters()]
+    for _ in range(2):
+        optimizer.step()
+    assert bitwise(before, [parameter.grad for parameter in model.parameters()])
+
+
+def test_momentum_is_not_normalised_in_place():
+    """As happens elsewhere with bfloat16 parameters and no look-ahead."""
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = nn.Parameter(torch.randn(4, 6).to(dtype))
+        optimizer = ROOT([{"role": "root", "params": [weight]}], nesterov=False)
+        weight.grad = torch.randn(4, 6).to(dtype)
+        optimizer.step()
+        assert torch.equal(optimizer.state[weight]["momentum_buffer"], weight.grad.float())
+
+
+def test_maximize_is_descent_on_the_negative():
+    down, up = GPT(tied=False), GPT(tied=False)
+    up.load_state_dict(down.state_dict())
+    first = ROOT(down.parameters(), lr=1e-2)
+    second = ROOT(up.parameters(), lr=1e-2, maximize=True)
+    backward(down)
+    for a, b in zip(down.parameters(), up.parameters(), strict=True):
+        b.grad = -a.grad
+    first.step()
+    second.step()
+    assert bitwise(list(down.parameters()), list(up.parameters()))
+
+
+def test_zero_gradients_and_lr_0_change_nothing():
+    """Distributed checkpoints run such a step before they load."""
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters(), lr=1e-2)
+    assert not optimizer.state
+    before = snapshot(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    assert bitwise(before, list(model.parameters()))
+
+
+def test_zero_gradients_only_decay():
+    weight = nn.Parameter(torch.randn(4, 6))
+    optimizer = ROOT([{"role": "root", "params": [weight]}], lr=0.5, weight_decay=0.5)
+    before = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert torch.equal(weight, before * 0.75)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e9, 1e30])
+def test_the_matrix_update_does_not_depend_on_the_gradients_scale(scale):
+    updates = []
+    for factor in (1.0, scale):
+        weight = nn.Parameter(torch.zeros(6, 9))
+        optimizer = ROOT([{"role": "root", "params": [weight]}], lr=1.0)
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            weight.grad = torch.randn(6, 9, generator=generator) * factor
+            optimizer.step()
+        updates.append(weight.detach().clone())
+    torch.testing.assert_close(updates[1], updates[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
+def test_a_non_finite_gradient_never_reaches_a_weight(bad):
+    """3e38 is finite, but its momentum would overflow for the matrices."""
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters(), lr=1e-2)
+    train(model, optimizer, 2)
+    optimizer.zero_grad()
+    backward(model)
+    matrix, vector = optimizer.param_groups[0]["params"][0], optimizer.param_groups[1]["params"][0]
+    matrix.grad[1, 2] = bad
+    vector.grad.view(-1)[3] = bad if abs(bad) != 3e38 else float("nan")
+    before = {id(p): p.detach().clone() for p in model.parameters()}
+    state = copy.deepcopy(optimizer.state[matrix]), copy.deepcopy(optimizer.state[vector])
+    with pytest.warns(UserWarning, match="ROOT left 2 parameters alone .* not finite"):
+        optimizer.step()
+    for parameter in model.parameters():
+        skipped = parameter is matrix or parameter is vector
+        assert torch.equal(parameter, before[id(parameter)]) == skipped
+        assert parameter.isfinite().all()
+    for old, parameter in zip(state, (matrix, vector), strict=True):
+        assert all(torch.equal(old[key], optimizer.state[parameter][key]) for key in old)
+    assert sorted(optimizer.skipped.values()) == [1, 1]
+    optimizer.step()  # said once, counted again
+    assert sorted(optimizer.skipped.values()) == [2, 2]
+
+
+def test_sparse_gradients_are_refused_and_nothing_changes():
+    weights = [("a", nn.Parameter(torch.randn(4, 4))), ("b", nn.Parameter(torch.randn(4, 4)))]
+    optimizer = ROOT([{"role": "root", "params": weights}])
+    before = [weight.detach().clone() for _, weight in weights]
+    weights[0][1].grad, weights[1][1].grad = torch.ones(4, 4), torch.eye(4).to_sparse()
+    with pytest.raises(TypeError, match=r"gradient of `b` is sparse .* use `sparse=False`"):
+        optimizer.step()
+    assert bitwise(before, [weight for _, weight in weights])
+    assert not optimizer.state
+
+
+@pytest.mark.filterwarnings("ignore:ROOT got tensors without names")
+def test_odd_gradients_are_fine():
+    """Not contiguous, channels last, zero-sized."""
+    weights = [
+        nn.Parameter(torch.randn(6, 4).T),
+        nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)),
+        nn.Parameter(torch.zeros(0, 4)),
+    ]
+    twins = [
+        nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+        for weight in weights
+    ]
+    first, second = (
+        ROOT([{"role": "root", "params": weights}]),
+        ROOT([{"role": "root", "params": twins}]),
+    )
+    for _ in range(3):
+        for weight, twin in zip(weights, twins, strict=True):
+            twin.grad = torch.randn(twin.shape)
+            weight.grad = torch.empty_like(weight).copy_(twin.grad)
+        first.step()
+        second.step()
+    for weight, twin in zip(weights, twins, strict=True):
+        torch.testing.assert_close(weight, twin, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_continue_bit_for_bit(copier):
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters(), lr=1e-2, coefficients=[(2.0, -1.5, 0.5)], ns_steps=1)
+    train(model, optimizer, 3)
+    other_model, other = copier((model, optimizer))
+    assert str(other.partition).count("ROOT") > 0
+    train(model, optimizer, 3, start=3)
+    train(other_model, other, 3, start=3)
+    assert bitwise(list(model.parameters()), list(other_model.parameters()))
+    assert other.param_groups[0]["params"][0] is not optimizer.param_groups[0]["params"][0]
+
+
+def test_state_survives_torch_save_with_weights_only_and_continues_bit_for_bit():
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters(), lr=1e-2, coefficients=[[2.0, -1.5, 0.5]], ns_steps=1)
+    train(model, optimizer, 4)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    train(model, optimizer, 4, start=4)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    resumed = GPT(tied=False)
+    resumed.load_state_dict(loaded["model"])
+    fresh = ROOT(resumed.parameters(), lr=9.0)
+    fresh.load_state_dict(loaded["optimizer"])
+    train(resumed, fresh, 4, start=4)
+    assert bitwise(list(model.parameters()), list(resumed.parameters()))
+
+
+def test_state_follows_names_not_positions():
+    """Two matrices of one shape: by position their momenta would be exchanged without a word."""
+    a, b = nn.Parameter(torch.randn(3, 3)), nn.Parameter(torch.randn(3, 3))
+    optimizer = ROOT([{"role": "root", "params": [("a", a), ("b", b)]}])
+    a.grad, b.grad = torch.randn(3, 3), torch.randn(3, 3)
+    optimizer.step()
+    other = ROOT([{"role": "root", "params": [("b", b), ("a", a)]}])
+    other.load_state_dict(optimizer.state_dict())
+    for parameter in (a, b):
+        expected = optimizer.state[parameter]["momentum_buffer"]
+        assert torch.equal(other.state[parameter]["momentum_buffer"], expected)
+    assert other.param_groups[0]["param_names"] == ["b", "a"]
+
+
+def test_foreign_state_is_refused_with_the_names():
+    optimizer = ROOT([{"role": "root", "params": [("a", torch.zeros(3, 3))]}])
+    other = ROOT([{"role": "root", "params": [("b", torch.zeros(3, 3))]}])
+    with pytest.raises(ValueError, match=r"does not belong .*\['b'\].*\['a'\]"):
+        optimizer.load_state_dict(other.state_dict())
+
+
+def test_state_of_the_other_rule_is_refused_with_the_rule_to_write():
+    weight = nn.Parameter(torch.randn(3, 3))
+    optimizer = ROOT([("blocks.0.fc.weight", weight)], rules={"blocks.0.fc.weight": "adamw"})
+    weight.grad = torch.ones(3, 3)
+    optimizer.step()
+    other = ROOT([("blocks.0.fc.weight", weight)])
+    with pytest.raises(ValueError, match=r"rules=\{'blocks.0.fc.weight': 'adamw'\}"):
+        other.load_state_dict(optimizer.state_dict())
+
+
+def test_float32_state_of_bfloat16_parameters_survives_loading():
+    model = GPT(tied=False).bfloat16()
+    optimizer = ROOT(model.parameters(), lr=1e-2)
+    train(model, optimizer, 3)
+    resumed = copy.deepcopy(model)
+    fresh = ROOT(resumed.parameters())
+    fresh.load_state_dict(optimizer.state_dict())
+    pairs = zip(model.parameters(), resumed.parameters(), strict=True)
+    for old, new in pairs:
+        for key, value in optimizer.state[old].items():
+            assert fresh.state[new][key].dtype == torch.float32
+            assert torch.equal(fresh.state[new][key], value)
+    train(model, optimizer, 2, start=3)
+    train(resumed, fresh, 2, start=3)
+    assert bitwise(list(model.parameters()), list(resumed.parameters()))
+
+
+def test_loading_copies():
+    weight = nn.Parameter(torch.randn(3, 3).bfloat16())
+    optimizer = ROOT([("blocks.0.fc.weight", weight)])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    optimizer.load_state_dict(saved)
+    before = saved["state"][0]["momentum_buffer"].clone()
+    optimizer.step()
+    assert torch.equal(saved["state"][0]["momentum_buffer"], before)
+
+
+def test_all_groups_have_the_same_keys():
+    """LearningRateMonitor, OneCycleLR and weight decay logging read them from every group."""
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters())
+    optimizer.add_param_group({"params": [("new", nn.Parameter(torch.zeros(3, 3)))], "lr": 0.1})
+    keys = [set(group) for group in optimizer.param_groups]
+    assert keys[0] == keys[1] == keys[2]
+    assert [group["name"] for group in optimizer.param_groups] == ["root", "adamw", "root.1"]
+
+
+def test_options_of_a_group_hold_for_that_group():
+    a, b = nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4, 4))
+    optimizer = ROOT(
+        [{"role": "root", "params": [a]}, {"role": "root", "params": [b], "lr": 0.5}], lr=0.25
+    )
+    a.grad = b.grad = torch.randn(4, 4)
+    optimizer.step()
+    torch.testing.assert_close(2 * a, b, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=10),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=10),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
+        lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=2),
+        lambda o: torch.optim.lr_scheduler.CyclicLR(o, 1e-4, 1e-2, cycle_momentum=False),
+    ],
+)
+def test_torchs_schedulers_drive_both_rules(make):
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters(), lr=1e-2)
+    scheduler = make(optimizer)
+    rates = []
+    for seed in range(4):
+        train(model, optimizer, 1, start=seed)
+        scheduler.step()
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert all(rate[0] == rate[1] for rate in rates)
+    assert len({rate[0] for rate in rates}) > 1
+
+
+def test_hooks_before_and_after_a_step_run():
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters())
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    train(model, optimizer, 1)
+    assert seen == ["before", "after"]
+
+
+def test_the_gradient_scaler_skips_a_step_with_an_infinity():
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = snapshot(model)
+    scaler.scale(backward(model) * 0).detach()
+    optimizer.zero_grad()
+    tokens = torch.randint(256, (2, 8))
+    scaler.scale(model(tokens).sum() * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert bitwise(before, list(model.parameters()))
+    assert scaler.get_scale() == 2.0
+
+
+def test_published_coefficients_warn_and_refuse_where_they_are_unstable():
+    weight = torch.zeros(1, device="meta").expand(2048, 2048)
+    with pytest.warns(UserWarning, match=r"2048 x 2048 can scale .* 3.31 instead of 1"):
+        ROOT([{"role": "root", "params": [weight]}], coefficients="published")
+    with pytest.raises(ValueError, match="unbounded"):
+        ROOT([{"role": "root", "params": [weight]}], coefficients="published", ns_steps=6)

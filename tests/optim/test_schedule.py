@@ -1,0 +1,109 @@
+"""Warm-up and decay, against torch's own schedulers and the formula."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_root import ROOT, WarmupDecayLR
+
+
+def optimizer(lr=1.0):
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+def rates(scheduler, steps):
+    result = []
+    for _ in range(steps):
+        result.append(float(scheduler.optimizer.param_groups[0]["lr"]))
+        scheduler.optimizer.step()
+        scheduler.step()
+    return result
+
+
+def test_the_decay_is_torchs_cosine():
+    ours = rates(WarmupDecayLR(optimizer(), warmup_steps=0, max_steps=50, min_lr_ratio=0.1), 51)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer(), T_max=50, eta_min=0.1)
+    assert ours == pytest.approx(rates(cosine, 51), abs=1e-12)
+
+
+def test_the_warm_up_is_linear_and_reaches_the_full_rate():
+    ours = rates(WarmupDecayLR(optimizer(2.0), warmup_steps=10, max_steps=100), 11)
+    assert ours == pytest.approx([2.0 * (step + 1) / 10 for step in range(10)] + [2.0])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"),
+    [("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("constant", 1.0, 1.0)],
+)
+def test_shapes(schedule, middle, end):
+    ours = rates(WarmupDecayLR(optimizer(), 0, 20, schedule), 40)
+    assert ours[10] == pytest.approx(middle)
+    assert ours[20:] == pytest.approx([end] * 20)
+
+
+@pytest.mark.parametrize(
+    ("given", "length", "warmup"),
+    [
+        (None, 100_000, 2000),
+        (None, 500, 50),
+        (None, 5, 0),
+        (30, 100, 30),
+        (300, 100, 10),
+        (0, 9, 0),
+    ],
+)
+def test_the_papers_warm_up_is_scaled_down_for_short_runs(given, length, warmup):
+    assert WarmupDecayLR(optimizer(), given, length).warmup_steps == warmup
+
+
+@pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)])
+def test_a_length_set_later_gives_the_same_rates(lr):
+    late = WarmupDecayLR(ROOT([("fc.w", nn.Parameter(torch.zeros(2, 2)))], lr=lr))
+    late.resolve(40)
+    late.resolve(7)  # the first one holds
+    known = WarmupDecayLR(optimizer(), max_steps=40)
+    late.optimizer.param_groups[0]["params"][0].grad = torch.zeros(2, 2)
+    assert rates(late, 45) == pytest.approx(rates(known, 45))
+
+
+def test_an_unknown_length_is_an_error_that_names_the_ways_out():
+    scheduler = WarmupDecayLR(optimizer())
+    scheduler.optimizer.step()
+    with pytest.raises(RuntimeError, match=r"Pass `max_steps`, or use ROOTCLI"):
+        scheduler.step()
+
+
+def test_resuming_continues_and_a_longer_run_decays_over_its_new_length():
+    first = WarmupDecayLR(optimizer(), 2, 20)
+    expected = rates(first, 20)
+    for length in (20, 40):
+        opt = optimizer()
+        half = WarmupDecayLR(opt, 2, 20)
+        rates(half, 10)
+        saved = half.state_dict()
+        resumed = WarmupDecayLR(opt, 2, length)
+        resumed.load_state_dict(saved)
+        resumed.optimizer.step()
+        resumed.step()
+        if length == 20:
+            assert opt.param_groups[0]["lr"] == pytest.approx(expected[11])
+        else:
+            progress = (11 - 2) / (40 - 2)
+            cosine = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+            assert opt.param_groups[0]["lr"] == pytest.approx(cosine)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_steps": -1}, "`warmup_steps` must be >= 0 or None, got -1"),
+        ({"max_steps": 0}, "`max_steps` must be a number >= 1, got 0"),
+        ({"schedule": "step"}, "`schedule` must be one of .*, got 'step'"),
+        ({"min_lr_ratio": 1.5}, r"`min_lr_ratio` must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        WarmupDecayLR(optimizer(), **options)
