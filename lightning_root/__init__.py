@@ -1,15 +1,21 @@
 """ROOT, the robust orthogonalized optimizer, for PyTorch Lightning."""
 
+from lightning_root.cli import ROOTCLI
 from lightning_root.coefficients import Coefficients, lookup
+from lightning_root.module import ROOTBinder, ROOTMixin, configure_optimizers
 from lightning_root.optim import ROOT, WarmupDecayLR
 from lightning_root.partition import Partition, Route, partition_parameters
 
 __all__ = [
     "ROOT",
+    "ROOTCLI",
     "Coefficients",
     "Partition",
+    "ROOTBinder",
+    "ROOTMixin",
     "Route",
     "WarmupDecayLR",
+    "configure_optimizers",
     "lookup",
     "partition_parameters",
 ]

@@ -1,0 +1,201 @@
+"""ROOT in a LightningModule: the factory, the mixin, the binding callback."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_root.optim import ROOT, WarmupDecayLR
+from lightning_root.optim.schedule import ScheduleName
+
+
+def configure_optimizers(
+    module: LightningModule,
+    *,
+    lr: float = 1e-3,
+    warmup_steps: int | None = None,
+    max_steps: int | None = None,
+    schedule: ScheduleName | None = "cosine",
+    min_lr_ratio: float = 0.1,
+    **root_options: Any,
+) -> dict[str, Any]:
+    """What a LightningModule's `configure_optimizers` returns: ROOT, with a schedule per step.
+
+    Args:
+        module: The module to train; its parameters are split by `partition_parameters`.
+        lr: Full learning rate of both rules. With the default scale AdamW's values carry over.
+        warmup_steps: Linear warm-up; default 2000, at most a tenth of the run.
+        max_steps: Optimizer steps until the decay ends; default: the Trainer's.
+        schedule: "cosine", "linear", "constant" (warm-up only), or None for a fixed rate.
+        min_lr_ratio: Final learning rate as a share of `lr`.
+        **root_options: Further options of `ROOT`, such as `weight_decay` or `outlier_quantile`.
+
+    Raises:
+        ValueError: If an option is out of range, or `max_steps` is neither given nor known to the
+            Trainer.
+
+    Example:
+        >>> import lightning as L
+        >>> import torch
+        >>> from lightning_root import configure_optimizers
+        >>> class Net(L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        ...
+        ...     def configure_optimizers(self):
+        ...         return configure_optimizers(self, lr=2e-3, max_steps=1000)
+        >>> sorted(Net().configure_optimizers())
+        ['lr_scheduler', 'optimizer']
+    """
+    optimizer = ROOT([], lr=lr, **root_options)
+    optimizer.bind(module)
+    if schedule is None:
+        return {"optimizer": optimizer}
+    scheduler = WarmupDecayLR(
+        optimizer,
+        warmup_steps=warmup_steps,
+        max_steps=max_steps,
+        schedule=schedule,
+        min_lr_ratio=min_lr_ratio,
+    )
+    if max_steps is None:
+        scheduler.resolve(_run_length(module))
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1},
+    }
+
+
+class ROOTBinder(Callback):
+    """Gives ROOT the live parameters, with their names, when training starts, and shows the split.
+
+    `LightningCLI` builds the optimizer before the model is complete; strategies such as FSDP2 then
+    replace its parameters. The Trainer calls this callback after that and before a checkpoint is
+    restored. It also hands the length of the run to `WarmupDecayLR` and has it stepped per step. It
+    holds no state. `ROOTMixin` and `ROOTCLI` add it by themselves; elsewhere:
+
+        trainer = Trainer(callbacks=[ROOTBinder()])
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bind every ROOT of the Trainer and resolve its schedules."""
+        optimizers = [o for o in trainer.optimizers if isinstance(o, ROOT)]
+        for optimizer in optimizers:
+            partition = optimizer.bind(optimizer.module or pl_module)
+            if _first_binder(trainer) is self:
+                rank_zero_info(f"{partition}\n")
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, WarmupDecayLR):
+                config.scheduler.resolve(int(trainer.estimated_stepping_batches))
+                config.interval = "step"
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how many updates were left out because of gradients that were not finite."""
+        del pl_module
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, ROOT) and optimizer.skipped:
+                worst = optimizer.skipped.most_common(3)
+                rank_zero_warn(
+                    f"ROOT skipped {optimizer.skipped.total()} updates of {len(optimizer.skipped)} "
+                    f"parameters whose gradients were not finite (most often: {worst})"
+                )
+
+
+class ROOTMixin:
+    """Add this to a LightningModule's bases and it trains with ROOT.
+
+        class Net(ROOTMixin, LightningModule): ...
+
+    An optimizer that the class configures itself is replaced, with a message; its learning rate is
+    kept where it is AdamW's or Adam's, because ROOT's updates have the same size. A
+    `configure_optimizers` that returns a ROOT is left alone, and `--optimizer` on the command line
+    goes before both. For `lightning.pytorch` and `pytorch_lightning` alike.
+
+    Attributes:
+        root_options: Options of the factory `configure_optimizers`, to be set in the class or on
+            the instance, for example {"lr": 2e-3, "warmup_steps": 100, "outlier_quantile": 0.95}.
+    """
+
+    root_options: Mapping[str, Any] = MappingProxyType({})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("configure_optimizers")
+        if own is not None:
+            cls.configure_optimizers = _prefer_root(own)  # type: ignore[assignment, method-assign]
+
+    def configure_optimizers(self) -> Any:
+        """ROOT with warm-up and cosine decay, as `root_options` say."""
+        inherited = getattr(super(), "configure_optimizers", None)
+        if inherited is None or inherited.__qualname__ == "LightningModule.configure_optimizers":
+            return configure_optimizers(self, **self.root_options)  # type: ignore[arg-type]
+        return _with_root(self, inherited())
+
+    def configure_callbacks(self) -> list[Any]:
+        """The callbacks of the other bases, and the one that binds."""
+        inherited = super().configure_callbacks()  # type: ignore[misc]
+        others = inherited if isinstance(inherited, list | tuple) else [inherited]
+        return [*others, ROOTBinder()]
+
+
+def _first_binder(trainer: Trainer) -> ROOTBinder:
+    """The one that speaks where the configuration, the mixin and the command line each add one."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, ROOTBinder))
+
+
+def _prefer_root(own: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @wraps(own)
+    def configure(self: Any) -> Any:
+        return _with_root(self, own(self))
+
+    return configure
+
+
+def _with_root(module: Any, configured: Any) -> Any:
+    """`configured` if it has a ROOT in it, or else a ROOT in its place."""
+    replaced = list(_optimizers(configured))
+    if any(isinstance(optimizer, ROOT) for optimizer in replaced):
+        return configured
+    options = dict(module.root_options)
+    if len(replaced) == 1 and isinstance(replaced[0], torch.optim.Adam | torch.optim.AdamW):
+        options.setdefault("lr", replaced[0].defaults["lr"])
+    result = configure_optimizers(module, **options)
+    names = ", ".join(type(optimizer).__name__ for optimizer in replaced) or "nothing"
+    rank_zero_warn(
+        f"ROOTMixin trains with ROOT (lr={result['optimizer'].defaults['lr']}, with its own "
+        f"schedule) in place of what `{type(module).__name__}.configure_optimizers` returned "
+        f"({names}). Set `root_options` to change its options, or return a ROOT there"
+    )
+    return result
+
+
+def _optimizers(configured: Any) -> Iterator[torch.optim.Optimizer]:
+    """The optimizers in whatever `configure_optimizers` may return."""
+    if isinstance(configured, torch.optim.Optimizer):
+        yield configured
+    elif isinstance(configured, Mapping):
+        yield from _optimizers(configured.get("optimizer"))
+    elif isinstance(configured, list | tuple):
+        for part in configured:
+            yield from _optimizers(part)
+
+
+def _run_length(module: LightningModule) -> int:
+    if module._fabric is None and module._trainer is None:
+        raise ValueError(
+            "`max_steps` must be given when the module is not attached to a Trainer; with a "
+            "Trainer it is the length of the run"
+        )
+    steps = module.trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        raise ValueError(
+            "`max_steps` must be given when the Trainer's run has no end (max_epochs=-1); or pass "
+            "schedule=None for a fixed learning rate"
+        )
+    return int(steps)

@@ -1,0 +1,163 @@
+"""The ways into Lightning under DDP and FSDP2, on two gloo processes, against one process.
+
+Every rank sees the same batches, so two ranks must do what one process does.
+"""
+
+import sys
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+from lightning_root import ROOT, ROOTCLI, ROOTBinder, ROOTMixin
+from tests.integration.models import (
+    EXPECTED_SPLIT,
+    LazyNet,
+    PlainNet,
+    ShardedNet,
+    split,
+    trainer,
+    weights,
+)
+
+OPTIONS = {"lr": 1e-2, "warmup_steps": 2}
+
+
+class MixedNet(ROOTMixin, PlainNet):
+    root_options = OPTIONS
+
+
+class MixedLazyNet(ROOTMixin, LazyNet):
+    root_options = OPTIONS
+
+
+class MixedShardedNet(ROOTMixin, ShardedNet):
+    root_options = OPTIONS
+
+
+NETS = {
+    "plain": PlainNet,
+    "lazy": LazyNet,
+    "sharded": ShardedNet,
+    "mixed": MixedNet,
+    "mixed_lazy": MixedLazyNet,
+    "mixed_sharded": MixedShardedNet,
+}
+COMMAND_LINE = ["--optimizer", "ROOT", "--optimizer.lr", "1e-2"]
+
+
+def strategy(name, ranks):
+    if name == "ddp":
+        return DDPStrategy(process_group_backend="gloo")
+    return ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
+
+
+def quiet():
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+
+
+def with_mixin(rank, ranks, net, strategy_name, folder=None):
+    """Train 8 steps; with a folder: 4 steps, save, and 4 more in a fresh run."""
+    quiet()
+    model = NETS[net]()
+    if folder is None:
+        fit = trainer(strategy=strategy(strategy_name, ranks), devices=ranks)
+        fit.fit(model)
+    else:
+        half = trainer(max_steps=4, strategy=strategy(strategy_name, ranks), devices=ranks)
+        half_model = NETS[net]()
+        half_model.root_options = {**OPTIONS, "max_steps": 8}
+        half.fit(half_model)
+        half.save_checkpoint(folder)
+        fit = trainer(strategy=strategy(strategy_name, ranks), devices=ranks)
+        fit.fit(model, ckpt_path=folder)
+    return split(fit.optimizers[0]), weights(model)
+
+
+def with_cli(rank, ranks, net, strategy_name, cli, callbacks):
+    quiet()
+    sys.argv = sys.argv[:1]
+    made = cli(
+        NETS[net],
+        run=False,
+        args=COMMAND_LINE,
+        save_config_callback=None,
+        seed_everything_default=0,
+        trainer_defaults={"logger": False, "enable_checkpointing": False, "max_steps": 8},
+    )
+    fit = trainer(
+        strategy=strategy(strategy_name, ranks),
+        devices=ranks,
+        callbacks=[c for c in made.trainer.callbacks if isinstance(c, ROOTBinder)] + callbacks,
+    )
+    fit.fit(made.model)
+    return split(fit.optimizers[0]), weights(made.model)
+
+
+def stale(rank, ranks, net):
+    """Plain LightningCLI, FSDP2, and nobody who binds: without a check this trains nothing."""
+    try:
+        with_cli(rank, ranks, net, "fsdp2", LightningCLI, [])
+    except RuntimeError as error:
+        return str(error)
+    return "it trained"
+
+
+def alone(mixed):
+    """The run of one process, with the mixin's schedule or with the constant rate of the CLI."""
+    if mixed:
+        model = MixedNet()
+        fit = trainer()
+    else:
+        model = PlainNet()
+        optimizer = ROOT(model.parameters(), lr=1e-2)
+        model.configure_optimizers = lambda: optimizer
+        fit = trainer()
+    fit.fit(model)
+    return weights(model)
+
+
+def assert_same(results, expected):
+    """Float32 round-off of gradients that were averaged over ranks."""
+    for groups, result in results:
+        assert groups == EXPECTED_SPLIT
+        for name, weight in result.items():
+            torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("net", "name"),
+    [("mixed", "ddp"), ("mixed_lazy", "ddp"), ("mixed_sharded", "fsdp2")],
+)
+def test_the_mixin_trains_as_on_one_process(gloo_pool, net, name):
+    assert_same(gloo_pool.run(with_mixin, net, name), alone(mixed=True))
+
+
+@pytest.mark.parametrize(("net", "name"), [("mixed", "ddp"), ("mixed_sharded", "fsdp2")])
+def test_a_resumed_run_ends_where_the_whole_one_ends(gloo_pool, net, name, tmp_path):
+    whole = gloo_pool.run(with_mixin, net, name)
+    resumed = gloo_pool.run(with_mixin, net, name, str(tmp_path / "half.ckpt"))
+    for (_, expected), (groups, result) in zip(whole, resumed, strict=True):
+        assert groups == EXPECTED_SPLIT
+        assert all(torch.equal(expected[key], result[key]) for key in expected)
+
+
+@pytest.mark.parametrize("cli", [ROOTCLI, LightningCLI])
+@pytest.mark.parametrize(
+    ("net", "name"),
+    [("plain", "ddp"), ("lazy", "ddp"), ("sharded", "fsdp2"), ("mixed_sharded", "fsdp2")],
+)
+def test_the_command_line_trains_as_on_one_process(gloo_pool, cli, net, name):
+    """ROOTCLI brings its binder; a plain LightningCLI needs the callback, or the mixin's."""
+    needs_callback = cli is LightningCLI and not net.startswith("mixed")
+    callbacks = [ROOTBinder()] if needs_callback else []
+    assert_same(gloo_pool.run(with_cli, net, name, cli, callbacks), alone(mixed=False))
+
+
+def test_stale_parameters_under_fsdp2_are_an_error(gloo_pool):
+    for message in gloo_pool.run(stale, "sharded"):
+        assert "no longer the model's" in message or "never bound" in message
+        assert "ROOTBinder" in message

@@ -1,0 +1,320 @@
+"""The ways into a LightningModule: mixin, factory, callback; on one device."""
+
+import logging
+import re
+import warnings
+
+import lightning.pytorch as L
+import pytest
+import pytorch_lightning
+import torch
+
+from lightning_root import ROOT, ROOTBinder, ROOTMixin, WarmupDecayLR, configure_optimizers
+from tests.integration.models import (
+    EXPECTED_SPLIT,
+    AdamWNet,
+    Batches,
+    LazyNet,
+    PlainNet,
+    split,
+    trainer,
+    weights,
+)
+
+
+class MixedNet(ROOTMixin, PlainNet):
+    root_options = {"lr": 1e-2}
+
+
+class MixedLazyNet(ROOTMixin, LazyNet):
+    pass
+
+
+class FactoryNet(PlainNet):
+    def configure_optimizers(self):
+        return configure_optimizers(self, lr=1e-2, warmup_steps=2, outlier_quantile=0.8)
+
+
+class ManualNet(PlainNet):
+    """One ROOT under manual optimization, with clipping and a schedule stepped by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        return ROOT(self.parameters(), lr=1e-2)
+
+    def training_step(self, batch, index):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, index))
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        optimizer.step()
+
+
+def warned(function, *args):
+    """What a call warns of, as texts."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function(*args)
+    return [str(warning.message) for warning in caught]
+
+
+def moved(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("kind", [MixedNet, MixedLazyNet, FactoryNet, ManualNet])
+def test_every_way_in_trains_every_parameter_with_the_right_rule(kind):
+    reference = weights(PlainNet())
+    model = kind()
+    fit = trainer()
+    fit.fit(model)
+    (optimizer,) = fit.optimizers
+    assert isinstance(optimizer, ROOT)
+    assert split(optimizer) == EXPECTED_SPLIT
+    assert moved(reference, weights(model)) == set(reference)
+    assert fit.global_step == 8
+
+
+def test_the_mixin_lowers_the_loss():
+    model = MixedNet()
+    fit = trainer(max_steps=1)
+    fit.fit(model)
+    first = fit.callback_metrics["loss"].item()
+    longer = trainer(max_steps=200)
+    model = MixedNet()
+    longer.fit(model)
+    assert longer.callback_metrics["loss"].item() < 0.5 * first
+
+
+def test_the_table_is_shown_at_the_start(caplog):
+    with caplog.at_level(logging.INFO):
+        trainer(callbacks=[ROOTBinder()]).fit(MixedNet())
+    tables = [record.message for record in caplog.records if "reason" in record.message]
+    assert len(tables) == 1
+    assert "embedding.weight" in tables[0]
+    assert "ROOT:" in tables[0]
+
+
+@pytest.mark.parametrize("lightning_root_first", [True, False])
+def test_adding_the_mixin_replaces_the_modules_own_optimizer_and_keeps_its_rate(
+    lightning_root_first,
+):
+    """The one line that changes; whether the class or its base has the old optimizer."""
+    if lightning_root_first:
+
+        class Net(ROOTMixin, PlainNet):
+            def configure_optimizers(self):
+                return torch.optim.AdamW(self.parameters(), lr=4e-3)
+    else:
+
+        class Net(ROOTMixin, AdamWNet):
+            pass
+
+    fit = trainer()
+    message = r"ROOT \(lr=0.004, .* in place of .*Net.*AdamW"
+    assert any(re.search(message, text) for text in warned(fit.fit, Net()))
+    assert isinstance(fit.optimizers[0], ROOT)
+    assert fit.optimizers[0].defaults["lr"] == 4e-3
+    assert split(fit.optimizers[0]) == EXPECTED_SPLIT
+
+
+def test_the_mixin_leaves_a_root_of_the_users_own_alone():
+    class Net(ROOTMixin, PlainNet):
+        def configure_optimizers(self):
+            return ROOT(self.parameters(), lr=0.007, nesterov=False)
+
+    fit = trainer()
+    fit.fit(Net())
+    assert fit.optimizers[0].defaults["lr"] == 0.007
+    assert fit.lr_scheduler_configs == []
+
+
+def test_super_reaches_the_mixins_optimizer():
+    class Net(ROOTMixin, PlainNet):
+        def configure_optimizers(self):
+            configured = super().configure_optimizers()
+            configured["optimizer"].param_groups[1]["weight_decay"] = 0.0
+            return configured
+
+    fit = trainer()
+    fit.fit(Net())
+    assert fit.optimizers[0].param_groups[1]["weight_decay"] == 0.0
+
+
+def test_the_mixin_keeps_the_modules_own_callbacks():
+    class Own(L.Callback):
+        pass
+
+    class Net(ROOTMixin, PlainNet):
+        def configure_callbacks(self):
+            return [Own(), *super().configure_callbacks()]
+
+    fit = trainer()
+    fit.fit(Net())
+    kinds = [type(callback) for callback in fit.callbacks]
+    assert kinds.count(Own) == 1
+    assert kinds.count(ROOTBinder) == 1
+
+
+def test_pytorch_lightning_modules_and_trainers_work_too():
+    class Net(ROOTMixin, pytorch_lightning.LightningModule):
+        root_options = {"lr": 1e-2}
+        build, training_step = PlainNet.build, PlainNet.training_step
+
+        def __init__(self):
+            super().__init__()
+            self.build()
+
+    fit = pytorch_lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_steps=4,
+        log_every_n_steps=1,
+    )
+    model = Net()
+    fit.fit(model, Batches())
+    assert split(fit.optimizers[0]) == EXPECTED_SPLIT
+    assert moved(weights(PlainNet()), weights(model)) == set(weights(model))
+    assert fit.lr_scheduler_configs[0].interval == "step"
+
+
+def test_the_factorys_schedule_steps_per_step_over_the_whole_run():
+    class Recorder(L.Callback):
+        rates: list = []
+
+        def on_train_batch_start(self, trainer, *_):
+            self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    recorder = Recorder()
+    trainer(max_steps=20, callbacks=[recorder]).fit(FactoryNet())
+    oracle = WarmupDecayLR(torch.optim.SGD([torch.zeros(1)], lr=1e-2), 2, 20)
+    expected = [[1e-2 * oracle.factor(step)] * 2 for step in range(20)]
+    assert torch.allclose(torch.tensor(recorder.rates), torch.tensor(expected))
+
+
+def test_the_factory_without_a_schedule():
+    assert list(configure_optimizers(PlainNet(), schedule=None)) == ["optimizer"]
+
+
+def test_the_factory_says_when_the_length_of_the_run_is_unknown():
+    with pytest.raises(
+        ValueError, match="`max_steps` must be given when the module is not attached"
+    ):
+        configure_optimizers(PlainNet())
+
+    class Endless(PlainNet):
+        def configure_optimizers(self):
+            return configure_optimizers(self)
+
+    with pytest.raises(ValueError, match=r"`max_steps` must be given .* has no end"):
+        trainer(max_steps=-1).fit(Endless())
+
+
+def test_accumulation_and_clipping_work_unchanged():
+    fit = trainer(max_steps=3, accumulate_grad_batches=2, gradient_clip_val=0.5)
+    model = MixedNet()
+    before = weights(model)
+    fit.fit(model)
+    assert fit.global_step == 3
+    assert moved(before, weights(model)) == set(before)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_precisions(precision):
+    model = MixedNet()
+    fit = trainer(precision=precision)
+    fit.fit(model)
+    wanted = torch.float64 if precision == "64-true" else torch.float32
+    for state in fit.optimizers[0].state.values():
+        assert all(value.dtype == wanted for key, value in state.items() if key != "step")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_one_root_among_several_optimizers_keeps_its_own_network():
+    """Manual optimization of two networks: the binder must not give one the other's parameters."""
+
+    class Pair(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.a, self.b = PlainNet(), torch.nn.Linear(3, 3)
+
+        def configure_optimizers(self):
+            return ROOT(self.a.parameters(), lr=1e-2), torch.optim.SGD(self.b.parameters(), lr=1.0)
+
+        def training_step(self, batch, index):
+            first, second = self.optimizers()
+            tokens, target = batch
+            loss = self.a.head(self.a.norm(self.a.embedding(tokens).mean(1)))
+            self.manual_backward(torch.nn.functional.cross_entropy(loss, target))
+            first.step()
+            second.step()
+
+        def train_dataloader(self):
+            return Batches()
+
+    fit = trainer(callbacks=[ROOTBinder()])
+    fit.fit(Pair())
+    assert split(fit.optimizers[0]) == EXPECTED_SPLIT
+
+
+@pytest.mark.parametrize("kind", [MixedNet, MixedLazyNet, FactoryNet])
+def test_interrupted_after_4_of_8_steps_and_resumed_is_bitwise_the_uninterrupted_run(
+    kind, tmp_path
+):
+    whole = kind()
+    trainer(max_steps=8).fit(whole)
+    file = tmp_path / "half.ckpt"
+    trainer(max_steps=8, callbacks=[StopAt(4, file)]).fit(kind())
+    resumed = kind()
+    fit = trainer(max_steps=8)
+    fit.fit(resumed, ckpt_path=file, weights_only=True)
+    assert fit.global_step == 8
+    assert moved(weights(whole), weights(resumed)) == set()
+
+
+class StopAt(L.Callback):
+    """Saves, and interrupts a run that was meant to be longer."""
+
+    def __init__(self, step, file):
+        self.step, self.file = step, file
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.file)
+            trainer.should_stop = True
+
+
+def test_non_finite_gradients_are_counted_and_reported_at_the_end():
+    class Poisoned(MixedNet):
+        def on_before_optimizer_step(self, optimizer):
+            if self.global_step == 3:
+                self.body[0].weight.grad.fill_(float("nan"))
+
+    model = Poisoned()
+    messages = warned(trainer().fit, model)
+    assert any("ROOT left 1 parameters alone" in message for message in messages)
+    assert any("ROOT skipped 1 updates of 1 parameters" in message for message in messages)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_lightnings_own_callbacks_work(tmp_path):
+    fit = trainer(
+        max_steps=8,
+        logger=L.loggers.CSVLogger(tmp_path),
+        callbacks=[
+            L.callbacks.LearningRateMonitor("step", log_momentum=True, log_weight_decay=True),
+            L.callbacks.EarlyStopping("loss"),
+            L.callbacks.WeightAveraging(),
+        ],
+    )
+    fit.fit(MixedNet())
+    metrics = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text()
+    assert "lr-ROOT/root" in metrics
+    assert "lr-ROOT/adamw" in metrics
