@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -78,6 +79,11 @@ class ROOTCLI(LightningCLI):
 
 def main() -> None:
     """Run the command line on the model and data that the configuration names."""
+    # What Lightning's own calls to torch and jsonargparse print at every start is not for the user.
+    warnings.filterwarnings(
+        "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
+    )
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # A console script, unlike `python -m`, does not see modules of the working directory.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

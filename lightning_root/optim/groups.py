@@ -11,6 +11,7 @@ from lightning_root.coefficients import lookup
 from lightning_root.optim.binding import Named, names_of
 from lightning_root.optim.update import matrix_shape
 from lightning_root.partition import Partition, Route
+from lightning_root.partition.names import canonical
 
 ROLES = ("root", "adamw")
 
@@ -67,14 +68,23 @@ def stale_names(groups: Groups, module: nn.Module) -> list[str]:
     return [name for _, name, parameter in members(groups) if id(parameter) not in live]
 
 
-def replace_stale(groups: Groups, live: Mapping[str, Tensor], stale: Iterable[str]) -> None:
+def select(partition: Partition, parameters: Iterable[Tensor]) -> Partition:
+    """The part of a partition that is about these parameters."""
+    wanted = {id(parameter) for parameter in parameters}
+    pairs = zip(partition.routes, partition.parameters, strict=True)
+    chosen = [(route, parameter) for route, parameter in pairs if id(parameter) in wanted]
+    return Partition(tuple(route for route, _ in chosen), tuple(p for _, p in chosen))
+
+
+def replace_stale(groups: Groups, module: nn.Module, stale: Iterable[str]) -> None:
     """Put the live parameter of the same name in the place of each stale one.
 
     Raises:
         ValueError: If a name is not the model's.
     """
+    live = {canonical(name): parameter for name, parameter in module.named_parameters()}
     names = set(stale)
-    lost = sorted(names - live.keys())
+    lost = sorted(name for name in names if canonical(name) not in live)
     if lost:
         raise ValueError(
             f"{len(lost)} parameters of ROOT's groups are no longer the model's and cannot be "
@@ -83,7 +93,7 @@ def replace_stale(groups: Groups, live: Mapping[str, Tensor], stale: Iterable[st
         )
     for group in groups:
         pairs = zip(group["param_names"], group["params"], strict=True)
-        group["params"] = [live[name] if name in names else p for name, p in pairs]
+        group["params"] = [live[canonical(name)] if name in names else p for name, p in pairs]
 
 
 def check_parameters(group: Mapping[str, Any], named: Iterable[tuple[str, Tensor]]) -> None:

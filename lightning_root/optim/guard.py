@@ -1,11 +1,79 @@
-"""Which gradients may be used: dense, real, and finite on all ranks."""
+"""What is looked at before a step: live parameters, and gradients that may be used."""
 
+import warnings
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_root.distributed import all_ranks_agree, is_sharded
+from lightning_root.optim.groups import Group, Groups, members, stale_names
+from lightning_root.optim.update import Item
+
+
+def check_bound(groups: Groups, module: nn.Module | None) -> None:
+    """Check, at the first step, that there are parameters and that they are the module's.
+
+    Raises:
+        RuntimeError: If there are none, or a bound one is no longer the module's.
+    """
+    if not any(group["params"] for group in groups):
+        raise RuntimeError(
+            "ROOT has no parameters: it was created empty and never bound. Call "
+            "`optimizer.bind(model)`, use `ROOTMixin` or `ROOTCLI`, or add the callback "
+            "`lightning_root.ROOTBinder` to the Trainer"
+        )
+    if module is None:
+        if all(parameter.grad is None for _, _, parameter in members(groups)):
+            warnings.warn(
+                "no parameter of ROOT has a gradient on its first step; if the model was wrapped "
+                "or rebuilt after the optimizer was created, call `optimizer.bind(model)`",
+                stacklevel=5,
+            )
+        return
+    stale = stale_names(groups, module)
+    if stale:
+        raise RuntimeError(
+            f"{len(stale)} of ROOT's parameters are no longer the model's (first: {stale[:3]}): "
+            "they were replaced after the optimizer was created, so a step would train nothing. "
+            "Call `optimizer.bind(model)` once the model is complete, use `ROOTMixin` or "
+            "`ROOTCLI`, or add the callback `lightning_root.ROOTBinder` to the Trainer"
+        )
+
+
+def collect(
+    groups: Groups, state: defaultdict[Tensor, Any]
+) -> list[tuple[Group, list[Item], list[str]]]:
+    """Per group, what to update, and the names of parameters whose gradient is not finite.
+
+    Raises:
+        TypeError: If a gradient is sparse or complex.
+    """
+    entries = [
+        (group, name, parameter, parameter.grad)
+        for group, name, parameter in members(groups)
+        if parameter.grad is not None
+    ]
+    for _, name, _, gradient in entries:
+        check_layout(name, gradient)
+    # Momentum and its look-ahead may grow to 1 / (1 - mu) times the gradient.
+    headroom = [
+        2.0 / (1.0 - group["momentum"]) if group["role"] == "root" else 1.0
+        for group, _, _, _ in entries
+    ]
+    flags = usable([gradient for _, _, _, gradient in entries], headroom)
+    found: dict[int, tuple[Group, list[Item], list[str]]] = {
+        id(group): (group, [], []) for group in groups
+    }
+    for (group, name, parameter, gradient), finite in zip(entries, flags, strict=True):
+        _, items, unusable = found[id(group)]
+        if not finite:
+            unusable.append(name)
+        elif parameter.numel():
+            items.append(Item(parameter, gradient, state[parameter]))
+    return list(found.values())
 
 
 def check_layout(name: str, gradient: Tensor) -> None:

@@ -4,7 +4,7 @@ import warnings
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,12 @@ from lightning_root.optim.groups import (
     members,
     name_params,
     replace_stale,
+    select,
     stale_names,
 )
-from lightning_root.optim.guard import check_layout, usable
+from lightning_root.optim.guard import check_bound, collect
 from lightning_root.optim.options import OrthogonalizationDtype, check_options, plain_coefficients
-from lightning_root.optim.update import Item, adamw_update_, root_update_
+from lightning_root.optim.update import adamw_update_, root_update_
 from lightning_root.partition import Partition, Rules, partition_parameters
 
 
@@ -181,7 +182,7 @@ class ROOT(torch.optim.Optimizer):
             self._rules = rules
         if self._own_groups:
             stale = stale_names(self.param_groups, module)
-            replace_stale(self.param_groups, dict(module.named_parameters()), stale)
+            replace_stale(self.param_groups, module, stale)
             self.partition = described(self.param_groups)
         else:
             partition = partition_parameters(module, rules=self._rules)
@@ -210,9 +211,11 @@ class ROOT(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_bound()
+        if not self._checked:
+            check_bound(self.param_groups, self.module)
+            self._checked = True
         skipped = []
-        for group, items, unusable in self._collect():
+        for group, items, unusable in collect(self.param_groups, self.state):
             update_ = root_update_ if group["role"] == "root" else adamw_update_
             update_(items, group)
             skipped += unusable
@@ -282,88 +285,39 @@ class ROOT(torch.optim.Optimizer):
 
     def _assign(self, partition: Partition) -> None:
         """Put the parameters of a partition into the two standing groups."""
-        new_groups = partition.groups()
-        for group, new in zip(self.param_groups, new_groups, strict=True):
+        pairs = list(zip(self.param_groups, partition.groups(), strict=True))
+        for group, new in pairs:
             check_parameters(group, new["params"])
-        for group, new in zip(self.param_groups, new_groups, strict=True):
+        for group, new in pairs:
             group["params"] = [parameter for _, parameter in new["params"]]
             group["param_names"] = [name for name, _ in new["params"]]
-        bound = {parameter for group in self.param_groups for parameter in group["params"]}
+        bound = {parameter for _, _, parameter in members(self.param_groups)}
         kept = {parameter: state for parameter, state in self.state.items() if parameter in bound}
         self.state = defaultdict(dict, kept)
         self.partition = partition
 
     def _selected(self, partition: Partition, module: nn.Module) -> Partition:
         """The part of `partition` that was given as tensors, if those are the module's."""
-        bound = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        bound = [parameter for group in self.param_groups for parameter in group["params"]]
         if not bound or stale_names(self.param_groups, module):
             return partition
-        pairs = zip(partition.routes, partition.parameters, strict=True)
-        chosen = [(route, parameter) for route, parameter in pairs if id(parameter) in bound]
-        return Partition(tuple(route for route, _ in chosen), tuple(p for _, p in chosen))
+        return select(partition, bound)
 
     def _add_split(self, named: Named, group: dict[str, Any]) -> None:
-        """Add parameters without a role: the module's split where it is known, else by name."""
-        entries: list[Any] = list(named)
-        if all(name.startswith("parameter.") for name, _ in named):
-            entries = [parameter for _, parameter in named]
-        start = len(members(self.param_groups))
-        for part in split(entries, None, start).groups():
+        """Add parameters without a role: the module's split where it has them, else by name."""
+        parameters = [parameter for _, parameter in named]
+        module = self.module
+        partition = None
+        if module is not None and any(p.requires_grad for p in module.parameters()):
+            partition = select(partition_parameters(module, rules=self._rules), parameters)
+        if partition is None or len(partition.routes) < len(named):
+            nameless = all(name.startswith("parameter.") for name, _ in named)
+            start = len(members(self.param_groups))
+            partition = split(parameters if nameless else named, None, start)
+        for part in partition.groups():
             if part["params"]:
                 name = f"{group['name']}.{part['role']}" if "name" in group else part["role"]
                 self.add_param_group({**group, **part, "name": name})
-
-    def _check_bound(self) -> None:
-        if self._checked:
-            return
-        if not any(group["params"] for group in self.param_groups):
-            raise RuntimeError(
-                "ROOT has no parameters: it was created empty and never bound. Call "
-                "`optimizer.bind(model)`, use `ROOTMixin` or `ROOTCLI`, or add the callback "
-                "`lightning_root.ROOTBinder` to the Trainer"
-            )
-        module = self.module
-        stale = stale_names(self.param_groups, module) if module is not None else []
-        if stale:
-            raise RuntimeError(
-                f"{len(stale)} of ROOT's parameters are no longer the model's (first: "
-                f"{stale[:3]}): they were replaced after the optimizer was created, so a step "
-                "would train nothing. Call `optimizer.bind(model)` once the model is complete, use "
-                "`ROOTMixin` or `ROOTCLI`, or add the callback `lightning_root.ROOTBinder` to the "
-                "Trainer"
-            )
-        self._checked = True
-        if module is None and all(p.grad is None for g in self.param_groups for p in g["params"]):
-            warnings.warn(
-                "no parameter of ROOT has a gradient on its first step; if the model was wrapped "
-                "or rebuilt after the optimizer was created, call `optimizer.bind(model)`",
-                stacklevel=4,
-            )
-
-    def _collect(self) -> list[tuple[dict[str, Any], list[Item], list[str]]]:
-        """Per group: the parameters to update, and the names of those with unusable gradients."""
-        entries = [entry for entry in members(self.param_groups) if entry[2].grad is not None]
-        for _, name, parameter in entries:
-            check_layout(name, cast("Tensor", parameter.grad))
-        headroom = [
-            2.0 / (1.0 - group["momentum"]) if group["role"] == "root" else 1.0
-            for group, _, _ in entries
-        ]
-        flags = usable([cast("Tensor", parameter.grad) for _, _, parameter in entries], headroom)
-        result = []
-        for group in self.param_groups:
-            mine = [
-                (name, p, flag)
-                for (owner, name, p), flag in zip(entries, flags, strict=True)
-                if owner is group
-            ]
-            items = [
-                Item(p, cast("Tensor", p.grad), self.state[p])
-                for _, p, flag in mine
-                if flag and p.numel()
-            ]
-            result.append((group, items, [name for name, _, flag in mine if not flag]))
-        return result
 
     def _report(self, skipped: Sequence[str]) -> None:
         new = [name for name in skipped if name not in self.skipped]

@@ -81,6 +81,15 @@ def test_the_schedule_steps_per_step_over_the_whole_run():
     assert made.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers.*will be overridden")
+def test_the_mixin_has_the_schedule_of_a_plain_lightningcli_step_per_step():
+    """LightningCLI alone would step it per epoch, that is never in this run."""
+    made = run(LightningCLI, MixedNet, "--optimizer=ROOT", "--lr_scheduler=WarmupDecayLR")
+    (config,) = made.trainer.lr_scheduler_configs
+    assert (config.interval, config.scheduler.max_steps) == ("step", 8)
+    assert config.scheduler.last_epoch == 8
+
+
 @pytest.mark.parametrize(("interval", "count"), [("step", 8), ("epoch", 0), (None, 0)])
 def test_torchs_schedulers_step_as_asked(interval, count):
     """`max_steps` ends within the first epoch, so an epoch's step never comes."""
