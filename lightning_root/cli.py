@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_root.module import ROOTBinder
 from lightning_root.optim import ROOT
+from lightning_root.partition import partition_parameters
 
 
 class SchedulerInterval(Callback):
@@ -77,6 +78,38 @@ class ROOTCLI(LightningCLI):
         return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
 
 
+class PartitionTrainer(Trainer):
+    """A Trainer with one more entry point, so that the command line has one more subcommand."""
+
+    def partition(self, model: LightningModule) -> None:
+        """Show which parameter gets which rule and why, without training."""
+        model.configure_model()
+        print(partition_parameters(model))
+
+
+class MainCLI(ROOTCLI):
+    """What `python -m lightning_root` runs: ROOTCLI and the subcommand `partition`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """LightningCLI's subcommands, and `partition`."""
+        return {**LightningCLI.subcommands(), "partition": {"model"}}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer; for `partition` one that any machine has, whatever the run is meant for."""
+        if self.subcommand == "partition":
+            return PartitionTrainer(accelerator="cpu", devices=1, logger=False, barebones=True)
+        return super().instantiate_trainer(**kwargs)
+
+    def partition(self, model: LightningModule, datamodule: Any = None) -> None:
+        """Show the split with the rules of the configured optimizer."""
+        del datamodule
+        optimizer = self._get(self.config, "optimizer") or {}
+        options = optimizer.get("init_args") or {}
+        model.configure_model()
+        print(partition_parameters(model, rules=options.get("rules")))
+
+
 def main() -> None:
     """Run the command line on the model and data that the configuration names."""
     # What Lightning's own calls to torch and jsonargparse print at every start is not for the user.
@@ -87,4 +120,4 @@ def main() -> None:
     # A console script, unlike `python -m`, does not see modules of the working directory.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    ROOTCLI(save_config_kwargs={"overwrite": True})
+    MainCLI(trainer_class=PartitionTrainer, save_config_kwargs={"overwrite": True})

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -76,8 +77,9 @@ class ROOTBinder(Callback):
 
     `LightningCLI` builds the optimizer before the model is complete; strategies such as FSDP2 then
     replace its parameters. The Trainer calls this callback after that and before a checkpoint is
-    restored. It also hands the length of the run to `WarmupDecayLR` and has it stepped per step. It
-    holds no state. `ROOTMixin` and `ROOTCLI` add it by themselves; elsewhere:
+    restored. The split is printed, and written to `partition.txt` beside the logs. The callback
+    also hands the length of the run to `WarmupDecayLR` and has it stepped per step. It holds no
+    state. `ROOTMixin` and `ROOTCLI` add it by themselves; elsewhere:
 
         trainer = Trainer(callbacks=[ROOTBinder()])
     """
@@ -85,10 +87,9 @@ class ROOTBinder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind every ROOT of the Trainer and resolve its schedules."""
         optimizers = [o for o in trainer.optimizers if isinstance(o, ROOT)]
-        for optimizer in optimizers:
-            partition = optimizer.bind(optimizer.module or pl_module)
-            if _first_binder(trainer) is self:
-                rank_zero_info(f"{partition}\n")
+        partitions = [optimizer.bind(optimizer.module or pl_module) for optimizer in optimizers]
+        if partitions and _first_binder(trainer) is self:
+            _show(trainer, "\n\n".join(str(partition) for partition in partitions))
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, WarmupDecayLR):
                 config.scheduler.resolve(int(trainer.estimated_stepping_batches))
@@ -141,6 +142,15 @@ class ROOTMixin:
         inherited = super().configure_callbacks()  # type: ignore[misc]
         others = inherited if isinstance(inherited, list | tuple) else [inherited]
         return [*others, ROOTBinder()]
+
+
+def _show(trainer: Trainer, table: str) -> None:
+    """Print the table, and keep it beside the logs."""
+    rank_zero_info(f"{table}\n")
+    folder = trainer.log_dir  # a collective: every rank asks
+    if folder is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, "partition.txt").write_text(f"{table}\n", encoding="utf-8")
 
 
 def _first_binder(trainer: Trainer) -> ROOTBinder:

@@ -173,6 +173,18 @@ def test_the_console_script_sees_the_working_directory_and_the_config_is_reprodu
     assert again.returncode == 0, again.stderr
 
 
+def test_the_split_is_shown_without_training_for_a_run_meant_for_another_machine():
+    """With the rules of the configured optimizer, and on a machine without the GPU it asks for."""
+    configs = ["--config=configs/quickstart.yaml", "--config=configs/gpu.yaml"]
+    rule = '--optimizer.rules={"head.weight": "root"}'
+    result = process("-m", "lightning_root", "partition", *configs, rule)
+    assert result.returncode == 0, result.stderr
+    (head,) = [line for line in result.stdout.splitlines() if line.startswith("head.weight")]
+    assert "ROOT" in head
+    assert "rule 'head.weight'" in head
+    assert "AdamW:" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("option", "word"),
     [

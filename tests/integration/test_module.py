@@ -3,6 +3,7 @@
 import logging
 import re
 import warnings
+from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
@@ -96,6 +97,14 @@ def test_the_table_is_shown_at_the_start(caplog):
     assert len(tables) == 1
     assert "embedding.weight" in tables[0]
     assert "ROOT:" in tables[0]
+
+
+def test_the_table_is_kept_beside_the_logs(tmp_path):
+    logger = L.loggers.CSVLogger(tmp_path)
+    trainer(max_steps=1, logger=logger).fit(MixedNet())
+    table = Path(logger.log_dir, "partition.txt").read_text()
+    assert "embedding.weight" in table
+    assert "ROOT:" in table
 
 
 @pytest.mark.parametrize("lightning_root_first", [True, False])
