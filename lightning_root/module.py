@@ -145,10 +145,12 @@ class ROOTMixin:
 
 
 def _show(trainer: Trainer, table: str) -> None:
-    """Print the table, and keep it beside the logs."""
+    """Print the table, and keep it beside the logs if there are any."""
     rank_zero_info(f"{table}\n")
+    if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
     folder = trainer.log_dir  # a collective: every rank asks
-    if folder is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if folder is not None and trainer.is_global_zero:
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, "partition.txt").write_text(f"{table}\n", encoding="utf-8")
 
