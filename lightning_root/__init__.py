@@ -4,12 +4,13 @@ from lightning_root.cli import ROOTCLI
 from lightning_root.coefficients import Coefficients, lookup
 from lightning_root.module import ROOTBinder, ROOTMixin, configure_optimizers
 from lightning_root.optim import ROOT, WarmupDecayLR
-from lightning_root.partition import Partition, Route, partition_parameters
+from lightning_root.partition import MatrixView, Partition, Route, partition_parameters
 
 __all__ = [
     "ROOT",
     "ROOTCLI",
     "Coefficients",
+    "MatrixView",
     "Partition",
     "ROOTBinder",
     "ROOTMixin",

@@ -78,8 +78,9 @@ class ROOTBinder(Callback):
     `LightningCLI` builds the optimizer before the model is complete; strategies such as FSDP2 then
     replace its parameters. The Trainer calls this callback after that and before a checkpoint is
     restored. The split is printed, and written to `partition.txt` beside the logs. The callback
-    also hands the length of the run to `WarmupDecayLR` and has it stepped per step. It holds no
-    state. `ROOTMixin` and `ROOTCLI` add it by themselves; elsewhere:
+    also takes in parameters that are unfrozen during training, hands the length of the run to
+    `WarmupDecayLR` and has it stepped per step. It holds no state. `ROOTMixin` and `ROOTCLI` add
+    it by themselves; elsewhere:
 
         trainer = Trainer(callbacks=[ROOTBinder()])
     """
@@ -94,6 +95,18 @@ class ROOTBinder(Callback):
             if isinstance(config.scheduler, WarmupDecayLR):
                 config.scheduler.resolve(int(trainer.estimated_stepping_batches))
                 config.interval = "step"
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Take in parameters that have been unfrozen since, with a fresh state."""
+        del pl_module, batch, batch_idx
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, ROOT) and (names := optimizer.unbound()):
+                module = optimizer.module
+                assert module is not None
+                optimizer.bind(module)
+                rank_zero_info(f"ROOT now trains {len(names)} more parameters: {names[:3]} ...")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how many updates were left out because of gradients that were not finite."""

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from lightning_root.coefficients import lookup
 from lightning_root.optim.binding import Named, names_of
-from lightning_root.optim.update import matrix_shape
-from lightning_root.partition import Partition, Route
+from lightning_root.partition import MatrixView, Partition, Route
 from lightning_root.partition.names import canonical
 
 ROLES = ("root", "adamw")
@@ -53,13 +52,19 @@ def free_name(name: str, groups: Groups) -> str:
     return name if name not in taken else next(n for n in numbered if n not in taken)
 
 
-def described(groups: Groups) -> Partition:
+def described(groups: Groups, views: Mapping[str, MatrixView]) -> Partition:
     """The partition that the groups themselves express."""
-    entries = [
-        (Route(name=name, shape=tuple(p.shape), role=group["role"], reason="parameter group"), p)
-        for group, name, p in members(groups)
+    routes = [
+        Route(
+            name=name,
+            shape=tuple(parameter.shape),
+            role=group["role"],
+            reason="parameter group",
+            view=views.get(name),
+        )
+        for group, name, parameter in members(groups)
     ]
-    return Partition(tuple(route for route, _ in entries), tuple(p for _, p in entries))
+    return Partition(tuple(routes), tuple(parameter for _, _, parameter in members(groups)))
 
 
 def stale_names(groups: Groups, module: nn.Module) -> list[str]:
@@ -96,7 +101,16 @@ def replace_stale(groups: Groups, module: nn.Module, stale: Iterable[str]) -> No
         group["params"] = [live[canonical(name)] if name in names else p for name, p in pairs]
 
 
-def check_parameters(group: Mapping[str, Any], named: Iterable[tuple[str, Tensor]]) -> None:
+def views_of(partition: Partition) -> dict[str, MatrixView]:
+    """How parameters are cut into matrices, by name, where they are not taken whole."""
+    return {route.name: route.view for route in partition.routes if route.view is not None}
+
+
+def check_parameters(
+    group: Mapping[str, Any],
+    named: Iterable[tuple[str, Tensor]],
+    views: Mapping[str, MatrixView],
+) -> None:
     """Check that parameters fit the role of their group.
 
     Raises:
@@ -114,7 +128,8 @@ def check_parameters(group: Mapping[str, Any], named: Iterable[tuple[str, Tensor
                 'in a "root" group; put it into an "adamw" group'
             )
         if group["coefficients"] == "published":
-            _check_published(matrix_shape(parameter), group["ns_steps"])
+            for shape in set(views.get(name, MatrixView()).matrices(parameter.shape)):
+                _check_published(shape, group["ns_steps"])
 
 
 def _check_published(shape: tuple[int, int], steps: int) -> None:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from lightning_root.distributed import all_ranks_agree, is_sharded
 from lightning_root.optim.groups import Group, Groups, members, stale_names
 from lightning_root.optim.update import Item
+from lightning_root.partition import MatrixView
+
+WHOLE = MatrixView()
 
 
 def check_bound(groups: Groups, module: nn.Module | None) -> None:
@@ -44,9 +47,14 @@ def check_bound(groups: Groups, module: nn.Module | None) -> None:
 
 
 def collect(
-    groups: Groups, state: defaultdict[Tensor, Any]
+    groups: Groups, state: defaultdict[Tensor, Any], views: Mapping[str, MatrixView]
 ) -> list[tuple[Group, list[Item], list[str]]]:
     """Per group, what to update, and the names of parameters whose gradient is not finite.
+
+    Args:
+        groups: The parameter groups.
+        state: The optimizer's state.
+        views: How parameters are cut into matrices, by name; the others are taken whole.
 
     Raises:
         TypeError: If a gradient is sparse or complex.
@@ -72,7 +80,8 @@ def collect(
         if not finite:
             unusable.append(name)
         elif parameter.numel():
-            items.append(Item(parameter, gradient, state[parameter]))
+            view = views.get(name, WHOLE)
+            items.append(Item(parameter, gradient, state[parameter], view))
     return list(found.values())
 
 

@@ -48,7 +48,7 @@ def plain_coefficients(coefficients: str | Sequence[Any]) -> str | tuple[Any, ..
     )
 
 
-def iteration_dtype(name: OrthogonalizationDtype, parameter: Tensor) -> torch.dtype:
+def iteration_dtype(name: OrthogonalizationDtype, direction: Tensor) -> torch.dtype:
     """Arithmetic of the iteration: bfloat16 on CUDA devices, else float32, for `"auto"`.
 
     float64 parameters are iterated in float64. CPUs without bfloat16 instructions are five times
@@ -60,9 +60,9 @@ def iteration_dtype(name: OrthogonalizationDtype, parameter: Tensor) -> torch.dt
             "bfloat16": torch.bfloat16,
             "float64": torch.float64,
         }[name]
-    if parameter.dtype == torch.float64:
+    if direction.dtype == torch.float64:
         return torch.float64
-    return torch.bfloat16 if parameter.device.type == "cuda" else torch.float32
+    return torch.bfloat16 if direction.device.type == "cuda" else torch.float32
 
 
 def _check_lr(lr: object) -> None:

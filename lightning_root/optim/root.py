@@ -24,11 +24,12 @@ from lightning_root.optim.groups import (
     replace_stale,
     select,
     stale_names,
+    views_of,
 )
 from lightning_root.optim.guard import check_bound, collect
 from lightning_root.optim.options import OrthogonalizationDtype, check_options, plain_coefficients
 from lightning_root.optim.update import adamw_update_, root_update_
-from lightning_root.partition import Partition, Rules, partition_parameters
+from lightning_root.partition import MatrixView, Partition, Rules, partition_parameters
 
 
 class ROOT(torch.optim.Optimizer):
@@ -70,8 +71,14 @@ class ROOT(torch.optim.Optimizer):
         fused: torch's fused AdamW kernel; None lets torch decide.
         ns_dtype: Arithmetic of the orthogonalization: "auto" is bfloat16 on CUDA devices and
             float32 elsewhere (float64 for float64 parameters).
-        rules: Globs on parameter names that override the split, first match wins, for example
-            {"*.gate.weight": "adamw"}.
+        rules: Globs on parameter names that override the split, first match wins. The value is
+            "adamw", "root", or how a matrix rule cuts the parameter: {"*.qkv.weight": {"rows": 3}}
+            for three equal row blocks, {"rows": [256, 64, 64]} for unequal ones, "columns"
+            likewise, {"stack": 1} for a stack of matrices; see `MatrixView`.
+
+    A parameter that holds several matrices (fused q, k and v, gates, experts, the groups of a
+    convolution) is updated as those matrices are, each with its own threshold and scale, where the
+    module or a rule tells how it is cut. Groups that the user makes are taken whole.
 
     Momentum (`state[p]["momentum_buffer"]`) and AdamW's averages are kept in float32, or in
     float64 for float64 parameters. A parameter whose gradient has a NaN or an infinity is left
@@ -119,7 +126,7 @@ class ROOT(torch.optim.Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         ns_dtype: OrthogonalizationDtype = "auto",
-        rules: Mapping[str, Literal["root", "adamw"]] | None = None,
+        rules: Mapping[str, Literal["root", "adamw"] | dict[str, Any]] | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -141,10 +148,12 @@ class ROOT(torch.optim.Optimizer):
         if isinstance(params, Tensor):
             raise TypeError("`params` must be an iterable of tensors, got a tensor; pass [tensor]")
         self._rules: Rules | None = rules
+        self._views: dict[str, MatrixView] = {}
         self._reset_runtime()
         module = module_behind(params)
         given: list[Any] = [] if module is not None else list(params)
         self._own_groups = any(isinstance(entry, dict) for entry in given)
+        self._selection = bool(given)
         empty = [{"params": [], "name": role, "role": role} for role in ROLES]
         super().__init__(given if self._own_groups else empty, defaults)
         if module is not None:
@@ -183,14 +192,27 @@ class ROOT(torch.optim.Optimizer):
         if self._own_groups:
             stale = stale_names(self.param_groups, module)
             replace_stale(self.param_groups, module, stale)
-            self.partition = described(self.param_groups)
+            self.partition = described(self.param_groups, self._views)
         else:
             partition = partition_parameters(module, rules=self._rules)
-            self._assign(partition if self.module is module else self._selected(partition, module))
+            self._assign(self._selected(partition, module) if self._selection else partition)
         self._module = weakref.ref(module)
         self._checked = False
         assert self.partition is not None
         return self.partition
+
+    def unbound(self) -> list[str]:
+        """Names of the module's trainable parameters that no group has: unfrozen since `bind`.
+
+        Empty where the module is not known, and for an optimizer that was given tensors or groups
+        and so is not meant for the whole module.
+        """
+        module = self.module
+        if module is None or self._selection:
+            return []
+        bound = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        live = module.named_parameters()
+        return [name for name, p in live if p.requires_grad and id(p) not in bound]
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -215,7 +237,7 @@ class ROOT(torch.optim.Optimizer):
             check_bound(self.param_groups, self.module)
             self._checked = True
         skipped = []
-        for group, items, unusable in collect(self.param_groups, self.state):
+        for group, items, unusable in collect(self.param_groups, self.state, self._views):
             update_ = root_update_ if group["role"] == "root" else adamw_update_
             update_(items, group)
             skipped += unusable
@@ -249,10 +271,10 @@ class ROOT(torch.optim.Optimizer):
             group["coefficients"] = plain_coefficients(group["coefficients"])
         group = {**self.defaults, **group, "role": role}
         check_options(group)
-        check_parameters(group, named)
+        check_parameters(group, named, self._views)
         group["param_names"] = [name for name, _ in named]
         super().add_param_group({**group, "params": named})
-        self.partition = described(self.param_groups)
+        self.partition = described(self.param_groups, self._views)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state by parameter name, whatever the order, and keep it in float32.
@@ -268,14 +290,15 @@ class ROOT(torch.optim.Optimizer):
         restore_precision(self.state, aligned["state"], self.param_groups, aligned["param_groups"])
 
     def __getstate__(self) -> dict[str, Any]:
-        extra = {"_own_groups": self._own_groups, "_rules": self._rules}
+        names = ("_own_groups", "_selection", "_rules", "_views")
+        extra = {name: self.__dict__[name] for name in names}
         return {**super().__getstate__(), **extra}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "skipped" not in self.__dict__:  # a copy or an unpickled object, not a loaded state
             self._reset_runtime()
-            self.partition = described(self.param_groups)
+            self.partition = described(self.param_groups, self._views)
 
     def _reset_runtime(self) -> None:
         self.partition = None
@@ -284,17 +307,24 @@ class ROOT(torch.optim.Optimizer):
         self._checked = False
 
     def _assign(self, partition: Partition) -> None:
-        """Put the parameters of a partition into the two standing groups."""
-        pairs = list(zip(self.param_groups, partition.groups(), strict=True))
-        for group, new in pairs:
-            check_parameters(group, new["params"])
-        for group, new in pairs:
-            group["params"] = [parameter for _, parameter in new["params"]]
-            group["param_names"] = [name for name, _ in new["params"]]
+        """Put the parameters of a partition into the two standing groups.
+
+        Groups that were added later keep theirs.
+        """
+        added = {id(p) for group in self.param_groups[len(ROLES) :] for p in group["params"]}
+        pairs = [
+            (group, [(name, p) for name, p in new["params"] if id(p) not in added])
+            for group, new in zip(self.param_groups, partition.groups(), strict=False)
+        ]
+        for group, named in pairs:
+            check_parameters(group, named, views_of(partition))
+        for group, named in pairs:
+            group["params"] = [parameter for _, parameter in named]
+            group["param_names"] = [name for name, _ in named]
         bound = {parameter for _, _, parameter in members(self.param_groups)}
         kept = {parameter: state for parameter, state in self.state.items() if parameter in bound}
         self.state = defaultdict(dict, kept)
-        self.partition = partition
+        self.partition, self._views = partition, views_of(partition)
 
     def _selected(self, partition: Partition, module: nn.Module) -> Partition:
         """The part of `partition` that was given as tensors, if those are the module's."""
@@ -314,6 +344,7 @@ class ROOT(torch.optim.Optimizer):
             nameless = all(name.startswith("parameter.") for name, _ in named)
             start = len(members(self.param_groups))
             partition = split(parameters if nameless else named, None, start)
+        self._views |= views_of(partition)
         for part in partition.groups():
             if part["params"]:
                 name = f"{group['name']}.{part['role']}" if "name" in group else part["role"]

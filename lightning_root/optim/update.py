@@ -19,6 +19,7 @@ from lightning_root.coefficients import lookup
 from lightning_root.distributed import gather, scatter_like
 from lightning_root.functional import clip_outliers, newton_schulz, update_scale
 from lightning_root.optim.options import iteration_dtype
+from lightning_root.partition import MatrixView
 
 State: TypeAlias = dict[str, Any]
 
@@ -33,6 +34,7 @@ class Item:
     parameter: Tensor
     gradient: Tensor
     state: State
+    view: MatrixView
 
 
 def root_update_(items: Sequence[Item], group: Mapping[str, Any]) -> None:
@@ -42,16 +44,13 @@ def root_update_(items: Sequence[Item], group: Mapping[str, Any]) -> None:
     W <- (1 - lr wd) W - lr scale U.
 
     Args:
-        items: Parameters of two or more dimensions, flattened to (shape[0], rest).
+        items: Parameters of two or more dimensions, and how each is cut into matrices.
         group: The options of their parameter group.
     """
-    for stack in _stacks(items):
-        directions = [
-            _as_wide(gather(direction)) for direction in _momentum_(stack, group)
-        ]  # (m, n), m <= n
-        updates = _orthogonalize(torch.stack(directions), stack[0].parameter, group)
-        for item, update in zip(stack, updates, strict=True):
-            _apply_(item.parameter, update, group)
+    for portion in _portions(items):
+        directions = [gather(direction) for direction in _momentum_(portion, group)]
+        for item, update in zip(portion, _updates(portion, directions, group), strict=True):
+            _apply_(item.parameter, scatter_like(update, item.parameter), group)
 
 
 def adamw_update_(items: Sequence[Item], group: Mapping[str, Any]) -> None:
@@ -67,33 +66,28 @@ def adamw_update_(items: Sequence[Item], group: Mapping[str, Any]) -> None:
             item.parameter.copy_(value)
 
 
-def matrix_shape(parameter: Tensor) -> tuple[int, int]:
-    """(rows, columns) of a parameter as a matrix: (out, in * kernel elements) for a convolution."""
-    rows = parameter.shape[0]
-    return rows, parameter.shape[1:].numel()
-
-
-def _stacks(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Items whose matrices have equal size up to transposition, in bounded portions."""
-    by_size: dict[tuple[object, ...], list[Item]] = defaultdict(list)
+def _portions(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Consecutive items of bounded size, at least one at a time."""
+    portion: list[Item] = []
+    elements = 0
     for item in items:
-        parameter = item.parameter
-        key = (*sorted(matrix_shape(parameter)), parameter.dtype, parameter.device)
-        by_size[key].append(item)
-    for equal in by_size.values():
-        size = max(1, equal[0].parameter.numel())
-        portion = max(1, STACK_ELEMENTS // size)
-        for start in range(0, len(equal), portion):
-            yield equal[start : start + portion]
+        size = item.parameter.numel()
+        if portion and elements + size > STACK_ELEMENTS:
+            yield portion
+            portion, elements = [], 0
+        portion.append(item)
+        elements += size
+    if portion:
+        yield portion
 
 
-def _momentum_(stack: Sequence[Item], group: Mapping[str, Any]) -> Sequence[Tensor]:
+def _momentum_(items: Sequence[Item], group: Mapping[str, Any]) -> Sequence[Tensor]:
     """Advance the momentum; return the directions to orthogonalize. Gradients stay as they are."""
-    for item in stack:
+    for item in items:
         if "momentum_buffer" not in item.state:
             item.state["momentum_buffer"] = _zeros_like(item.parameter)
-    buffers = [item.state["momentum_buffer"] for item in stack]
-    gradients = _gradients(stack)
+    buffers = [item.state["momentum_buffer"] for item in items]
+    gradients = _gradients(items)
     if group["maximize"]:
         gradients = list(torch._foreach_neg(gradients))
     momentum = float(group["momentum"])
@@ -104,31 +98,50 @@ def _momentum_(stack: Sequence[Item], group: Mapping[str, Any]) -> Sequence[Tens
     return torch._foreach_add(gradients, buffers, alpha=momentum)
 
 
-def _orthogonalize(directions: Tensor, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
+def _updates(
+    items: Sequence[Item], directions: Sequence[Tensor], group: Mapping[str, Any]
+) -> list[Tensor]:
+    """One update per item, shaped like its parameter: scale * U for each of its matrices.
+
+    Matrices of equal size, whatever parameter they are cut from and however they lie, are
+    orthogonalized together.
+    """
+    updates = [torch.empty(d.shape, dtype=d.dtype, device=d.device) for d in directions]
+    stacks: dict[tuple[object, ...], list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
+    for item, direction, update in zip(items, directions, updates, strict=True):
+        blocks = zip(item.view.cut(direction), item.view.cut(update), strict=True)
+        for source, target in blocks:
+            rows, columns = source.shape[::-1] if item.view.transposed else source.shape
+            scale = update_scale(rows, columns, group["adjust_lr_fn"])
+            if source.shape[0] > source.shape[1]:
+                source, target = source.mT, target.mT
+            key = (*source.shape, source.dtype, source.device)
+            stacks[key].append((source, target, scale))
+    for stack in stacks.values():
+        results = _orthogonalize(torch.stack([source for source, _, _ in stack]), group)
+        for (_, target, scale), result in zip(stack, results, strict=True):
+            torch.mul(result, scale, out=target)
+    return updates
+
+
+def _orthogonalize(directions: Tensor, group: Mapping[str, Any]) -> Tensor:
     """(k, m, n), m <= n -> (k, m, n)."""
     if group["outlier_quantile"] is not None:
         directions = clip_outliers(directions, group["outlier_quantile"])
     steps = group["ns_steps"]
     triples = lookup(directions.shape[-2:], group["coefficients"], steps).triples
-    dtype = iteration_dtype(group["ns_dtype"], parameter)
-    return newton_schulz(directions, triples, dtype=dtype)
+    return newton_schulz(directions, triples, dtype=iteration_dtype(group["ns_dtype"], directions))
 
 
 def _apply_(parameter: Tensor, update: Tensor, group: Mapping[str, Any]) -> None:
-    """W <- (1 - lr wd) W - lr scale U, rounded once."""
-    rows, columns = matrix_shape(parameter)
-    if rows > columns:
-        update = update.mT
-    update = scatter_like(update.reshape(parameter.shape), parameter)
+    """W <- (1 - lr wd) W - lr update, rounded once."""
     lr = group["lr"]
-    shrink = 1.0 - lr * group["weight_decay"]
-    rate = lr * update_scale(rows, columns, group["adjust_lr_fn"])
     value = parameter.to(update.dtype)  # the parameter itself, unless it is of low precision
-    value.mul_(shrink)
-    if isinstance(rate, Tensor):
-        value.sub_(update * rate)
+    value.mul_(1.0 - lr * group["weight_decay"])
+    if isinstance(lr, Tensor):
+        value.sub_(update * lr)
     else:
-        value.add_(update, alpha=-rate)
+        value.add_(update, alpha=-lr)
     if value is not parameter:
         parameter.copy_(value)
 
@@ -177,9 +190,3 @@ def _zeros_like(parameter: Tensor) -> Tensor:
 
 def _state_dtype(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
-
-
-def _as_wide(direction: Tensor) -> Tensor:
-    """Flatten to a matrix and transpose a tall one."""
-    matrix = direction.reshape(matrix_shape(direction))
-    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix

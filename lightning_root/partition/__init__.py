@@ -11,5 +11,14 @@ from lightning_root.partition.rules import Rules as Rules
 from lightning_root.partition.split import Partition as Partition
 from lightning_root.partition.split import partition_named as partition_named
 from lightning_root.partition.split import partition_parameters as partition_parameters
+from lightning_root.partition.views import MatrixView as MatrixView
 
-__all__ = ["Partition", "Role", "Route", "Rules", "partition_named", "partition_parameters"]
+__all__ = [
+    "MatrixView",
+    "Partition",
+    "Role",
+    "Route",
+    "Rules",
+    "partition_named",
+    "partition_parameters",
+]

@@ -15,16 +15,23 @@ Heads = dict[tuple[str, str], str]  # (module path, parameter's own name) -> rea
 def find_heads(entries: Sequence[Entry], modules: Mapping[str, nn.Module] | None) -> Heads:
     """Find the output heads and say what gave them away.
 
-    In this order: layers called like a head; a head tied to an embedding (nothing more to find);
-    a Linear called `fc`, `output`, ... at the top of the model; the last Linear, provided that no
-    other matrix comes after it. A head is never in a repeated block or in an auxiliary module.
+    In this order: layers called like a head; both ends of two towers; a head tied to an embedding
+    (nothing more to find); a layer called `fc`, `output`, ... at the top of the model; the last
+    Linear, provided that no other matrix comes after it. A head is never in a repeated block or in
+    an auxiliary module, and never what steers a norm.
     """
     every = sorted((p for e in entries for p in e.places), key=lambda place: place.index)
-    blocks, auxiliary = repeated_blocks(every, modules), auxiliary_modules(every)
+    every = [place for place in every if not any(map(names.is_modulation, place.path.split(".")))]
+    # Parallel heads are alike, and no blocks for that.
+    blocks = frozenset(
+        path for path in repeated_blocks(every, modules) if not _is_parallel_head(path)
+    )
+    auxiliary = auxiliary_modules(every)
     model = [place for place in every if not in_any(place.path, auxiliary)]
     free = [place for place in model if not in_any(place.path, blocks)]
 
     heads = _layers_called_head(model, free, modules) | _tables_called_head(free)
+    heads |= _ends_of_towers(free)
     if heads or any(_is_tied_head(entry) for entry in entries):
         return heads
     # One place a parameter: a module that is registered twice must not look like two.
@@ -42,24 +49,51 @@ def _layers_called_head(
     for place in (place for place in free if place.is_matrix):
         for path in (*names.ancestors(place.path)[1:], place.path):
             component = names.last_component(path)
-            if not names.is_head(component):
+            convolution = place.kind == "convolution" and names.is_convolution_head(component)
+            if not names.is_head(component) and not convolution:
                 continue
             if modules is not None and isinstance(modules[path], nn.ModuleDict | nn.ModuleList):
                 # Parallel heads, one for each task.
                 path = ".".join(place.path.split(".")[: path.count(".") + 2])
             groups[path] = component
+    outer = frozenset(ancestor for path in groups for ancestor in names.ancestors(path))
     heads: Heads = {}
     for path, component in groups.items():
         inner = [p for p in model if p.is_matrix and in_any(p.path, frozenset({path}))]
-        last = inner[-1]
-        if (
-            last in free
-            and last.kind in ("linear", "convolution")
-            and not _is_attention(path, inner)
-        ):
+        if path in outer or _is_attention(path, inner):
+            continue  # a head in a head is the narrower one
+        last = _last_of_head(path, inner)
+        if last is not None and last in free and last.kind in ("linear", "convolution"):
             called = "named" if last.path == path else "last layer of"
             heads[last.path, last.leaf] = f"output head: {called} '{component}'"
     return heads
+
+
+def _last_of_head(path: str, inner: Sequence[Place]) -> Place | None:
+    """Return the layer that computes a head's output, None when it is elsewhere."""
+    for place in reversed(inner):
+        parent, _, component = place.path.rpartition(".")
+        if parent == path and names.ends_head(component):
+            return place
+    last = inner[-1]
+    hidden = last.path != path and names.is_transform(names.last_component(last.path))
+    return None if hidden else last
+
+
+def _ends_of_towers(free: Sequence[Place]) -> Heads:
+    """Find the projections into a space that two towers share, such as images and texts."""
+    towers: dict[str, dict[str, Place]] = {}  # the towers' parent -> projection -> its last layer
+    for place in (place for place in free if place.kind == "linear"):
+        for path in (*names.ancestors(place.path)[1:], place.path):
+            parent, _, component = path.rpartition(".")
+            if names.leads_to_shared_space(component):
+                towers.setdefault(parent, {})[component] = place
+    return {
+        (place.path, place.leaf): f"output head: '{component}', one of {len(ends)}"
+        for ends in towers.values()
+        for component, place in ends.items()
+        if len(ends) > 1
+    }
 
 
 def _tables_called_head(free: Sequence[Place]) -> Heads:
@@ -67,16 +101,22 @@ def _tables_called_head(free: Sequence[Place]) -> Heads:
     return {
         (place.path, place.leaf): f"output head: named '{place.own_component}'"
         for place in free
-        if place.kind == "raw" and len(place.shape) == 2 and names.is_head(place.own_component)
+        if place.kind == "raw" and len(place.shape) > 1 and names.is_head(place.own_component)
     }
 
 
 def _called_head_at_top(free: Sequence[Place], top: str) -> Heads:
-    """Find the last Linear at the top of the model with a name that is only telling there."""
+    """Find the last layer at the top of the model with a name that is only telling there."""
     for place in reversed(free):
         parent, _, component = place.path.rpartition(".")
-        if place.kind == "linear" and parent == top and names.is_top_level_head(component):
+        if place.kind not in ("linear", "convolution"):
+            continue
+        if parent == top and names.is_top_level_head(component):
             return {(place.path, place.leaf): f"output head: named '{component}'"}
+        # Norm, activation, layer: a U-Net's `out`.
+        grandparent, _, holder = parent.rpartition(".")
+        if parent and grandparent == top and component.isdigit() and names.ends_head(holder):
+            return {(place.path, place.leaf): f"output head: last layer of '{holder}'"}
     return {}
 
 
@@ -91,6 +131,11 @@ def _last_linear(model: Sequence[Place], free: Sequence[Place], top: str) -> Hea
         return {}
     only = len({place.path for place in matrices}) == 1
     return {(last.path, last.leaf): f"output head: {'the only' if only else 'last'} Linear"}
+
+
+def _is_parallel_head(path: str) -> bool:
+    """Tell whether a module is one of several in a container called like a head."""
+    return names.is_head(names.last_component(path.rpartition(".")[0]))
 
 
 def _is_tied_head(entry: Entry) -> bool:

@@ -12,10 +12,12 @@ _STAND_INS = {"weight_v": "weight", "weight_orig": "weight"}
 # A module of this name computes the model's output, unless it sits in a repeated block.
 _HEADS = frozenset(
     "head heads lm_head classifier classifiers fc_out output_projection output_layer out_layer "
-    "score logits to_logits embed_out unembed unembedding head_dist predictions "
-    "seq_relationship qa_outputs cls_score bbox_pred last_linear final_linear "
-    "text_projection visual_projection".split()
+    "score logits to_logits embed_out unembed unembedding head_dist head_linear predictions "
+    "seq_relationship qa_outputs cls_score bbox_pred last_linear final_linear final_layer "
+    "class_embed bbox_embed outc".split()
 )
+# The same, for convolutions alone: speech models have a Linear `conv_out` behind their stem.
+_CONVOLUTION_HEADS = frozenset("conv_out to_rgb".split())
 _HEAD_SUFFIXES = (
     "_head",
     "_heads",
@@ -31,11 +33,23 @@ _OTHER_STEMS = frozenset(
     "multi attn attention self cross sa per each single num n pre conv".split()
 )
 
-# Too general to count anywhere but at the top of the model, and only for a Linear.
+# Too general to count anywhere but at the top of the model, and only for a single layer.
 _TOP_LEVEL_HEADS = frozenset(
-    "fc output out decoder readout prediction pred proj_out output_proj linear_out lin_out "
-    "out_linear final last".split()
+    "fc output out decoder generator readout prediction pred proj_out output_proj linear_out "
+    "lin_out out_linear out_conv conv_last final_conv conv_final final last".split()
 )
+
+# What ends a head that has other layers registered after it.
+_LAST_IN_HEAD = frozenset("out_proj proj_out output_proj output out fc_out decoder".split())
+
+# The hidden layer of a head, whose output is computed elsewhere: by the transposed embedding.
+_TRANSFORMS = frozenset("dense transform".split())
+
+# Both towers of a contrastive model end with one; alone it leads into a model.
+_SHARED_SPACE = re.compile(r"^(text|visual|vision|image|audio|video)_proj(ection)?$")
+
+# Linears that make a norm's scale and shift out of a condition.
+_MODULATION = re.compile(r"ada_?(ln|norm|rms|group)|modulation")
 
 # Linears that write to a residual stream. One of them can be the last Linear of a model
 # whose output is computed with the transposed embedding.
@@ -45,6 +59,9 @@ _HIDDEN = frozenset("out_proj o_proj c_proj down_proj to_out wo".split())
 _ATTENTION_PARTS = frozenset(
     "q k v query key value qkv q_proj k_proj v_proj qkv_proj to_q to_k to_v to_qkv c_attn".split()
 )
+
+# The factors of a low-rank adapter.
+_FACTOR = re.compile(r"lora_|hada_|lokr_", re.IGNORECASE)
 
 # Containers that hold a model's blocks, even when there is only one.
 _STACKS = frozenset("blocks layers layer h encoder_layers decoder_layers stages".split())
@@ -58,19 +75,22 @@ _POSITION = frozenset("pos position positions positional relative posemb posembe
 _EMBEDDING = frozenset("emb embs embed embeds embedding embeddings wte".split())
 _PROJECTION = frozenset("proj projection project".split())
 _TOKEN = frozenset("token tokens".split())
+_VECTORS = frozenset("latents queries".split())
+_BIAS = frozenset("bias biases".split())
 _TABLES = {
     "shared": "embedding",  # of encoder and decoder
     "codebook": "table",
     "prototypes": "table",
-    "latents": "table",
-    "queries": "table",
+    "latent_query": "table",
     "a_log": "decay rates",  # of state-space models, one for each entry
 }
 
-_PATCH = re.compile(r"patch_?emb|patchify|^conv_proj$|^patch_proj(ection)?$|^to_patch$")
+_PATCH = re.compile(
+    r"patch_?emb(?!.*_proj)|embed_patch|patchify|^conv_proj$|^patch_proj(ection)?$|^to_patch$"
+)
 
 # Leaves that say nothing by themselves: the module's name speaks for them.
-_MUTE = frozenset("weight w param parameter data value".split())
+_MUTE = frozenset("weight weights w param parameter data value".split())
 
 
 def canonical(name: str) -> str:
@@ -98,6 +118,26 @@ def ancestors(path: str) -> list[str]:
     return [".".join(parts[:depth]) for depth in range(len(parts))]
 
 
+def patterns(name: str) -> list[str]:
+    """Return globs that match a name, from the shortest to the name itself.
+
+    The shortest has the last two components, and more where these do not name the layer.
+    """
+    parts = name.split(".")
+    start = min(
+        [
+            len(parts) - 2,
+            *(i for i, part in enumerate(parts) if _FACTOR.match(part)),
+            *(i - 1 for i, part in enumerate(parts) if part == "parametrizations"),
+        ]
+    )
+    numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
+    start = max(start, 0, *(i + 1 for i in numbers if i + 1 < len(parts)))
+    ending = ".".join(parts[start:])
+    starred = ".".join("*" if part.isdigit() else part for part in parts)
+    return list(dict.fromkeys([f"*.{ending}" if start else ending, starred, name]))
+
+
 def last_component(path: str) -> str:
     """Return what follows the last dot of `path`."""
     return path.rpartition(".")[2]
@@ -105,6 +145,8 @@ def last_component(path: str) -> str:
 
 def own_component(path: str, leaf: str) -> str:
     """Return the component that names a tensor: its own, or its module's if it is `weight`."""
+    if leaf.isdigit():  # of a ParameterList
+        path, _, leaf = path.rpartition(".")
     return last_component(path) if leaf in _MUTE and path else leaf
 
 
@@ -119,9 +161,34 @@ def is_head(component: str) -> bool:
     )
 
 
+def is_convolution_head(component: str) -> bool:
+    """Tell whether a component names the convolution that computes a model's output."""
+    return component.lower() in _CONVOLUTION_HEADS
+
+
 def is_top_level_head(component: str) -> bool:
     """Tell whether a component names the output head if it is a Linear at the top of a model."""
     return component.lower() in _TOP_LEVEL_HEADS
+
+
+def ends_head(component: str) -> bool:
+    """Tell whether a component names the last layer of a head, also where others follow it."""
+    return component.lower() in _LAST_IN_HEAD
+
+
+def is_transform(component: str) -> bool:
+    """Tell whether a component names a head's hidden layer."""
+    return component.lower() in _TRANSFORMS
+
+
+def leads_to_shared_space(component: str) -> bool:
+    """Tell whether a component names what one of two towers ends with."""
+    return _SHARED_SPACE.match(component.lower()) is not None
+
+
+def is_modulation(component: str) -> bool:
+    """Tell whether a component names what steers a norm."""
+    return _MODULATION.search(component.lower()) is not None
 
 
 def is_hidden(component: str) -> bool:
@@ -132,6 +199,11 @@ def is_hidden(component: str) -> bool:
 def is_attention_part(component: str) -> bool:
     """Tell whether a component names a query, key or value projection."""
     return component.lower() in _ATTENTION_PARTS
+
+
+def factor_component(name: str) -> str | None:
+    """Return the component that names a factor of a low-rank adapter, None when there is none."""
+    return next((part for part in name.split(".") if _FACTOR.match(part)), None)
 
 
 def is_stack(component: str) -> bool:
@@ -160,4 +232,17 @@ def table_kind(component: str) -> str | None:
         return "embedding"
     if words[-1] in _TOKEN:
         return "learned token"
+    if not _VECTORS.isdisjoint(words):
+        return "table"
     return _TABLES.get(component.lower())
+
+
+def is_bias(component: str) -> bool:
+    """Tell whether a component names biases: one for each expert or each head makes a table."""
+    return not _BIAS.isdisjoint(component.lower().split("_"))
+
+
+def is_position_bias(component: str) -> bool:
+    """Tell whether a component names biases of positions, which may be a Linear of one-hots."""
+    words = {*component.lower().split("_")}
+    return is_bias(component) and not words.isdisjoint(_POSITION | {"rel", "relative"})

@@ -57,6 +57,8 @@ class Place:
     @property
     def own_component(self) -> str:
         """The component of the name that is about this parameter."""
+        if isinstance(self.module, nn.ParameterDict) and names.table_kind(self.leaf) is None:
+            return names.last_component(self.path)  # the dict's: its keys are anybody's words
         return names.own_component(self.path, self.leaf)
 
     @property
@@ -128,6 +130,14 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     ):
         cls = base
     return cls
+
+
+def is_conv1d(module: nn.Module | None) -> bool:
+    """Tell whether a module is transformers' Conv1D: a Linear with its weight as (in, out)."""
+    if module is None or plain_class(module).__name__ != "Conv1D":
+        return False
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.shape[1:] == (getattr(module, "nf", None),)
 
 
 def is_container(cls: type[nn.Module]) -> bool:

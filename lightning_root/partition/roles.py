@@ -1,17 +1,24 @@
 """Decide the role of one parameter from its places, and say why."""
 
 import math
-import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
-from lightning_root.partition import names
+from lightning_root.partition import experts, names
+from lightning_root.partition.cuts import Hint, written
 from lightning_root.partition.heads import Heads
 from lightning_root.partition.places import Convolution, Entry, Place
 from lightning_root.partition.routes import Role
 
-Decision = tuple[Role, str]
+
+class Decision(NamedTuple):
+    """A role with its reason, and the value of the rule that would change a role in doubt."""
+
+    role: Role
+    reason: str
+    hint: Hint | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,20 +40,22 @@ def decide(entry: Entry, context: Context) -> Decision:
     ndim = len(place.shape)
     for other in entry.places:
         if other.kind == "embedding":
-            return "adamw", f"embedding{_ties(entry)}"
+            return Decision("adamw", f"embedding{_ties(entry)}")
     if ndim == 0:
-        return "adamw", "scalar: 0 dimensions"
+        return Decision("adamw", "scalar: 0 dimensions")
     if ndim == 1:
-        return "adamw", "bias or gain: 1 dimension"
+        return Decision("adamw", "bias or gain: 1 dimension")
     for other in entry.places:
         if reason := context.heads.get((other.path, other.leaf)):
-            return "adamw", reason
+            return Decision("adamw", reason)
         if other.kind == "raw" and (table := names.table_kind(other.own_component)):
-            return "adamw", f"{table}: named '{other.own_component}'{_ties(entry)}"
+            return Decision("adamw", f"{table}: named '{other.own_component}'{_ties(entry)}")
+    if _is_bias(place):
+        return Decision("adamw", f"biases: named '{place.own_component}'")
     if place.kind == "norm":
-        return "adamw", f"gain of {place.owner or 'a norm'}"
+        return Decision("adamw", f"gain of {place.owner or 'a norm'}")
     if _is_vector(place):
-        return "adamw", f"vector in effect: shape {place.shape}"
+        return Decision("adamw", f"vector in effect: shape {place.shape}")
     if place.kind == "convolution":
         return _convolution(place, context)
     return _raw(place) if place.kind == "raw" else _matrix(place)
@@ -69,6 +78,13 @@ def _ties(entry: Entry) -> str:
     return f", tied to {tied[0]}{more}" if tied else ""
 
 
+def _is_bias(place: Place) -> bool:
+    """Tell whether these are biases, by name: of each head or expert, or of relative positions."""
+    own = place.own_component
+    is_position = place.kind == "linear" and names.is_position_bias(own)  # applied to one-hots
+    return is_position or (place.kind == "raw" and names.is_bias(own))
+
+
 def _is_vector(place: Place) -> bool:
     """Tell whether nothing is left to orthogonalize: one row, one column, or no entry at all."""
     shape = place.shape
@@ -81,15 +97,27 @@ def _convolution(place: Place, context: Context) -> Decision:
     """Decide about a convolution: (out, in / groups, *kernel), or transposed (in, out, *kernel)."""
     first = place.path == context.first_convolution
     channels, groups, tiles = _geometry(place, first)
-    if tiles and (component := names.patch_component(place.path)):
-        return "adamw", f"input embedding: named '{component}'"
+    component = names.patch_component(place.path)
+    if tiles and component and (first or channels <= 4):  # later ones merge hidden patches
+        return Decision("adamw", f"input embedding: named '{component}'")
+    if groups == channels > 1:
+        return Decision("adamw", f"depthwise convolution: {groups} groups")
     if groups > 1:
-        kind = "depthwise" if groups == channels else "grouped"
-        return "adamw", f"{kind} convolution: {groups} groups"
-    if tiles and first and channels <= 4 and place.module is not None:
-        return "adamw", "input embedding: patches of the raw input"
+        return _grouped(place, groups)
+    # Nothing hidden has as few channels as an image; latents have four.
+    if tiles and channels <= (4 if first else 3) and place.module is not None:
+        return Decision("adamw", "input embedding: patches of the raw input")
     owner = place.owner or "convolution"
-    return "root", f"{owner} weight, flattened to {flattened(place)}"
+    return Decision("root", f"{owner} weight, flattened to {flattened(place)}")
+
+
+def _grouped(place: Place, groups: int) -> Decision:
+    """Decide about a grouped convolution, where each group is a matrix of its own."""
+    rows, columns = flattened(place)
+    block = (rows // groups, columns)
+    if 1 in block:
+        return Decision("adamw", f"grouped convolution: {groups} vectors of shape {block}")
+    return Decision("root", f"{place.owner} weight, {groups} groups")
 
 
 def _geometry(place: Place, first: bool) -> tuple[int, int, bool]:
@@ -108,28 +136,51 @@ def _matrix(place: Place) -> Decision:
     """Decide about the weight of a Linear, an attention or a recurrent layer."""
     if place.kind == "attention":
         stacked = place.leaf == "in_proj_weight"
-        return "root", "attention: q, k, v stacked" if stacked else f"attention: {place.leaf[0]}"
+        part = "q, k, v stacked" if stacked else place.leaf[0]
+        return Decision("root", f"attention: {part}")
     if place.kind == "recurrent":
-        return "root", f"{place.owner or 'recurrent'} weight"
+        return Decision("root", f"{place.owner or 'recurrent'} weight")
     if component := names.patch_component(place.path):
-        return "adamw", f"input embedding: named '{component}'"
+        return Decision("adamw", f"input embedding: named '{component}'")
     is_torch = isinstance(place.module, nn.Linear)
-    return "root", f"{'Linear' if is_torch else place.owner or '2-D'} weight"
+    owner = "Linear" if is_torch else place.owner or "2-D"
+    return Decision("root", f"{owner} weight{_factor(place)}", _factor_hint(place))
 
 
 def _raw(place: Place) -> Decision:
     """Decide about a parameter of a custom module, by its shape."""
     shape, owner = place.shape, f" of {place.owner}" if place.owner else ""
     if shape[0] == 1:
-        return "adamw", f"table: leading dimension of 1, shape {shape}"
+        return Decision("adamw", f"table: leading dimension of 1, shape {shape}")
     if any(map(names.is_auxiliary, place.path.split("."))):
-        return "adamw", f"beside the model: in '{place.path}'"  # such as a loss's class prototypes
+        # Such as a loss's class prototypes.
+        return Decision("adamw", f"beside the model: in '{place.path}'")
+    if experts.is_bias(place):
+        return Decision("adamw", f"biases: named '{place.leaf}'")
+    if experts.is_stack(place):
+        return Decision("root", f"experts{owner}")
     if len(shape) == 2:
-        return "root", f"2-D weight{owner}"
-    # By its last components, so that equal blocks give equal reasons.
-    ending = re.split(r"(?:^|\.)\d+\.", place.name)[-1].split(".")[-2:]
-    pattern = ".".join(ending) if place.name.split(".") == ending else f"*.{'.'.join(ending)}"
-    return "adamw", (
-        f"{len(shape)} dimensions{owner}: the rule ('{pattern}', 'root') would flatten it to "
-        f"{flattened(place)}"
+        return Decision("root", f"2-D weight{owner}{_factor(place)}", _factor_hint(place))
+    hint: dict[str, int | tuple[int, ...]] = {"stack": len(shape) - 2}
+    count, matrix = math.prod(shape[:-2]), shape[-2:]
+    return Decision(
+        "adamw",
+        f"{len(shape)} dimensions{owner}: {written(hint)} would make it {count} blocks of {matrix}",
+        hint,
     )
+
+
+def _factor(place: Place) -> str:
+    """Say that a matrix is one of the two factors of a low-rank adapter.
+
+    Each factor is orthogonalized on its own, as everybody does who gives adapters to Muon. That is
+    not the steepest descent of their product, which the hint leaves for the user to weigh:
+    https://arxiv.org/abs/2606.12921 treats both together, others give the first to Adam.
+    """
+    component = names.factor_component(place.name)
+    return f", factor '{component}': by custom like any matrix" if component else ""
+
+
+def _factor_hint(place: Place) -> Hint | None:
+    """Propose AdamW for the factors of adapters."""
+    return "adamw" if names.factor_component(place.name) else None

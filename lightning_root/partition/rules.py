@@ -1,29 +1,61 @@
-"""The user's rules: globs on names, first match wins, a rule that matches nothing is an error."""
+"""The user's rules: globs on names, first match wins, a rule that matches nothing is an error.
+
+A rule gives a role, "root" or "adamw", or says how to cut a parameter into matrices: a mapping with
+`rows` and `columns` (sizes of blocks, or a number of equal blocks), `stack` (leading dimensions
+that count matrices), `transposed` and `role` ("root" unless it is given), or a `MatrixView`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any
 
-from lightning_root.partition.places import Entry
+from lightning_root.partition.places import Entry, Place
 from lightning_root.partition.routes import Role
+from lightning_root.partition.spec import CutSpec
+from lightning_root.partition.views import MatrixView
 
-Rules = Mapping[str, Role] | Sequence[tuple[str, Role]]
+RuleValue = Role | Mapping[str, Any] | MatrixView
+Rules = Mapping[str, RuleValue] | Sequence[tuple[str, RuleValue]]
 
 
-class Rule(NamedTuple):
-    """A glob on whole names and the role that it gives."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """A glob on whole names, the role that it gives, and how to cut what it matches.
+
+    Args:
+        pattern: The glob.
+        role: The role of what matches.
+        cut: The user's cut; None leaves it to what the module tells.
+    """
 
     pattern: str
     role: Role
+    cut: CutSpec | None = None
+
+    def view(self, place: Place) -> MatrixView | None:
+        """Return the user's cut of a parameter, None when it is taken whole.
+
+        Raises:
+            ValueError: When the cut does not fit the parameter's shape.
+        """
+        assert self.cut is not None
+        try:
+            return self.cut.resolve(place.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"`rules` must fit what they match, but {self.pattern!r} cannot cut "
+                f"{place.name!r} of shape {place.shape}: {error}"
+            ) from None
 
 
 def parse_rules(rules: Rules | None) -> tuple[Rule, ...]:
     """Check the user's rules and bring them into one form.
 
     Raises:
-        TypeError: When `rules` is not a mapping or a sequence of pairs.
-        ValueError: When a role is unknown.
+        TypeError: When `rules` is not a mapping or a sequence of pairs, or a size no integer.
+        ValueError: When a role or the key of a cut is unknown, or a size is not positive.
     """
     pairs: object = rules.items() if isinstance(rules, Mapping) else rules or ()
     if not isinstance(pairs, Iterable):
@@ -35,12 +67,38 @@ def _parse(pair: object) -> Rule:
     """Check one rule."""
     match pair:
         case (str() as pattern, "root" | "adamw" as role):
-            return Rule(pattern, role)
+            return Rule(pattern=pattern, role=role)
+        case (str() as pattern, MatrixView() as view):
+            return Rule(pattern=pattern, role="root", cut=CutSpec.of_view(view))
+        case (str() as pattern, Mapping() as cut):
+            return _parse_cut(pattern, cut)
         case (str() as pattern, role):
             raise ValueError(
-                f"`rules` must give the role 'root' or 'adamw', got {role!r} for {pattern!r}."
+                f"`rules` must give the role 'root' or 'adamw', or a cut such as {{'rows': 3}}, "
+                f"got {role!r} for {pattern!r}."
             )
     raise _malformed(pair)
+
+
+def _parse_cut(pattern: str, cut: Mapping[Any, Any]) -> Rule:
+    """Check a rule that says how to cut."""
+    sizes = {key: value for key, value in cut.items() if key != "role"}
+    match cut.get("role", "root"):
+        case "root" | "adamw" as role:
+            pass
+        case other:
+            raise ValueError(
+                f"`rules` must give the role 'root' or 'adamw', got {other!r} for {pattern!r}."
+            )
+    if role == "adamw" and sizes:
+        raise ValueError(
+            f"`rules` may cut only what goes to 'root', but {pattern!r} gives the role 'adamw' "
+            f"and {', '.join(map(repr, sizes))}; leave one of them out."
+        )
+    try:
+        return Rule(pattern=pattern, role=role, cut=CutSpec.parse(sizes) if sizes else None)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`rules` for {pattern!r}: {error}") from None
 
 
 def _malformed(got: object) -> TypeError:

@@ -3,16 +3,21 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_root.partition import places, table
+from lightning_root.partition.cuts import Cut, written
+from lightning_root.partition.fused import find_cut
 from lightning_root.partition.heads import find_heads
+from lightning_root.partition.names import patterns
 from lightning_root.partition.places import Entry
-from lightning_root.partition.roles import Context, decide
-from lightning_root.partition.routes import Role, Route
+from lightning_root.partition.roles import Context, Decision, decide
+from lightning_root.partition.routes import Route
 from lightning_root.partition.rules import Rule, Rules, apply_rules, check_alive, parse_rules
+from lightning_root.partition.views import MatrixView, describe
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,28 +60,37 @@ class Partition:
 def partition_parameters(module: nn.Module, *, rules: Rules | None = None) -> Partition:
     """Decide which of a module's parameters ROOT orthogonalizes, and which AdamW updates.
 
-    ROOT takes hidden matrices: the weights of Linears, attention, recurrent layers, and of
-    convolutions, flattened to (out, in * kernel). AdamW takes what is not one: embeddings
+    ROOT takes hidden matrices: the weights of Linears, attention, recurrent layers, experts, and
+    of convolutions, flattened to (out, in * kernel). AdamW takes what is not one: embeddings
     (also when tied to the head), output heads, patch embeddings, norms, biases, position tables
-    and tokens, depthwise and grouped convolutions, and stacks of three and more dimensions.
-    Types and ties decide before names; each route says why. Frozen parameters are left
+    and tokens, depthwise convolutions, and stacks of three and more dimensions that are not
+    experts. Types and ties decide before names; each route says why. Frozen parameters are left
     out, so partition again after unfreezing. No tensor's data is read.
+
+    Several matrices in one parameter (q, k and v; gate and up; groups of a convolution; experts)
+    are cut apart by the route's `view` where the module tells how. Where it does not, they stay
+    together, the reason says so, and the table ends with the rule that would cut them. The factors
+    of adapters (LoRA) are matrices like any other; a rule gives them to AdamW.
 
     The output head is the layer with a usual name (`lm_head`, `head`, `classifier`, ...), or else
     the last Linear, but never one in a repeated block.
 
     Args:
         module: The model, or what wraps it: a LightningModule, `torch.compile`, `fully_shard`.
-        rules: Decisions of yours, which come first: globs on whole parameter names with
-            "root" or "adamw". First match wins; a tied parameter answers to all its names.
+        rules: Decisions of yours, which come first: globs on whole parameter names with "root",
+            "adamw", or a cut for ROOT as plain data, such as `{"rows": [256, 64, 64]}` (sizes),
+            `{"columns": 12}` (equal blocks), `{"stack": 1}` (the first dimension counts matrices),
+            `{"rows": 1}` (whole), `{"transposed": True}` (stored as (in, out)). "root" leaves the
+            cut to what the module tells. First match wins; a tied parameter answers to all names.
 
     Returns:
         The routes, ready to print, and the parameter groups.
 
     Raises:
         TypeError: When `module` is not a module or `rules` are not pairs.
-        ValueError: When a rule matches nothing, names an unknown role or sends a vector to "root";
-            when a parameter is not initialized; when there is nothing to train.
+        ValueError: When a rule matches nothing, names an unknown role, sends a vector to "root" or
+            does not fit the shape that it cuts; when a parameter is not initialized; when there is
+            nothing to train.
 
     Example:
         >>> from torch import nn
@@ -93,8 +107,8 @@ def partition_parameters(module: nn.Module, *, rules: Rules | None = None) -> Pa
         3.weight   (10, 64)   AdamW  output head: last Linear
         3.bias     (10,)      AdamW  bias or gain: 1 dimension
         <BLANKLINE>
-        ROOT:  1 matrix, 2.0 k parameters (18.7 %)
-        AdamW: 4 tensors, 8.9 k parameters (81.3 %)
+        ROOT:  1 matrix, 2.0 k parameters (18.7 %), work 92.5 %
+        AdamW: 4 tensors, 8.9 k parameters (81.3 %), work 7.5 %
         >>> partition_parameters(model, rules={"3.weight": "root"})
         Partition(root=2, adamw=3)
     """
@@ -162,20 +176,60 @@ def _partition(
     context = Context(
         heads=find_heads(entries, modules), first_convolution=next(convolutions, None)
     )
-    routed = [(e, *_decide(e, parsed, context)) for e in entries if e.trainable]
+    trained = [entry for entry in entries if entry.trainable]
+    decided = [_decide(entry, parsed, context, modules) for entry in trained]
+    hints = {e.name: written(d.hint) for e, (d, _) in zip(trained, decided, strict=True) if d.hint}
     return Partition(
         routes=tuple(
-            Route(name=entry.name, shape=entry.shape, role=role, reason=reason)
-            for entry, role, reason in routed
+            Route(
+                name=entry.name,
+                shape=entry.shape,
+                role=decision.role,
+                reason=decision.reason,
+                view=view,
+                suggestion=_suggestion(entry.name, hints, [other.name for other in trained]),
+            )
+            for entry, (decision, view) in zip(trained, decided, strict=True)
         ),
-        parameters=tuple(entry.parameter for entry, _, _ in routed),
+        parameters=tuple(entry.parameter for entry in trained),
     )
 
 
-def _decide(entry: Entry, rules: Sequence[Rule], context: Context) -> tuple[Role, str]:
-    """Ask the user's rules, then the parameter itself."""
-    rule = apply_rules(rules, entry)
-    return decide(entry, context) if rule is None else (rule.role, f"rule {rule.pattern!r}")
+def _decide(
+    entry: Entry,
+    rules: Sequence[Rule],
+    context: Context,
+    modules: Mapping[str, nn.Module] | None,
+) -> tuple[Decision, MatrixView | None]:
+    """Ask the user's rules, then the parameter itself; the reason tells also about the cut."""
+    place, rule = entry.places[0], apply_rules(rules, entry)
+    if rule is None:
+        decision = decide(entry, context)
+    else:
+        decision = Decision(rule.role, f"rule {rule.pattern!r}")
+    if decision.role == "adamw":
+        return decision, None
+    if rule is not None and rule.cut is not None:
+        cut = Cut(view=rule.view(place))
+    else:
+        cut = find_cut(place, modules)
+    blocks = describe(cut.view, entry.shape) if cut.view is not None else ""
+    reason = f"{decision.reason}, {blocks}" if blocks else decision.reason
+    if rule is None and cut.note:
+        return Decision("root", reason + cut.note, cut.hint), cut.view
+    return Decision("root", reason, decision.hint), cut.view
+
+
+def _suggestion(name: str, hints: Mapping[str, str], all_names: Sequence[str]) -> str | None:
+    """Write the rule that a hint proposes, with a pattern that covers nothing else."""
+    if name not in hints:
+        return None
+    pattern = next(
+        pattern
+        for pattern in [*patterns(name), name]
+        if all(hints.get(n) == hints[name] for n in all_names if fnmatchcase(n, pattern))
+    )
+    return f'"{pattern}": {hints[name]}'
 
 
 def _checked_pair(pair: object) -> tuple[str, Tensor]:

@@ -25,9 +25,10 @@ Cells = tuple[str, str, str, str]
 
 
 def render(routes: Sequence[Route]) -> str:
-    """Return the table as plain text of at most 110 columns, with totals for both rules at its end.
+    """Return the table as plain text of at most 110 columns, with totals for both rules below it.
 
-    Names and reasons that are too long go on in the next line.
+    Names and reasons that are too long go on in the next line. Work is the share of a step's
+    operations. At the end come rules for what is in doubt, if anything is.
     """
     rows = _rows(routes)
     columns = list(zip(_HEADER, *rows, strict=True))
@@ -39,7 +40,7 @@ def render(routes: Sequence[Route]) -> str:
     lines = [_line(_HEADER, widths), _GAP.join("-" * width for width in widths)]
     for row in rows:
         lines += _cell_lines(row, widths)
-    return "\n".join([*lines, "", *_totals(routes)])
+    return "\n".join([*lines, "", *_totals(routes), *_suggestions(routes)])
 
 
 def _rows(routes: Sequence[Route]) -> list[Cells]:
@@ -91,7 +92,8 @@ def _cell_lines(row: Cells, widths: Sequence[int]) -> list[str]:
     """Lay out one row, on several lines when its name or reason is too long."""
     name, shape, rule, reason = row
     names = _wrap(re.findall(r"(?:\{[^}]*\}|[^. ])+\.?|\s+x\d+$", name), widths[0])
-    reasons = _wrap(re.findall(r"\S+\s*", reason), widths[3])
+    # Shapes and rules stay in one piece.
+    reasons = _wrap(re.findall(r"(?:\([\d, ]+\)|\{[^{}]*\}|\S)+\s*", reason), widths[3])
     cells = zip_longest(names, [shape], [rule], reasons, fillvalue="")
     return [_line(line, widths) for line in cells]
 
@@ -115,18 +117,46 @@ def _line(cells: Iterable[str], widths: Iterable[int]) -> str:
 
 
 def _totals(routes: Sequence[Route]) -> list[str]:
-    """Count tensors and parameters for both rules."""
+    """Count matrices or tensors, parameters, and the work of a step for both rules."""
     total = sum(math.prod(route.shape) for route in routes)
+    work = {role: sum(_work(r) for r in routes if r.role == role) for role in _NOUNS}
     lines = []
     for role, (singular, plural) in _NOUNS.items():
-        sizes = [math.prod(route.shape) for route in routes if route.role == role]
-        share = 100 * sum(sizes) / max(total, 1)
-        noun = singular if len(sizes) == 1 else plural
-        label = f"{_LABELS[role]}:"
+        chosen = [route for route in routes if route.role == role]
+        size = sum(math.prod(route.shape) for route in chosen)
+        count = sum(len(route.matrices) for route in chosen) if role == "root" else len(chosen)
+        counted = f"{count} {singular if count == 1 else plural}"
+        if count != len(chosen):
+            counted += f" in {len(chosen)} tensor{'s' if len(chosen) != 1 else ''}"
+        share = 100 * size / max(total, 1)
+        effort = 100 * work[role] / max(sum(work.values()), 1)
         lines.append(
-            f"{label:6} {len(sizes)} {noun}, {_human(sum(sizes))} parameters ({share:.1f} %)"
+            f"{_LABELS[role] + ':':6} {counted}, {_human(size)} parameters ({share:.1f} %), "
+            f"work {effort:.1f} %"
         )
     return lines
+
+
+def _work(route: Route) -> int:
+    """Estimate the operations of one step.
+
+    ROOT's are five Newton-Schulz iterations: for an m x n matrix, m <= n, each multiplies it with
+    its transpose and with a polynomial of that (4 m^2 n) and squares (2 m^3). AdamW's are about 15
+    per entry.
+    """
+    if route.role == "adamw":
+        return 15 * math.prod(route.shape)
+    sides = (sorted(matrix) for matrix in route.matrices)
+    return sum(20 * m**2 * n + 10 * m**3 for m, n in sides)
+
+
+def _suggestions(routes: Sequence[Route]) -> list[str]:
+    """List the rules that would settle what is in doubt, to be pasted into YAML or Python."""
+    proposed = dict.fromkeys(route.suggestion for route in routes if route.suggestion)
+    if not proposed:
+        return []
+    entries = (f"  {rule}," for rule in proposed)
+    return ["", "In doubt; rules that would change it:", "rules: {", *entries, "}"]
 
 
 def _human(number: int) -> str:

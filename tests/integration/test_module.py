@@ -300,6 +300,41 @@ class StopAt(L.Callback):
             trainer.should_stop = True
 
 
+def test_parameters_unfrozen_during_training_are_taken_in():
+    class Unfreeze(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            if trainer.global_step == 4:
+                module.body[1].requires_grad_(True)
+
+    model = MixedNet()
+    model.body[1].requires_grad_(False)
+    before = weights(model)
+    fit = trainer(callbacks=[Unfreeze()])
+    fit.fit(model)
+    assert split(fit.optimizers[0]) == EXPECTED_SPLIT
+    assert moved(before, weights(model)) == set(before)
+
+
+def test_lightnings_finetuning_callback_unfreezes_with_the_right_rules():
+    class Finetune(L.callbacks.BaseFinetuning):
+        def freeze_before_training(self, module):
+            self.freeze(module.body)
+
+        def finetune_function(self, module, epoch, optimizer):
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(module.body, optimizer)
+
+    model = MixedNet()
+    before = weights(model)
+    fit = trainer(callbacks=[Finetune()], limit_train_batches=4)
+    model.root_options = {"lr": 1e-2, "schedule": None}  # schedulers know the groups of the start
+    fit.fit(model)
+    groups = split(fit.optimizers[0])
+    assert groups["root"] == []
+    assert groups["root.1"] == EXPECTED_SPLIT["root"]
+    assert moved(before, weights(model)) == set(before)
+
+
 def test_non_finite_gradients_are_counted_and_reported_at_the_end():
     class Poisoned(MixedNet):
         def on_before_optimizer_step(self, optimizer):

@@ -76,6 +76,33 @@ def test_binding_keeps_to_a_selection_of_tensors():
     assert all(name.startswith("a.") for name in bound)
 
 
+def test_binding_twice_still_keeps_to_the_selection():
+    model = nn.ModuleDict({"a": GPT(tied=False), "b": GPT(tied=False)})
+    optimizer = ROOT(list(model["a"].named_parameters(prefix="a")))
+    for _ in range(2):
+        optimizer.bind(model)
+        bound = [name for group in optimizer.param_groups for name in group["param_names"]]
+        assert len(bound) == len(list(model["a"].parameters()))
+    assert optimizer.unbound() == []
+
+
+def test_binding_again_leaves_added_groups_as_they_are():
+    model = GPT(tied=False)
+    model.blocks[1].requires_grad_(False)
+    model.wte.requires_grad_(False)
+    optimizer = ROOT(model.parameters(), lr=1.0)
+    model.blocks[1].requires_grad_(True)
+    optimizer.add_param_group({"params": list(model.blocks[1].parameters()), "lr": 0.1})
+    model.wte.requires_grad_(True)
+    assert optimizer.unbound() == ["wte.weight"]
+    optimizer.bind(model)
+    assert optimizer.unbound() == []
+    assert "wte.weight" in names(optimizer)["adamw"]
+    everything = sorted(name for group in names(optimizer).values() for name in group)
+    assert everything == sorted(name for name, _ in model.named_parameters())
+    assert {n.split(".")[1] for n in names(optimizer)["root.1"]} == {"1"}
+
+
 def test_an_empty_optimizer_is_bound_later_and_schedulers_stay_valid():
     optimizer = ROOT([], lr=1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)

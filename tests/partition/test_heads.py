@@ -104,6 +104,63 @@ HEADS = {
         lambda: Children(emb=nn.Embedding(9, 4), rnn=nn.LSTM(4, 4), decoder=linear()),
         {"decoder.weight"},
     ),
+    "what steers the norm of the head": (
+        lambda: Children(
+            trunk=linear(),
+            final_layer=Children(linear=linear(), adaLN_modulation=nn.Sequential(linear())),
+        ),
+        {"final_layer.linear.weight"},
+    ),
+    "what steers the last norm": (
+        lambda: Children(trunk=linear(), end=linear(), adaLN_modulation=two_layers()),
+        {"end.weight"},
+    ),
+    "head in a head": (
+        lambda: Children(
+            decode_head=Children(classifier=nn.Conv2d(4, 2, 1), bottleneck=nn.Conv2d(4, 4, 3))
+        ),
+        {"decode_head.classifier.weight"},
+    ),
+    "head with its last layer registered before others": (
+        lambda: Children(
+            score_head=Children(proj_out=linear(), layers=nn.ModuleList([linear(), linear()]))
+        ),
+        {"score_head.proj_out.weight"},
+    ),
+    "hidden layer of a head whose output is tied": (
+        lambda: Children(lm_head=Children(dense=linear()), end=linear()),
+        {"end.weight"},
+    ),
+    "nothing but a hidden layer in a head": (
+        lambda: Children(trunk=linear(), classifier=Children(dense=linear())),
+        {"classifier.dense.weight"},
+    ),
+    "parallel heads of several layers": (
+        lambda: Children(bbox_embed=nn.ModuleList([residual(), residual()])),
+        {"bbox_embed.0.down.weight", "bbox_embed.1.down.weight"},
+    ),
+    "two towers": (
+        lambda: Children(text_projection=linear(), image_projection=two_layers(), late=linear()),
+        {"text_projection.weight", "image_projection.2.weight"},
+    ),
+    "images projected into a language model": (
+        lambda: Children(visual_projection=linear(), output=linear(), conv=nn.Conv2d(4, 4, 3)),
+        {"output.weight"},
+    ),
+    "convolution that ends a U-Net": (
+        lambda: Children(conv_in=nn.Conv2d(3, 8, 3), conv_out=nn.Conv2d(8, 3, 3), mid=linear()),
+        {"conv_out.weight"},
+    ),
+    "Linear that ends a convolutional stem": (
+        lambda: Children(conv_out=linear(), lm_head=linear()),
+        {"lm_head.weight"},
+    ),
+    "norm and convolution called out": (
+        lambda: Children(
+            time=linear(), out=nn.Sequential(nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 3)), mid=linear()
+        ),
+        {"out.1.weight"},
+    ),
     "loss with a layer, after the model": (
         lambda: Wrapper(mlp(4, 8, 2), loss=two_layers(), val_metric=linear()),
         {"model.2.weight"},

@@ -61,12 +61,12 @@ KINDS = {
     "embedding": (RotaryEmbedding(frequencies=(3, 4)), "adamw", "embedding"),
     "bag": (nn.EmbeddingBag(9, 4), "adamw", "embedding"),
     "linear": (BitLinear(weight=(3, 4)), "root", "BitLinear weight"),
-    "gru": (nn.GRUCell(3, 4, bias=False), "root", "GRUCell weight"),
+    "rnn": (nn.RNNCell(3, 4, bias=False), "root", "RNNCell weight"),
     "conv1d": (nn.Conv1d(6, 8, 3, bias=False), "root", "Conv1d weight, flattened to (8, 18)"),
     "transposed": (
         nn.ConvTranspose2d(6, 8, 2, 2, bias=False),
         "root",
-        "ConvTranspose2d weight, flattened to (6, 32)",
+        "ConvTranspose2d weight, flattened to (6, 32), stored as (in, out)",
     ),
     "one filter": (
         nn.Conv2d(3, 1, 3, bias=False),
@@ -108,13 +108,12 @@ def test_kinds_of_parameters(kind: str):
 
 
 def test_more_dimensions_need_the_rule_that_the_reason_names():
-    model = Children(experts=nn.ModuleList([Parameters(bank=(2, 3, 4)) for _ in range(2)]))
+    model = Children(mixers=nn.ModuleList([Parameters(bank=(2, 3, 4)) for _ in range(2)]))
     (reason,) = set(reasons(partition_parameters(model)).values())
-    assert reason == (
-        "3 dimensions of Parameters: the rule ('*.bank', 'root') would flatten it to (2, 12)"
-    )
-    partition = partition_parameters(model, rules={"*.bank": "root"})
-    assert names(partition, "root") == {"experts.0.bank", "experts.1.bank"}
+    assert reason == ('3 dimensions of Parameters: {"stack": 1} would make it 2 blocks of (3, 4)')
+    for rule in ("root", {"stack": 1}):
+        partition = partition_parameters(model, rules={"*.bank": rule})
+        assert names(partition, "root") == {"mixers.0.bank", "mixers.1.bank"}
 
 
 def test_parametrized_weights_count_as_the_weight():

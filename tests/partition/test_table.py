@@ -29,8 +29,8 @@ def test_golden():
         "blocks.{0..1}.down.weight  x2  (4, 8)    ROOT   Linear weight",
         "blocks.{0..1}.down.bias  x2    (4,)      AdamW  bias or gain: 1 dimension",
         "",
-        "ROOT:  4 matrices, 128 parameters (9.5 %)",
-        "AdamW: 5 tensors, 1.2 k parameters (90.5 %)",
+        "ROOT:  4 matrices, 128 parameters (9.5 %), work 41.1 %",
+        "AdamW: 5 tensors, 1.2 k parameters (90.5 %), work 58.9 %",
     ]
 
 
@@ -102,5 +102,5 @@ def test_totals_count_in_readable_units():
         model = Children(wte=nn.Embedding(1000, 2), a=nn.Linear(2000, 1550, bias=False))
         model.head = nn.Linear(1000, 258, bias=False)
     *_, root, adamw = str(partition_parameters(model)).splitlines()
-    assert root == "ROOT:  1 matrix, 3.1 M parameters (92.3 %)"
-    assert adamw == "AdamW: 2 tensors, 260.0 k parameters (7.7 %)"
+    assert root == "ROOT:  1 matrix, 3.1 M parameters (92.3 %), work 100.0 %"
+    assert adamw == "AdamW: 2 tensors, 260.0 k parameters (7.7 %), work 0.0 %"

@@ -1,0 +1,219 @@
+"""How a parameter is cut into matrices: the one description that partition and optimizer share."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixView:
+    """How a parameter is cut into matrices: data, not behaviour of a module.
+
+    The parameter is seen as (stack..., rows, columns): its first `stack` dimensions count matrices,
+    the next one holds the rows, and all that follow are flattened into the columns, as for a
+    convolution. Then rows and columns are cut. Matrices are in the order of the stack, in it of
+    the row blocks, in these of the column blocks.
+
+    Args:
+        stack: How many leading dimensions count matrices; 1 for a stack of experts.
+        rows: Sizes of the row blocks, None for one block.
+        columns: Sizes of the column blocks, None for one block.
+        transposed: Whether the parameter is stored as (in, out), as in transformers' Conv1D: for
+            scales that tell rows from columns. Blocks keep the orientation of the parameter.
+
+    Raises:
+        TypeError: When `stack` or a size is not an integer, or sizes are not a tuple.
+        ValueError: When `stack` is negative, or a size is not positive.
+
+    Example:
+        >>> view = MatrixView(rows=(4, 2, 2))  # grouped queries: q, k, v
+        >>> view.matrices((8, 6))
+        [(4, 6), (2, 6), (2, 6)]
+        >>> weight = torch.zeros(8, 6)
+        >>> for number, block in enumerate(view.cut(weight)):
+        ...     _ = block.fill_(number)
+        >>> weight[:, 0].tolist()
+        [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
+    """
+
+    stack: int = 0
+    rows: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.stack) is not int or not isinstance(self.transposed, bool):
+            raise TypeError(
+                "`stack` must be an integer and `transposed` a boolean, got "
+                f"{self.stack!r} and {self.transposed!r}."
+            )
+        if self.stack < 0:
+            raise ValueError(
+                f"`stack` must be >= 0, got {self.stack}; 1 is right for a stack of experts."
+            )
+        for name, sizes in (("rows", self.rows), ("columns", self.columns)):
+            _check_sizes(name, sizes)
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Refuse a parameter that this view does not fit.
+
+        Args:
+            shape: Shape of the whole parameter.
+
+        Raises:
+            ValueError: When too few dimensions are left for a matrix, or sizes do not add up.
+        """
+        shape = tuple(shape)
+        if len(shape) < self.stack + 2:
+            raise ValueError(
+                f"`stack` must leave two dimensions for the matrices, got {self.stack} for the "
+                f"shape {shape}; at most {max(len(shape) - 2, 0)} is possible."
+            )
+        extents = (shape[self.stack], math.prod(shape[self.stack + 1 :]))
+        for name, sizes, extent in zip(
+            ("rows", "columns"), (self.rows, self.columns), extents, strict=True
+        ):
+            if sizes is not None and sum(sizes) != extent:
+                raise ValueError(
+                    f"`{name}` must add up to the {extent} {name} of shape {shape}, got "
+                    f"{_listed(sizes)} = {sum(sizes)}."
+                )
+
+    def matrices(self, shape: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the shape of each matrix, in the order of `cut`.
+
+        Args:
+            shape: Shape of the whole parameter.
+
+        Raises:
+            ValueError: When the view does not fit the shape.
+        """
+        self.check(shape)
+        rows = self.rows or (shape[self.stack],)
+        columns = self.columns or (math.prod(shape[self.stack + 1 :]),)
+        return list(product(rows, columns)) * math.prod(shape[: self.stack])
+
+    def cut(self, tensor: Tensor) -> list[Tensor]:
+        """Cut a tensor into its matrices.
+
+        Args:
+            tensor: The whole parameter, or anything of its shape: a gradient, a momentum.
+
+        Returns:
+            2-D blocks. They are views, and writing into them writes `tensor`, where `is_view`;
+            otherwise they are copies, for `paste` to write back.
+
+        Raises:
+            ValueError: When the view does not fit the shape.
+        """
+        self.check(tensor.shape)
+        return [
+            columns
+            for matrix in self._matrices_of(tensor)
+            for rows in _narrowed(matrix, 0, self.rows)
+            for columns in _narrowed(rows.flatten(1), 1, self.columns)
+        ]
+
+    def paste(self, tensor: Tensor, blocks: Sequence[Tensor]) -> None:
+        """Write blocks back to where `cut` takes them from, whatever the memory of `tensor`.
+
+        Not needed after an update in place of blocks that are views.
+
+        Args:
+            tensor: What is written, of the whole parameter's shape.
+            blocks: One block for each matrix, in the order of `cut`.
+
+        Raises:
+            ValueError: When blocks are missing or left over, have a wrong shape, or when the view
+                does not fit the tensor.
+        """
+        expected, got = self.matrices(tensor.shape), [tuple(block.shape) for block in blocks]
+        if got != expected:
+            raise ValueError(
+                f"`blocks` must be {_described(expected)}, got {_described(got)}; pass what "
+                "`cut` returned."
+            )
+        # Blocks that are views of `tensor` must not change while it is written.
+        memory = tensor.untyped_storage().data_ptr()
+        alias = [block.untyped_storage().data_ptr() == memory for block in blocks]
+        remaining = iter([b.clone() if a else b for b, a in zip(blocks, alias, strict=True)])
+        for matrix in self._matrices_of(tensor):
+            for target in _narrowed(matrix, 0, self.rows):
+                parts = [next(remaining) for _ in self.columns or (0,)]
+                whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+                target.copy_(whole.reshape(target.shape))
+
+    def is_view(self, tensor: Tensor) -> bool:
+        """Tell whether the blocks that `cut` returns share their memory with `tensor`.
+
+        Always, unless there are dimensions to flatten that do not follow each other in memory, as
+        in a convolution in `torch.channels_last`.
+        """
+        self.check(tensor.shape)
+        flattened = [
+            (size, stride)
+            for size, stride in list(zip(tensor.shape, tensor.stride(), strict=True))[
+                self.stack + 1 :
+            ]
+            if size != 1
+        ]
+        inner = flattened[1:]
+        return tensor.numel() == 0 or all(
+            stride == size * next_stride
+            for (_, stride), (size, next_stride) in zip(flattened, inner, strict=False)
+        )
+
+    def _matrices_of(self, tensor: Tensor) -> Iterator[Tensor]:
+        """Walk the stack; each entry is a view of (rows, ...)."""
+        for index in product(*map(range, tensor.shape[: self.stack])):
+            yield tensor[index] if index else tensor
+
+
+def describe(view: MatrixView, shape: Sequence[int]) -> str:
+    """Say in words what a view makes of a shape: "3 blocks of (256, 256)", "" if nothing."""
+    matrices = view.matrices(shape)
+    words = [_described(matrices)] if len(matrices) > 1 else []
+    return ", ".join([*words, "stored as (in, out)"] if view.transposed else words)
+
+
+def _described(matrices: Sequence[tuple[int, ...]]) -> str:
+    """Count equal shapes: "3 blocks of (4, 6)", "blocks of (8, 6), 2 x (4, 6)"."""
+    count = Counter(matrices)
+    if len(count) == 1:
+        ((shape, times),) = count.items()
+        return f"{times} block{'s' if times > 1 else ''} of {shape}"
+    if len(count) > 3:
+        return f"{len(matrices)} blocks of {len(count)} shapes"
+    parts = (f"{times} x {shape}" if times > 1 else str(shape) for shape, times in count.items())
+    return f"blocks of {', '.join(parts)}" if count else "no blocks"
+
+
+def _check_sizes(name: str, sizes: object) -> None:
+    """Check the sizes of row or column blocks."""
+    if sizes is None:
+        return
+    if not isinstance(sizes, tuple) or any(type(size) is not int for size in sizes):
+        raise TypeError(f"`{name}` must be None or a tuple of integers, got {sizes!r}.")
+    if not sizes or min(sizes) < 1:
+        raise ValueError(
+            f"`{name}` must hold positive sizes, got {sizes}; None is one block of all {name}."
+        )
+
+
+def _narrowed(matrix: Tensor, dim: int, sizes: tuple[int, ...] | None) -> list[Tensor]:
+    """Cut one dimension; `narrow` gives views that may be written in place one by one."""
+    if sizes is None:
+        return [matrix]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [matrix.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    """Write a sum, shortened when it is long."""
+    head = " + ".join(map(str, sizes[:4]))
+    return f"{head} + ..." if len(sizes) > 4 else head
