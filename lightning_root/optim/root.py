@@ -74,7 +74,8 @@ class ROOT(torch.optim.Optimizer):
         rules: Globs on parameter names that override the split, first match wins. The value is
             "adamw", "root", or how a matrix rule cuts the parameter: {"*.qkv.weight": {"rows": 3}}
             for three equal row blocks, {"rows": [256, 64, 64]} for unequal ones, "columns"
-            likewise, {"stack": 1} for a stack of matrices; see `MatrixView`.
+            likewise, {"stack": 1} for a stack of matrices; see `MatrixView`. A name stands for the
+            rules of a family that needs them: "xlnet", "funnel".
 
     A parameter that holds several matrices (fused q, k and v, gates, experts, the groups of a
     convolution) is updated as those matrices are, each with its own threshold and scale, where the
@@ -126,7 +127,7 @@ class ROOT(torch.optim.Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         ns_dtype: OrthogonalizationDtype = "auto",
-        rules: Mapping[str, Literal["root", "adamw"] | dict[str, Any]] | None = None,
+        rules: Mapping[str, Literal["root", "adamw"] | dict[str, Any]] | str | None = None,
     ) -> None:
         defaults = {
             "lr": lr,

@@ -2,7 +2,8 @@
 
 A rule gives a role, "root" or "adamw", or says how to cut a parameter into matrices: a mapping with
 `rows` and `columns` (sizes of blocks, or a number of equal blocks), `stack` (leading dimensions
-that count matrices), `transposed` and `role` ("root" unless it is given), or a `MatrixView`.
+that count matrices), `transposed` and `role` ("root" unless it is given), or a `MatrixView`. A
+single name stands for the rules of a family, see `presets`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,12 +13,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lightning_root.partition.places import Entry, Place
+from lightning_root.partition.presets import preset
 from lightning_root.partition.routes import Role
 from lightning_root.partition.spec import CutSpec
 from lightning_root.partition.views import MatrixView
 
 RuleValue = Role | Mapping[str, Any] | MatrixView
-Rules = Mapping[str, RuleValue] | Sequence[tuple[str, RuleValue]]
+Rules = Mapping[str, RuleValue] | Sequence[tuple[str, RuleValue]] | str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +57,10 @@ def parse_rules(rules: Rules | None) -> tuple[Rule, ...]:
 
     Raises:
         TypeError: When `rules` is not a mapping or a sequence of pairs, or a size no integer.
-        ValueError: When a role or the key of a cut is unknown, or a size is not positive.
+        ValueError: When a preset, a role or the key of a cut is unknown, or a size is not positive.
     """
+    if isinstance(rules, str):
+        rules = preset(rules)
     pairs: object = rules.items() if isinstance(rules, Mapping) else rules or ()
     if not isinstance(pairs, Iterable):
         raise _malformed(pairs)

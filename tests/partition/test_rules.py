@@ -60,7 +60,9 @@ def test_a_vector_cannot_go_to_root():
 def test_unknown_roles_and_malformed_rules_are_refused():
     with pytest.raises(ValueError, match=r"'root' or 'adamw'.*, got 'muon' for '0.weight'"):
         partition_parameters(mlp(2, 2), rules={"0.weight": "muon"})  # type: ignore[dict-item]
-    for malformed in ("0.weight", ("0.weight", "root"), [("0.weight", "root", 1)], [3], 3):
+    with pytest.raises(ValueError, match=r"the name of a preset .*, got '0.weight'"):
+        partition_parameters(mlp(2, 2), rules="0.weight")
+    for malformed in (("0.weight", "root"), [("0.weight", "root", 1)], [3], 3):
         with pytest.raises(TypeError, match="`rules` must be a mapping or a list of pairs"):
             partition_parameters(mlp(2, 2), rules=malformed)  # type: ignore[arg-type]
 
