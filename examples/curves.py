@@ -73,12 +73,17 @@ def describe(folder: Path) -> str:
     options = optimizer.get("init_args", {})
     name = optimizer["class_path"].rpartition(".")[2]
     coefficients = options.get("coefficients")
-    variant = f" ({coefficients})" if isinstance(coefficients, str) else ""
+    words = [coefficients] if isinstance(coefficients, str) else []
+    if "outlier_quantile" in options and options["outlier_quantile"] is None:
+        words.append("no threshold")
+    variant = f" ({', '.join(words)})" if words else ""
     return f"{name}{variant}, lr {options.get('lr', 'default')}"
 
 
-def draw(curves: Sequence[Curve], tag: str, output: Path) -> None:
+def draw(curves: Sequence[Curve], tag: str, output: Path, *, steps_only: bool = False) -> None:
     """Draw `curves` over steps (left) and over minutes (right) into the image file `output`.
+
+    Minutes compare runs only if each had the machine to itself; `steps_only` leaves them out.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
@@ -89,18 +94,19 @@ def draw(curves: Sequence[Curve], tag: str, output: Path) -> None:
         raise ModuleNotFoundError(
             'drawing needs matplotlib; install it with `pip install "lightning-root[plot]"`'
         ) from error
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    over_steps, over_minutes = figure.subplots(1, 2, sharey=True)
+    panels = ["step"] if steps_only else ["step", "minutes since the start of the run"]
+    figure = Figure(figsize=(2 + 4 * len(panels), 4), layout="constrained")
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.5}
-    for curve in curves:
-        over_steps.plot(curve.steps, curve.values, label=curve.label, **style)
-        over_minutes.plot(curve.minutes, curve.values, **style)
-    over_steps.set(xlabel="step", ylabel=tag)
-    over_minutes.set(xlabel="minutes since the start of the run")
-    for axes in (over_steps, over_minutes):
+    for axes, panel in zip(row, panels, strict=True):
+        for curve in curves:
+            times = curve.steps if panel == "step" else curve.minutes
+            axes.plot(times, curve.values, label=curve.label, **style)
+        axes.set(xlabel=panel)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    over_steps.legend(frameon=False)
+    row[0].set(ylabel=tag)
+    row[0].legend(frameon=False)
     figure.savefig(output, dpi=150)
 
 
@@ -117,9 +123,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="image to write (default: curves.png)",
     )
     parser.add_argument("--tag", default="val/loss", help="metric to draw (default: val/loss)")
+    parser.add_argument(
+        "--steps-only", action="store_true", help="leave out the panel over wall time"
+    )
     options = parser.parse_args(arguments)
     try:
-        draw([read_curve(run, options.tag) for run in options.runs], options.tag, options.output)
+        draw(
+            [read_curve(run, options.tag) for run in options.runs],
+            options.tag,
+            options.output,
+            steps_only=options.steps_only,
+        )
     except (ValueError, ModuleNotFoundError) as error:
         parser.error(str(error))
     print(f"{len(options.runs)} runs drawn to {options.output}")
