@@ -126,9 +126,10 @@ class ROOTMixin:
         class Net(ROOTMixin, LightningModule): ...
 
     An optimizer that the class configures itself is replaced, with a message; its learning rate is
-    kept where it is AdamW's or Adam's, because ROOT's updates have the same size. A
-    `configure_optimizers` that returns a ROOT is left alone, and `--optimizer` on the command line
-    goes before both. For `lightning.pytorch` and `pytorch_lightning` alike.
+    kept where it is AdamW's or Adam's, because ROOT's updates have the same size. Several
+    optimizers are left as they are, with a warning, and so is a `configure_optimizers` that returns
+    a ROOT. `--optimizer` on the command line goes before all of these. For `lightning.pytorch` and
+    `pytorch_lightning` alike.
 
     Attributes:
         root_options: Options of the factory `configure_optimizers`, to be set in the class or on
@@ -186,6 +187,13 @@ def _with_root(module: Any, configured: Any) -> Any:
     """`configured` if it has a ROOT in it, or else a ROOT in its place."""
     replaced = list(_optimizers(configured))
     if any(isinstance(optimizer, ROOT) for optimizer in replaced):
+        return configured
+    if len(replaced) > 1:
+        rank_zero_warn(
+            f"ROOTMixin leaves the {len(replaced)} optimizers of `{type(module).__name__}` as they "
+            "are: one ROOT cannot stand for several. Return a `ROOT(part.parameters())` for each "
+            "part of the model there"
+        )
         return configured
     options = dict(module.root_options)
     if len(replaced) == 1 and isinstance(replaced[0], torch.optim.Adam | torch.optim.AdamW):

@@ -18,7 +18,7 @@ from lightning_root.functional import Triple
 LARGEST_OUTPUT = 1.3
 """A fitted triple may not send any singular value in [0, 1.02] above this."""
 
-_GRID = torch.linspace(0.0, 1.05, 512, dtype=torch.float64)
+_GRID = torch.linspace(0.0, 1.05, 512, dtype=torch.float64, device="cpu")
 """Where the fit is told to stay bounded; that it does is then certified exactly."""
 
 
@@ -49,7 +49,7 @@ def fit_triple(shape: Shape, steps: int = 5) -> Triple:
 
 def mean_square_error(triples: list[Triple], sigma: Tensor, weight: Tensor) -> float:
     """Mean of (p_T(sigma) - 1)^2 under a quadrature (sigma, weight), both of shape (nodes,)."""
-    return float(_error(torch.tensor(triples, dtype=torch.float64), sigma, weight))
+    return float(_error(torch.tensor(triples, dtype=torch.float64, device="cpu"), sigma, weight))
 
 
 def _error(triples: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _compose(triples: Tensor, x: Tensor) -> Tensor:
 
 
 def _minimise(start: Triple, sigma: Tensor, weight: Tensor, steps: int) -> Triple:
-    triple = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    triple = torch.tensor(start, dtype=torch.float64, device="cpu", requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [triple],
         max_iter=100,

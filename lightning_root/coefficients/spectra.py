@@ -29,7 +29,7 @@ def marchenko_pastur(rows: int, columns: int, nodes: int = 1024) -> tuple[Tensor
     """
     m, n = sorted((rows, columns))
     ratio = m / n
-    phi = (torch.arange(nodes, dtype=torch.float64) + 0.5) * (math.pi / nodes)
+    phi = (torch.arange(nodes, dtype=torch.float64, device="cpu") + 0.5) * (math.pi / nodes)
     eigenvalue = 1.0 + ratio + 2.0 * math.sqrt(ratio) * phi.cos()
     weight = phi.sin().square() / eigenvalue
     return (eigenvalue / m).sqrt().clamp_(max=1.0), weight / weight.sum()

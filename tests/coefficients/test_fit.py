@@ -51,6 +51,14 @@ def test_the_fit_is_the_papers_triple(shape):
     assert fit_triple(shape) == pytest.approx(TABLE_1[shape], abs=1e-3)
 
 
+def test_the_fit_stays_on_the_host_whatever_the_default_device():
+    """A fit takes hundreds of tiny operations, and NPUs have no float64."""
+    with torch.device("meta"):
+        assert fit_triple((33, 77)) == fit_triple((33, 77))
+        fit_triple.cache_clear()
+        assert all(isinstance(value, float) for value in fit_triple((33, 77)))
+
+
 @pytest.mark.parametrize("shape", [(2048, 8192), (2048, 16384)])
 def test_the_fit_is_better_and_bounded_where_the_papers_is_not_the_optimum(shape):
     spectrum = marchenko_pastur(*shape)

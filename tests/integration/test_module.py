@@ -141,6 +141,21 @@ def test_the_mixin_leaves_a_root_of_the_users_own_alone():
     assert fit.lr_scheduler_configs == []
 
 
+def test_the_mixin_leaves_several_optimizers_alone_and_says_so():
+    class Pair(ROOTMixin, L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.a, self.b = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=1.0) for part in (self.a, self.b)]
+
+    with pytest.warns(UserWarning, match="leaves the 2 optimizers of `Pair`"):
+        kept = Pair().configure_optimizers()
+    assert [type(optimizer) for optimizer in kept] == [torch.optim.SGD] * 2
+
+
 def test_super_reaches_the_mixins_optimizer():
     class Net(ROOTMixin, PlainNet):
         def configure_optimizers(self):
