@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import settings
 
 from tests.distributed.pool import GlooPool
 
 torch.set_num_threads(1)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -20,6 +21,17 @@ def is_sharded(tensor: Tensor) -> bool:
 def gather(tensor: Tensor) -> Tensor:
     """The whole tensor on every rank; a plain tensor is returned as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def reshard(module: nn.Module) -> None:
+    """Put the sharded parameters of FSDP2 back where a forward pass has left whole ones.
+
+    Without a backward pass, as in validation, `module.parameters()` yields the whole parameters
+    until the next step; the sharded ones are those that are trained.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def scatter_like(whole: Tensor, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_root.distributed import all_ranks_agree, is_sharded
+from lightning_root.distributed import all_ranks_agree, is_sharded, reshard
 from lightning_root.optim.groups import Group, Groups, members, stale_names
 from lightning_root.optim.update import Item
 from lightning_root.partition import MatrixView
@@ -36,6 +36,7 @@ def check_bound(groups: Groups, module: nn.Module | None) -> None:
                 stacklevel=5,
             )
         return
+    reshard(module)
     stale = stale_names(groups, module)
     if stale:
         raise RuntimeError(

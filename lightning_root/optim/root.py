@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from lightning_root.coefficients import CoefficientName
+from lightning_root.distributed import reshard
 from lightning_root.functional import AdjustLR
 from lightning_root.optim.binding import Named, module_behind, split
 from lightning_root.optim.checkpoint import align_by_name, restore_precision
@@ -30,6 +31,7 @@ from lightning_root.optim.guard import check_bound, collect
 from lightning_root.optim.options import OrthogonalizationDtype, check_options, plain_coefficients
 from lightning_root.optim.update import adamw_update_, root_update_
 from lightning_root.partition import MatrixView, Partition, Rules, partition_parameters
+from lightning_root.partition.names import canonical
 
 
 class ROOT(torch.optim.Optimizer):
@@ -190,6 +192,7 @@ class ROOT(torch.optim.Optimizer):
         """
         if rules is not None:
             self._rules = rules
+        reshard(module)
         if self._own_groups:
             stale = stale_names(self.param_groups, module)
             replace_stale(self.param_groups, module, stale)
@@ -211,9 +214,10 @@ class ROOT(torch.optim.Optimizer):
         module = self.module
         if module is None or self._selection:
             return []
-        bound = {id(parameter) for group in self.param_groups for parameter in group["params"]}
-        live = module.named_parameters()
-        return [name for name, p in live if p.requires_grad and id(p) not in bound]
+        # By name: after a validation, FSDP2's parameters are other objects until the next step.
+        bound = {name for _, name, _ in members(self.param_groups)}
+        live = [(canonical(name), p) for name, p in module.named_parameters()]
+        return [name for name, p in live if p.requires_grad and name not in bound]
 
     @overload
     def step(self, closure: None = None) -> None: ...

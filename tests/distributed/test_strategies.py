@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning_root import ROOT, ROOTCLI, ROOTBinder, ROOTMixin
 from tests.integration.models import (
     EXPECTED_SPLIT,
+    Batches,
     LazyNet,
     PlainNet,
     ShardedNet,
@@ -37,7 +38,27 @@ class MixedShardedNet(ROOTMixin, ShardedNet):
     root_options = OPTIONS
 
 
+class Validated:
+    """Forward passes without a backward pass: FSDP2 leaves whole parameters in the module then."""
+
+    def validation_step(self, batch, index):
+        self.log("val", PlainNet.training_step(self, batch, index))
+
+    def val_dataloader(self):
+        return Batches()
+
+
+class ValidatedNet(Validated, MixedNet):
+    pass
+
+
+class ValidatedShardedNet(Validated, MixedShardedNet):
+    pass
+
+
 NETS = {
+    "validated": ValidatedNet,
+    "validated_sharded": ValidatedShardedNet,
     "plain": PlainNet,
     "lazy": LazyNet,
     "sharded": ShardedNet,
@@ -74,6 +95,24 @@ def with_mixin(rank, ranks, net, strategy_name, folder=None):
         half.save_checkpoint(folder)
         fit = trainer(strategy=strategy(strategy_name, ranks), devices=ranks)
         fit.fit(model, ckpt_path=folder)
+    return split(fit.optimizers[0]), weights(model)
+
+
+def with_validation(rank, ranks, net, strategy_name, before_fit):
+    """Validate before the first step (sanity check or `validate`) and between steps."""
+    quiet()
+    model = NETS[net]()
+    fit = trainer(
+        strategy=strategy(strategy_name, ranks),
+        devices=ranks,
+        num_sanity_val_steps=0 if before_fit else 2,
+        limit_val_batches=2,
+        val_check_interval=3,
+        check_val_every_n_epoch=None,
+    )
+    if before_fit:
+        fit.validate(model, verbose=False)
+    fit.fit(model)
     return split(fit.optimizers[0]), weights(model)
 
 
@@ -134,6 +173,13 @@ def assert_same(results, expected):
 )
 def test_the_mixin_trains_as_on_one_process(gloo_pool, net, name):
     assert_same(gloo_pool.run(with_mixin, net, name), alone(mixed=True))
+
+
+@pytest.mark.parametrize("before_fit", [False, True])
+@pytest.mark.parametrize(("net", "name"), [("validated", "ddp"), ("validated_sharded", "fsdp2")])
+def test_validation_before_and_between_steps_changes_nothing(gloo_pool, net, name, before_fit):
+    results = gloo_pool.run(with_validation, net, name, before_fit)
+    assert_same(results, alone(mixed=True))
 
 
 @pytest.mark.parametrize(("net", "name"), [("mixed", "ddp"), ("mixed_sharded", "fsdp2")])
