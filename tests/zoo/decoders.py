@@ -128,8 +128,8 @@ DECODERS = {
             "transformer.mask_emb": "learned token",
             "*.rel_attn.r_?_bias": "biases, one row for each attention head",
             "*.rel_attn.seg_embed": "segment embedding",
-            "*.rel_attn.[qkvor]": "three dimensions: a rule has to tell rows from columns",
         },
+        preset="xlnet",
         idle={
             "transformer.mask_emb": "stands for tokens to predict, which no mapping names here",
             "*.rel_attn.r_s_bias": "for segments, which are not given",

@@ -6,7 +6,6 @@ what the code happens to do.
 
 import sys
 
-from lightning_root.partition import partition_parameters
 from tests.zoo.catalogue import ZOO
 from tests.zoo.golden import FOLDER, golden_file, render
 
@@ -15,7 +14,7 @@ def main(names: list[str]) -> None:
     """Write the golden files of some architectures, of all by default."""
     FOLDER.mkdir(exist_ok=True)
     for name in names or ZOO:
-        golden_file(name).write_text(render(partition_parameters(ZOO[name].made())))
+        golden_file(name).write_text(render(ZOO[name].partition(ZOO[name].made())))
     if not names:
         for path in FOLDER.iterdir():
             if path.stem not in ZOO:

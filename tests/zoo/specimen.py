@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_root.partition import Partition, partition_parameters
+
 VOCABULARY = 48
 WIDTH = 16
 
@@ -30,6 +32,7 @@ class Specimen:
             with the reason.
         blind: Globs on names of parameters that the loss does not depend on, each with the reason:
             their gradient is what rounding leaves, which may be nothing.
+        preset: Name of the preset that the family needs, None for nearly all.
     """
 
     build: Callable[[], nn.Module]
@@ -37,6 +40,11 @@ class Specimen:
     aside: Mapping[str, str]
     idle: Mapping[str, str] = field(default_factory=dict)
     blind: Mapping[str, str] = field(default_factory=dict)
+    preset: str | None = None
+
+    def partition(self, model: nn.Module) -> Partition:
+        """Partition a model as its users would."""
+        return partition_parameters(model, rules=self.preset)
 
     def made(self) -> nn.Module:
         """Build the model, always with the same weights.

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root import ROOT
-from lightning_root.partition import Partition, partition_parameters
+from lightning_root.partition import Partition
 from tests.zoo.catalogue import ZOO
 from tests.zoo.golden import FOLDER, golden_file, render
 from tests.zoo.specimen import KEY_BIASES, covered
@@ -30,7 +30,7 @@ SHARDED = ("gpt2", "mixtral", "wav2vec2", "unet")
 @cache
 def split(name: str) -> Partition:
     """Partition an architecture once for all tests that only read."""
-    return partition_parameters(ZOO[name].made())
+    return ZOO[name].partition(ZOO[name].made())
 
 
 def roles(partition: Partition) -> list[tuple[str, str]]:
@@ -81,7 +81,7 @@ def test_matrices_make_up_their_parameter(name: str):
 @pytest.mark.parametrize("name", ZOO)
 def test_every_trainable_parameter_is_in_exactly_one_group(name: str):
     model = ZOO[name].made()
-    groups = partition_parameters(model).groups()
+    groups = ZOO[name].partition(model).groups()
     grouped = [id(parameter) for group in groups for _, parameter in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
@@ -93,7 +93,8 @@ def test_one_step_moves_every_parameter_that_has_a_gradient(name: str):
     model = specimen.made()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in trainable.items()}
-    optimizer = ROOT(model.parameters(), weight_decay=0.0)  # decay alone would move everything
+    # Decay alone would move everything.
+    optimizer = ROOT(model.parameters(), weight_decay=0.0, rules=specimen.preset)
     specimen.loss(model).backward()
     optimizer.step()
     assert not optimizer.skipped
@@ -108,7 +109,7 @@ def test_one_step_moves_every_parameter_that_has_a_gradient(name: str):
 def test_compiling_changes_nothing(name: str):
     compiled = torch.compile(ZOO[name].made(), backend="eager")
     assert all(key.startswith("_orig_mod.") for key, _ in compiled.named_parameters())
-    assert partition_parameters(compiled) == split(name)
+    assert ZOO[name].partition(compiled) == split(name)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -116,14 +117,14 @@ def test_checkpointing_the_blocks_changes_nothing(name: str):
     model = ZOO[name].made()
     for parent, child_name, child in blocks(model):
         parent.register_module(child_name, checkpoint_wrapper(child))
-    assert partition_parameters(model) == split(name)
+    assert ZOO[name].partition(model) == split(name)
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_ddp_changes_nothing(name: str, lone_process_group: None):
     ddp = DistributedDataParallel(ZOO[name].made())
-    assert partition_parameters(ddp.module) == split(name)
-    assert roles(partition_parameters(ddp)) == [
+    assert ZOO[name].partition(ddp.module) == split(name)
+    assert roles(ZOO[name].partition(ddp)) == [
         (f"module.{name}", role) for name, role in roles(split(name))
     ]
 
@@ -136,7 +137,7 @@ def sharded_splits(rank: int, world_size: int, names: tuple[str, ...]) -> list[P
         for _, _, block in reversed([*blocks(model)]):  # from the inside out
             fully_shard(block)
         fully_shard(model)
-        found.append(Partition(partition_parameters(model).routes, ()))
+        found.append(Partition(ZOO[name].partition(model).routes, ()))
     return found
 
 
