@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_root.module import ROOTBinder
 from lightning_root.optim import ROOT
-from lightning_root.partition import partition_parameters
+from lightning_root.partition import Rules, partition_parameters
 
 
 class SchedulerInterval(Callback):
@@ -81,10 +81,10 @@ class ROOTCLI(LightningCLI):
 class PartitionTrainer(Trainer):
     """A Trainer with one more entry point, so that the command line has one more subcommand."""
 
-    def partition(self, model: LightningModule) -> None:
+    def partition(self, model: LightningModule, rules: Rules | None = None) -> None:
         """Show which parameter gets which rule and why, without training."""
         model.configure_model()
-        print(partition_parameters(model))
+        print(partition_parameters(model, rules=rules))
 
 
 class MainCLI(ROOTCLI):
@@ -93,7 +93,7 @@ class MainCLI(ROOTCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """LightningCLI's subcommands, and `partition`."""
-        return {**LightningCLI.subcommands(), "partition": {"model"}}
+        return {**LightningCLI.subcommands(), "partition": {"model", "rules"}}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer; for `partition` one that any machine has, whatever the run is meant for."""
@@ -106,8 +106,8 @@ class MainCLI(ROOTCLI):
         del datamodule
         optimizer = self._get(self.config, "optimizer") or {}
         options = optimizer.get("init_args") or {}
-        model.configure_model()
-        print(partition_parameters(model, rules=options.get("rules")))
+        assert isinstance(self.trainer, PartitionTrainer)
+        self.trainer.partition(model, options.get("rules"))
 
 
 def main() -> None:

@@ -93,7 +93,8 @@ class ROOTBinder(Callback):
             _show(trainer, "\n\n".join(str(partition) for partition in partitions))
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, WarmupDecayLR):
-                config.scheduler.resolve(int(trainer.estimated_stepping_batches))
+                if config.scheduler.max_steps is None:
+                    config.scheduler.resolve(_run_length(pl_module))
                 config.interval = "step"
 
     def on_train_batch_start(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import lightning_root.coefficients
 from lightning_root.coefficients import lookup, marchenko_pastur, mean_square_error, output_range
+from lightning_root.coefficients.fit import compose
 from lightning_root.coefficients.schedules import CANS, MUON, NEWTON_SCHULZ, POLAR_EXPRESS, QUINTIC
 from lightning_root.functional import Triple
 
@@ -56,14 +57,6 @@ def objective(triples: Tensor, spectrum: Spectrum) -> Tensor:
     sigma, weight = spectrum
     error = (weight * (compose(triples, sigma) - 1.0).square()).sum()
     return error + 10.0 * (compose(triples, GRID) - 1.15).clamp(min=0.0).square().mean()
-
-
-def compose(triples: Tensor, x: Tensor) -> Tensor:
-    """p_T at every x, held within 10 so that a wild line search does not overflow."""
-    for a, b, c in triples:
-        square = x * x
-        x = (x * (a + square * (b + square * c))).clamp(-10.0, 10.0)
-    return x
 
 
 def descend(start: list[Triple], spectrum: Spectrum) -> tuple[list[Triple], float]:

@@ -53,10 +53,11 @@ def mean_square_error(triples: list[Triple], sigma: Tensor, weight: Tensor) -> f
 
 
 def _error(triples: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
-    return (weight * (_compose(triples, sigma) - 1.0).square()).sum()
+    return (weight * (compose(triples, sigma) - 1.0).square()).sum()
 
 
-def _compose(triples: Tensor, x: Tensor) -> Tensor:
+def compose(triples: Tensor, x: Tensor) -> Tensor:
+    """p_T at every x, held within 10 on the way; `triples` has the shape (T, 3)."""
     for a, b, c in triples:
         square = x * x
         x = x * (a + square * (b + square * c))
@@ -77,7 +78,7 @@ def _minimise(start: Triple, sigma: Tensor, weight: Tensor, steps: int) -> Tripl
     def closure() -> Tensor:
         optimizer.zero_grad()
         triples = triple.expand(steps, 3)
-        excess = (_compose(triples, _GRID) - 1.25).clamp(min=0.0)
+        excess = (compose(triples, _GRID) - 1.25).clamp(min=0.0)
         loss = _error(triples, sigma, weight) + excess.square().mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss

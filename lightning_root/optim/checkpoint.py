@@ -50,7 +50,7 @@ def align_by_name(state_dict: StateDict, groups: Groups) -> StateDict:
         saved["param_names"] = list(group["param_names"])
         saved["name"], saved["role"] = group["name"], group["role"]
         # Distributed checkpoints lose the options of an empty group.
-        aligned.append({key: saved.get(key, value) for key, value in {**group, **saved}.items()})
+        aligned.append({**group, **saved})
     return {**state_dict, "param_groups": aligned}
 
 

@@ -155,8 +155,6 @@ def _raw(place: Place) -> Decision:
     if any(map(names.is_auxiliary, place.path.split("."))):
         # Such as a loss's class prototypes.
         return Decision("adamw", f"beside the model: in '{place.path}'")
-    if experts.is_bias(place):
-        return Decision("adamw", f"biases: named '{place.leaf}'")
     if experts.is_stack(place):
         return Decision("root", f"experts{owner}")
     if len(shape) == 2:

@@ -240,6 +240,24 @@ def test_the_factory_says_when_the_length_of_the_run_is_unknown():
         trainer(max_steps=-1).fit(Endless())
 
 
+def test_the_binder_asks_for_the_length_of_the_run_only_where_the_schedule_lacks_it(tmp_path):
+    """A run without an end, stopped by a callback: fine with `max_steps`, an error without."""
+
+    class Net(MixedNet):
+        def configure_optimizers(self):
+            optimizer = ROOT(self.parameters())
+            return [optimizer], [WarmupDecayLR(optimizer, max_steps=self.max_steps)]
+
+    model = Net()
+    model.max_steps = 8
+    fit = trainer(max_steps=-1, callbacks=[StopAt(3, tmp_path / "end.ckpt")])
+    fit.fit(model)
+    assert fit.global_step == 3
+    model.max_steps = None
+    with pytest.raises(ValueError, match=r"`max_steps` must be given .* has no end"):
+        trainer(max_steps=-1).fit(model)
+
+
 def test_accumulation_and_clipping_work_unchanged():
     fit = trainer(max_steps=3, accumulate_grad_batches=2, gradient_clip_val=0.5)
     model = MixedNet()
