@@ -1,7 +1,7 @@
 """ROOT, the robust orthogonalized optimizer, for PyTorch Lightning."""
 
 from lightning_root.cli import ROOTCLI
-from lightning_root.coefficients import Coefficients, lookup
+from lightning_root.coefficients import Coefficients, fit_coefficients, lookup
 from lightning_root.module import ROOTBinder, ROOTMixin, configure_optimizers
 from lightning_root.optim import ROOT, WarmupDecayLR
 from lightning_root.partition import MatrixView, Partition, Route, partition_parameters
@@ -17,6 +17,7 @@ __all__ = [
     "Route",
     "WarmupDecayLR",
     "configure_optimizers",
+    "fit_coefficients",
     "lookup",
     "partition_parameters",
 ]

@@ -1,6 +1,6 @@
 """ROOT in a LightningModule: the factory, the mixin, the binding callback."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_root.coefficients.lookup import needs_fit
 from lightning_root.optim import ROOT, WarmupDecayLR
 from lightning_root.optim.schedule import ScheduleName
 
@@ -91,6 +92,7 @@ class ROOTBinder(Callback):
         partitions = [optimizer.bind(optimizer.module or pl_module) for optimizer in optimizers]
         if partitions and _first_binder(trainer) is self:
             _show(trainer, "\n\n".join(str(partition) for partition in partitions))
+            _announce_fits(optimizers)
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, WarmupDecayLR):
                 if config.scheduler.max_steps is None:
@@ -168,6 +170,26 @@ def _show(trainer: Trainer, table: str) -> None:
     if folder is not None and trainer.is_global_zero:
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, "partition.txt").write_text(f"{table}\n", encoding="utf-8")
+
+
+def _announce_fits(optimizers: Sequence[ROOT]) -> None:
+    """Say for which shapes the first step fits coefficients, or finds them in the cache."""
+    shapes = {
+        (min(shape), max(shape))
+        for optimizer in optimizers
+        for group in optimizer.param_groups[:1]
+        for route in (optimizer.partition.routes if optimizer.partition else ())
+        if route.role == "root"
+        for shape in route.matrices
+        if min(shape) > 0 and needs_fit(shape, group["coefficients"], group["ns_steps"])
+    }
+    if shapes:
+        names = ", ".join(f"{m}x{n}" for m, n in sorted(shapes)[:5])
+        rank_zero_info(
+            f"ROOT fits coefficients for {len(shapes)} shapes at its first step ({names}), under a "
+            "second each; they are kept for later runs in the folder `LIGHTNING_ROOT_CACHE` or the "
+            "user's cache"
+        )
 
 
 def _first_binder(trainer: Trainer) -> ROOTBinder:

@@ -1,139 +1,93 @@
-"""Fit the schedules behind `coefficients="adaptive"` and compare them with the published ones.
+"""Make the table behind `coefficients="adaptive"`, and measure what its coarseness costs.
 
-One schedule per number of steps, each with its own triple per step, for matrices of any shape: the
-mean of (p_T(sigma) - 1)^2 is minimised over Gaussian matrices of five shapes (60 %) and singular
-values spread log-uniformly over [3e-3, 1] (40 %), with a penalty where p_T exceeds 1.15 on [0,
-1.05]. float64, deterministic on one machine; about a minute on one core.
+Each point of a grid of shapes gets schedules for 1 to 8 steps, fitted to the model of the
+momentum's singular values in training (`lightning_root.coefficients.training_model`). A shape takes
+the schedule of its nearest grid shape; `--check` fits a schedule of its own to each of many other
+shapes and compares. float64, deterministic on one machine.
 
-    python -m examples.benchmarks.default_schedule             # prints the comparison
-    python -m examples.benchmarks.default_schedule --write     # and rewrites the shipped table
+    python -m examples.benchmarks.default_schedule --check    # seconds a shape
+    python -m examples.benchmarks.default_schedule --write    # about six minutes on one core
 """
 
 import argparse
-import json
-import math
-from pathlib import Path
+import sys
 
-import torch
-from torch import Tensor
+from lightning_root.coefficients import Coefficients, fit_coefficients, lookup, training_model
+from lightning_root.coefficients.files import write_json
+from lightning_root.coefficients.schedules import NEWTON_SCHULZ
+from lightning_root.coefficients.table import RATIOS, ROWS, STEPS, TABLE, grid_shape
 
-import lightning_root.coefficients
-from lightning_root.coefficients import lookup, marchenko_pastur, mean_square_error, output_range
-from lightning_root.coefficients.fit import compose
-from lightning_root.coefficients.schedules import CANS, MUON, NEWTON_SCHULZ, POLAR_EXPRESS, QUINTIC
-from lightning_root.functional import Triple
-
-TABLE = Path(lightning_root.coefficients.__file__).parent / "tables" / "adaptive.json"
-SHAPES = {
-    (768, 768): 0.15,
-    (256, 256): 0.15,
-    (768, 3072): 0.1,
-    (2048, 2048): 0.1,
-    (4096, 16384): 0.1,
-}
-LOG_UNIFORM = 0.4
-SHIFTED_CANS = tuple((a / 1.06, b / 1.06**3, c / 1.06**5) for a, b, c in CANS)  # bounded past 1
-GRID = torch.linspace(1e-3, 1.05, 2000, dtype=torch.float64)
-
-Spectrum = tuple[Tensor, Tensor]
-
-
-def log_uniform(low: float, high: float, nodes: int = 800) -> Spectrum:
-    """Singular values spread evenly in log sigma over [low, high], with equal weights."""
-    sigma = torch.linspace(math.log(low), math.log(high), nodes, dtype=torch.float64).exp()
-    return sigma, torch.full_like(sigma, 1.0 / nodes)
+OTHER_SHAPES = [
+    (48, 48),
+    (96, 384),
+    (192, 192),
+    (320, 1280),
+    (384, 1536),
+    (512, 512),
+    (768, 768),
+    (768, 3072),
+    (1280, 5120),
+    (1536, 8960),
+    (2048, 2048),
+    (3072, 3072),
+    (4096, 14336),
+    (5120, 5120),
+    (8192, 8192),
+    (8192, 28672),
+]
 
 
-def mixture() -> Spectrum:
-    """The spectrum that the shipped schedules are fitted to."""
-    parts = [(share, marchenko_pastur(*shape)) for shape, share in SHAPES.items()]
-    parts.append((LOG_UNIFORM, log_uniform(3e-3, 1.0)))
-    sigma = torch.cat([spectrum[0] for _, spectrum in parts])
-    return sigma, torch.cat([share * spectrum[1] for share, spectrum in parts])
+def fit_grid() -> dict[str, list[list[list[float]]]]:
+    """Schedules for 1 to 8 steps by grid shape, each from its neighbours' as well."""
+    schedules: dict[str, list[list[list[float]]]] = {}
+    before: dict[int, list[Coefficients]] = {steps: [] for steps in range(1, STEPS + 1)}
+    shapes = [grid_shape(rows, ratio) for ratio in RATIOS for rows in ROWS]
+    for number, (m, n) in enumerate(shapes, 1):
+        spectrum = training_model(m, n)
+        rows = []
+        for steps in range(1, STEPS + 1):
+            starts = [entry.triples for entry in before[steps][-len(ROWS) :]]
+            if steps > 1:
+                starts.append((*before[steps - 1][-1].triples, NEWTON_SCHULZ))
+            fitted = fit_coefficients((m, n), steps, spectrum, starts=starts)
+            before[steps].append(fitted)
+            rows.append([list(triple) for triple in fitted.triples])
+        schedules[f"{m}x{n}"] = rows
+        show_progress(number, len(shapes), f"{m}x{n}")
+    return schedules
 
 
-def objective(triples: Tensor, spectrum: Spectrum) -> Tensor:
-    """Mean square error of a schedule (T, 3) plus the penalty that keeps it bounded."""
-    sigma, weight = spectrum
-    error = (weight * (compose(triples, sigma) - 1.0).square()).sum()
-    return error + 10.0 * (compose(triples, GRID) - 1.15).clamp(min=0.0).square().mean()
+def check(steps: int) -> None:
+    """What a schedule of its own would gain for shapes that are not on the grid."""
+    print(f"\n{steps} steps: error on the model of training\n")
+    print(f"{'shape':>12} {'own fit':>10} {'table':>10}  from")
+    for shape in OTHER_SHAPES:
+        spectrum = training_model(*shape)
+        table = lookup(shape, "adaptive", steps)
+        own = fit_coefficients(shape, steps, spectrum, starts=[table.triples])
+        error = spectrum.mean_square_error(table.triples)
+        name = f"{shape[0]}x{shape[1]}"
+        print(f"{name:>12} {own.mse:10.5f} {error:10.5f}  {table.source.split(', ')[1]}")
 
 
-def descend(start: list[Triple], spectrum: Spectrum) -> tuple[list[Triple], float]:
-    """L-BFGS from one starting schedule, restarted three times."""
-    triples = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-
-    def closure() -> Tensor:
-        triples.grad = None
-        loss = objective(triples, spectrum)
-        loss.backward()
-        return loss
-
-    for _ in range(3):
-        torch.optim.LBFGS(
-            [triples],
-            max_iter=500,
-            tolerance_grad=1e-11,
-            tolerance_change=1e-14,
-            history_size=50,
-            line_search_fn="strong_wolfe",
-        ).step(closure)
-    rows = [(a, b, c) for a, b, c in triples.detach().tolist()]
-    return rows, float(objective(triples.detach(), spectrum))
-
-
-def fit(steps: int, shorter: list[Triple] | None, spectrum: Spectrum) -> list[Triple]:
-    """The best bounded schedule found from the published ones and from the one a step shorter."""
-    starts: list[list[Triple]] = [[MUON] * steps]
-    for base in (SHIFTED_CANS, POLAR_EXPRESS[:6], QUINTIC):
-        if steps <= len(base):
-            starts += [list(base[:steps]), list(base[-steps:]), [*base[: steps - 1], base[-1]]]
-        else:
-            starts.append([*base, *[NEWTON_SCHULZ] * (steps - len(base))])
-    if shorter is not None:
-        starts += [[*shorter, NEWTON_SCHULZ], [shorter[0], *shorter]]
-    fits = [descend(start, spectrum) for start in starts]
-    bounded = [fit for fit in fits if is_bounded(fit[0])]
-    return min(bounded, key=lambda fit: fit[1])[0]
-
-
-def is_bounded(triples: list[Triple]) -> bool:
-    """Whether no singular value in [0, 1.02] leaves [0, 1.3]."""
-    low, high = output_range(triples, upper=1.02)
-    return low >= 0.0 and high <= 1.3
-
-
-def compare(steps: int) -> None:
-    """Print the mean square error of each set on each spectrum."""
-    spectra = {f"{m} x {n}": marchenko_pastur(m, n) for m, n in SHAPES}
-    spectra["log-uniform"] = log_uniform(3e-3, 1.0)
-    print(f"\n{steps} steps" + "".join(f"{name:>14}" for name in spectra) + "   p_T on [0, 1.02]")
-    for name in ("muon", "polar_express", "cans", "adaptive"):
-        triples = list(lookup((2, 2), name, steps).triples)
-        errors = [mean_square_error(triples, *spectrum) for spectrum in spectra.values()]
-        low, high = output_range(triples, upper=1.02)
-        print(f"{name:13}" + "".join(f"{e:14.6f}" for e in errors) + f"   [{low:.3g}, {high:.4g}]")
+def show_progress(done: int, total: int, name: str) -> None:
+    """One line that is written over, on a terminal; otherwise one line each."""
+    end = "\r" if sys.stderr.isatty() and done < total else "\n"
+    print(f"fitted {done} of {total} shapes ({name})   ", end=end, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Fit, write if asked, compare."""
+    """Fit and write, or check, or both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help=f"rewrite {TABLE.name} in the package")
+    parser.add_argument("--write", action="store_true", help="rewrite the table in the package")
+    parser.add_argument("--check", action="store_true", help="compare with fits of their own")
     arguments = parser.parse_args()
     if arguments.write:
-        spectrum = mixture()
-        schedules: dict[int, list[Triple]] = {}
-        for steps in range(1, 9):
-            schedules[steps] = fit(steps, schedules.get(steps - 1), spectrum)
-            print(f"fitted {steps} steps")
-        rows = {
-            str(steps): [[float(f"{v:.10g}") for v in row] for row in triples]
-            for steps, triples in schedules.items()
-        }
         source = "examples/benchmarks/default_schedule.py"
-        TABLE.write_text(json.dumps({"source": source, "schedules": rows}, indent=1) + "\n")
-    for steps in (3, 4, 5, 6):
-        compare(steps)
+        write_json(TABLE, {"source": source, "schedules": fit_grid()}, indent=None)
+    if arguments.check or not arguments.write:
+        for steps in (3, 4, 5, 6):
+            check(steps)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,48 @@
-"""Coefficients for any shape: published sets, fits, certificates."""
+"""Coefficients for any shape: published sets, spectra, fits, certificates, the shipped table."""
 
-from lightning_root.coefficients.certificate import output_range
-from lightning_root.coefficients.fit import fit_triple, mean_square_error
+from lightning_root.coefficients.certificate import bfloat16_error, output_range, stable_input
+from lightning_root.coefficients.files import load_coefficients, save_coefficients
+from lightning_root.coefficients.fit import fit_coefficients
+from lightning_root.coefficients.histogram import (
+    SpectrumHistogram,
+    load_spectra,
+    save_spectra,
+)
 from lightning_root.coefficients.lookup import (
     COEFFICIENT_NAMES,
     CoefficientName,
-    Coefficients,
     lookup,
 )
-from lightning_root.coefficients.spectra import marchenko_pastur
+from lightning_root.coefficients.record import Coefficients
+from lightning_root.coefficients.spectra import (
+    Spectrum,
+    log_normal,
+    log_uniform,
+    marchenko_pastur,
+    mixture,
+    scaled_gaussian,
+    training_model,
+)
 
 __all__ = [
     "COEFFICIENT_NAMES",
     "CoefficientName",
     "Coefficients",
-    "fit_triple",
+    "Spectrum",
+    "SpectrumHistogram",
+    "bfloat16_error",
+    "fit_coefficients",
+    "load_coefficients",
+    "load_spectra",
+    "log_normal",
+    "log_uniform",
     "lookup",
     "marchenko_pastur",
-    "mean_square_error",
+    "mixture",
     "output_range",
+    "save_coefficients",
+    "save_spectra",
+    "scaled_gaussian",
+    "stable_input",
+    "training_model",
 ]

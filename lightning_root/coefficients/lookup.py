@@ -1,14 +1,13 @@
 """From a shape to the triples that orthogonalize it."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib import resources
-from typing import Final, Literal, TypeAlias, get_args
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, get_args
 
-from lightning_root.coefficients.certificate import output_range
-from lightning_root.coefficients.fit import fit_triple
+from lightning_root.coefficients.files import load_coefficients
+from lightning_root.coefficients.fit import SLACK, check_shape, fit_coefficients
+from lightning_root.coefficients.record import Coefficients, certified
 from lightning_root.coefficients.schedules import (
     CANS,
     MUON,
@@ -18,6 +17,9 @@ from lightning_root.coefficients.schedules import (
     TABLE_1,
     Shape,
 )
+from lightning_root.coefficients.spectra import training_model
+from lightning_root.coefficients.store import FitKey, remembered
+from lightning_root.coefficients.table import in_table, shipped
 from lightning_root.functional import Triple, as_schedule
 
 CoefficientName: TypeAlias = Literal[
@@ -25,57 +27,46 @@ CoefficientName: TypeAlias = Literal[
 ]
 COEFFICIENT_NAMES: Final[tuple[str, ...]] = get_args(CoefficientName)
 
-BOUND: Final = 2.0
-"""Sets that send a singular value in [0, 1] above this are refused; sound ones stay below 1.3."""
+ByShape: TypeAlias = Mapping[str, Any]
+"""Schedules by shape, "768x3072" (smaller size first), and under "otherwise" the name of what all
+other shapes use."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Coefficients:
-    """A coefficient set with where it comes from and what it can do.
-
-    Args:
-        triples: One (a, b, c) per step.
-        source: Where the numbers come from, in words.
-        certificate: Exact range (low, high) of p_T over [0, 1].
-    """
-
-    triples: tuple[Triple, ...]
-    source: str
-    certificate: tuple[float, float]
-
-    def __str__(self) -> str:
-        """One line: steps, source and range."""
-        low, high = self.certificate
-        return f"{len(self.triples)} steps, {self.source}; p_T in [{low:.3g}, {high:.3g}] on [0, 1]"
+OTHERWISE: Final = "otherwise"
 
 
 def lookup(
     shape: Sequence[int],
-    coefficients: CoefficientName | Sequence[float] | Sequence[Sequence[float]] = "adaptive",
+    coefficients: str | Sequence[float] | Sequence[Sequence[float]] | ByShape = "adaptive",
     steps: int = 5,
 ) -> Coefficients:
     """The coefficients for matrices of one shape.
 
     Args:
         shape: (m, n) in either order.
-        coefficients: A name, one triple (a, b, c), or one triple per step.
+        coefficients: A name, a JSON file, one triple (a, b, c), one triple per step, or a mapping.
 
-            * `"adaptive"`: a schedule with its own triple per step, fitted to Gaussian matrices of
-              several shapes and to singular values spread log-uniformly over [3e-3, 1].
+            * `"adaptive"`: a triple of its own for every step, from a table of shapes, each fitted
+              to a model of the momentum's singular values in training (`training_model`). Shapes
+              beyond the table are fitted once and cached on disk.
             * `"paper"`: one triple per shape, the paper's Table 1 or, for other shapes and numbers
-              of steps, the same fit.
+              of steps, the same fit to Gaussian matrices, cached likewise.
             * `"published"`: the authors' script: four shapes, Muon's triple elsewhere.
-            * `"muon"`, `"polar_express"`, `"cans"`: the published schedules of those names. Beyond
-              their length the classical Newton-Schulz step is appended.
+            * `"muon"`, `"polar_express"`, `"cans"`: the published schedules of those names, the
+              last two with room for round-off (see `with_margin`). Beyond their length the
+              classical Newton-Schulz step is appended.
+            * a path that ends in `.json`: a file that `python -m lightning_root coefficients fit`
+              wrote; shapes that it does not hold get `"adaptive"`.
+            * a mapping from "768x3072" (smaller size first) to one triple per step, with
+              "otherwise" naming what all other shapes get.
         steps: T, at least 1. With one triple per step it must be their number.
 
     Returns:
-        The triples, their source and their certificate.
+        The triples, their source, their certificate and, where the shape decides, their error.
 
     Raises:
-        ValueError: If the name is unknown, `steps` does not fit, or the set is unbounded: its range
-            over [0, 1] exceeds 2. The published 2048 x 2048 triple, which reaches 3.3 in 5 steps,
-            is let through up to 5 steps.
+        ValueError: If the name is unknown, a file is not readable, `steps` does not fit, or the set
+            is unbounded: its range over [0, 1] exceeds 2. The published 2048 x 2048 triple, which
+            reaches 3.3 in 5 steps, is let through up to 5 steps.
 
     Example:
         >>> from lightning_root import lookup
@@ -83,69 +74,127 @@ def lookup(
         5 steps, Muon (K. Jordan et al., 2024); p_T in [0, 1.2] on [0, 1]
     """
     if isinstance(coefficients, str):
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`steps` must be a whole number >= 1, got {steps!r}; 5 is usual")
-        m, n = sorted(int(size) for size in shape)
-        return _lookup_name((m, n), coefficients, steps)
-    return _certified(as_schedule(coefficients, steps), "given by the user")
+        if coefficients.endswith(".json"):
+            return lookup(shape, schedules_from_file(coefficients, steps), steps)
+        _check_steps(steps)
+        return _lookup_name(check_shape(shape), coefficients, steps)
+    if isinstance(coefficients, Mapping):
+        m, n = check_shape(shape)
+        entry = coefficients.get(f"{m}x{n}")
+        if entry is None:
+            return lookup(shape, coefficients.get(OTHERWISE, "adaptive"), steps)
+        return _explicit(as_schedule(entry, steps), f"set for {m}x{n}")
+    return _explicit(as_schedule(coefficients, steps), "given by the user")
+
+
+def needs_fit(shape: Sequence[int], coefficients: object, steps: int) -> bool:
+    """Whether `lookup` fits, or reads the cache, for this shape: the same on every rank."""
+    m, n = check_shape(shape)
+    if isinstance(coefficients, Mapping):
+        given = f"{m}x{n}" in coefficients
+        return not given and needs_fit(shape, coefficients.get(OTHERWISE, "adaptive"), steps)
+    if coefficients == "adaptive":
+        return not in_table((m, n))
+    return coefficients == "paper" and not (steps == 5 and (m, n) in TABLE_1)
+
+
+def schedules_from_file(path: str | Path, steps: int) -> dict[str, Any]:
+    """The schedules of `steps` triples in a JSON file, as a mapping from shape.
+
+    Raises:
+        ValueError: If the file is not readable, or holds no schedule of that length for a shape.
+    """
+    _check_steps(steps)
+    entries = [entry for entry in load_coefficients(path) if entry.shape is not None]
+    fitting = {_key(entry): entry.triples for entry in entries if entry.steps == steps}
+    if not fitting:
+        lengths = sorted({entry.steps for entry in entries})
+        raise ValueError(f"`{path}` holds schedules of {lengths} steps for shapes, not of {steps}")
+    return {OTHERWISE: "adaptive", **fitting}
+
+
+def _key(entry: Coefficients) -> str:
+    assert entry.shape is not None
+    return f"{entry.shape[0]}x{entry.shape[1]}"
+
+
+def _check_steps(steps: object) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"`steps` must be a whole number >= 1, got {steps!r}; 5 is usual")
 
 
 @lru_cache(maxsize=4096)
+def _explicit(triples: tuple[Triple, ...], source: str) -> Coefficients:
+    return certified(triples, source)
+
+
 def _lookup_name(shape: Shape, name: str, steps: int) -> Coefficients:
+    if name == "adaptive" and not in_table(shape):
+        return remembered(FitKey(name, shape, steps), lambda: _fit_adaptive(shape, steps))
+    if name == "paper" and not (steps == 5 and shape in TABLE_1):
+        return remembered(FitKey(name, shape, steps), lambda: _fit_paper(shape, steps))
+    return _listed(shape, name, steps)
+
+
+@lru_cache(maxsize=4096)
+def _listed(shape: Shape, name: str, steps: int) -> Coefficients:
+    """What needs no fit."""
     if name == "adaptive":
-        table = _adaptive_table()
-        return _certified(_extend(table[min(steps, max(table))], steps), "per-step fit")
+        triples, (m, n) = shipped(shape, steps)
+        return certified(triples, f"the shipped table, {m}x{n}", shape=shape)
     if name == "paper":
-        if steps == 5 and shape in TABLE_1:
-            return _certified((TABLE_1[shape],) * steps, "arXiv:2511.20626, Table 1")
-        return _certified((fit_triple(shape, steps),) * steps, "fitted to Gaussian matrices")
+        return certified((TABLE_1[shape],) * steps, "arXiv:2511.20626, Table 1", shape=shape)
     if name == "published":
         return _published(shape, steps)
     if name == "muon":
-        return _certified((MUON,) * steps, "Muon (K. Jordan et al., 2024)")
+        return certified((MUON,) * steps, "Muon (K. Jordan et al., 2024)", shape=shape)
     if name == "polar_express":
-        return _certified(_extend(POLAR_EXPRESS, steps), "Polar Express (arXiv:2505.16932)")
+        triples = _extended(with_margin(POLAR_EXPRESS[:-1]), steps)
+        return certified(triples, "Polar Express (arXiv:2505.16932)", shape=shape)
     if name == "cans":
-        return _certified(_extend(CANS, steps), "CANS (arXiv:2506.10935)")
+        triples = _extended(with_margin(CANS), steps)
+        return certified(triples, "CANS (arXiv:2506.10935)", shape=shape)
     raise ValueError(
-        f"`coefficients` must be one of {list(COEFFICIENT_NAMES)}, a triple (a, b, c) or one "
-        f"triple per step, got {name!r}"
+        f"`coefficients` must be one of {list(COEFFICIENT_NAMES)}, a JSON file, a triple (a, b, c) "
+        f"or one triple per step, got {name!r}"
     )
+
+
+def _fit_adaptive(shape: Shape, steps: int) -> Coefficients:
+    fitted = fit_coefficients(shape, min(steps, 8), training_model(*shape))
+    triples = _extended(fitted.triples, steps)
+    return certified(triples, "fitted to the model of training", shape=shape)
+
+
+def _fit_paper(shape: Shape, steps: int) -> Coefficients:
+    fitted = fit_coefficients(shape, min(steps, 12), per_step=False)
+    triples = (fitted.triples[0],) * steps
+    return certified(triples, "one triple, fitted to Gaussian matrices", shape=shape)
 
 
 def _published(shape: Shape, steps: int) -> Coefficients:
     triples = (PUBLISHED.get(shape, MUON),) * steps
     if shape == (2048, 2048) and steps <= 5:
-        return _coefficients(triples, "the authors' script, unstable beyond 5 steps")
+        source = "the authors' script, unstable beyond 5 steps"
+        return certified(triples, source, shape=shape, trusted=True)
     source = "the authors' script" if shape in PUBLISHED else "the authors' script: Muon's triple"
-    return _certified(triples, source)
+    return certified(triples, source, shape=shape)
 
 
-def _extend(schedule: Sequence[Triple], steps: int) -> tuple[Triple, ...]:
+def with_margin(schedule: Sequence[Triple], margin: float = 1.02) -> tuple[Triple, ...]:
+    """The schedule with its input divided by `margin`, and by 1.004 before the steps between.
+
+    As published, inputs past 1 and round-off in bfloat16 drive the steepest schedules beyond the
+    interval on which their polynomials are small: CANS turns a constant matrix into 1e11.
+    """
+    last = len(schedule) - 1
+    divisors = [margin if i == 0 else 1.0 if i == last else 1.0 + SLACK for i in range(last + 1)]
+    return tuple(
+        (a / d, b / d**3, c / d**5) for (a, b, c), d in zip(schedule, divisors, strict=True)
+    )
+
+
+def _extended(schedule: Sequence[Triple], steps: int) -> tuple[Triple, ...]:
     """The first `steps` triples, continued with classical Newton-Schulz steps."""
     missing = max(0, steps - len(schedule))
     return (*schedule[:steps], *(NEWTON_SCHULZ,) * missing)
-
-
-def _coefficients(triples: tuple[Triple, ...], source: str) -> Coefficients:
-    return Coefficients(triples=triples, source=source, certificate=output_range(triples))
-
-
-def _certified(triples: tuple[Triple, ...], source: str) -> Coefficients:
-    result = _coefficients(triples, source)
-    low, high = result.certificate
-    if max(-low, high) > BOUND:
-        raise ValueError(
-            f"`coefficients` ({source}, {len(triples)} steps) are unbounded: they map singular "
-            f"values in [0, 1] to [{low:.3g}, {high:.3g}], outside [-{BOUND:g}, {BOUND:g}]. Take "
-            'fewer steps (`ns_steps`) or another set, for example "adaptive"'
-        )
-    return result
-
-
-@lru_cache(maxsize=1)
-def _adaptive_table() -> dict[int, tuple[Triple, ...]]:
-    """The shipped schedules, by number of steps."""
-    text = resources.files(__package__).joinpath("tables/adaptive.json").read_text("utf-8")
-    schedules: dict[str, list[list[float]]] = json.loads(text)["schedules"]
-    return {int(steps): as_schedule(triples) for steps, triples in schedules.items()}

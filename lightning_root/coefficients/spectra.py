@@ -1,13 +1,45 @@
-"""The singular values that Gaussian matrices have, without drawing any matrix."""
+"""Distributions of singular values, as quadratures: what a coefficient set is fitted to.
+
+A matrix divided by its Frobenius norm has singular values in [0, 1]. A `Spectrum` says how they are
+distributed: by theory (Gaussian matrices), by measurement (`histogram.py`), by caution
+(log-uniform), or as a mixture.
+"""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lightning_root.functional import Triple
 
-def marchenko_pastur(rows: int, columns: int, nodes: int = 1024) -> tuple[Tensor, Tensor]:
-    """Quadrature of the singular values of a Gaussian matrix divided by its Frobenius norm.
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A distribution of singular values of Frobenius-normalised matrices.
+
+    Args:
+        sigma: Singular values in [0, 1], float64, shape (nodes,).
+        weight: Share of each node, float64, shape (nodes,), sum 1.
+        name: What it is the spectrum of, in words.
+    """
+
+    sigma: Tensor
+    weight: Tensor
+    name: str = "given"
+
+    def mean_square_error(self, triples: Sequence[Triple]) -> float:
+        """Mean of (p_T(sigma) - 1)^2: the error of the paper's Table 1."""
+        x = self.sigma
+        for a, b, c in triples:
+            square = x * x
+            x = x * (a + square * (b + square * c))
+        return float((self.weight * (x - 1.0).square()).sum())
+
+
+def marchenko_pastur(rows: int, columns: int, nodes: int = 256) -> Spectrum:
+    """Singular values of a Gaussian matrix divided by its Frobenius norm, without drawing any.
 
     With y = m / n and the substitution x = 1 + y + 2 sqrt(y) cos(phi), the Marchenko-Pastur law of
     the eigenvalues of X X' / n has the density 2 sin(phi)^2 / (pi x) on (0, pi), smooth even for
@@ -16,15 +48,12 @@ def marchenko_pastur(rows: int, columns: int, nodes: int = 1024) -> tuple[Tensor
     Args:
         rows: m; the smaller dimension (the two are exchanged when it is not).
         columns: n.
-        nodes: Number of midpoints; 1024 gives means of smooth functions to about 1e-6.
-
-    Returns:
-        Singular values and their weights (sum 1), both float64 of shape (nodes,).
+        nodes: Number of midpoints; 256 gives means of smooth functions to about 1e-5.
 
     Example:
         >>> from lightning_root.coefficients import marchenko_pastur
-        >>> sigma, weight = marchenko_pastur(64, 256)
-        >>> round(float(64 * (weight * sigma**2).sum()), 6)  # squared Frobenius norm
+        >>> gaussian = marchenko_pastur(64, 256)
+        >>> round(float(64 * (gaussian.weight * gaussian.sigma**2).sum()), 6)  # Frobenius norm
         1.0
     """
     m, n = sorted((rows, columns))
@@ -32,4 +61,98 @@ def marchenko_pastur(rows: int, columns: int, nodes: int = 1024) -> tuple[Tensor
     phi = (torch.arange(nodes, dtype=torch.float64, device="cpu") + 0.5) * (math.pi / nodes)
     eigenvalue = 1.0 + ratio + 2.0 * math.sqrt(ratio) * phi.cos()
     weight = phi.sin().square() / eigenvalue
-    return (eigenvalue / m).sqrt().clamp_(max=1.0), weight / weight.sum()
+    sigma = (eigenvalue / m).sqrt().clamp_(max=1.0)
+    return Spectrum(sigma, weight / weight.sum(), f"Gaussian {m}x{n}")
+
+
+def log_uniform(low: float = 1e-3, high: float = 1.0, nodes: int = 128) -> Spectrum:
+    """Singular values spread evenly in log sigma over [low, high], with equal weights."""
+    places = (torch.arange(nodes, dtype=torch.float64, device="cpu") + 0.5) / nodes
+    sigma = (math.log(low) + places * math.log(high / low)).exp()
+    return Spectrum(sigma, torch.full_like(sigma, 1.0 / nodes), f"log-uniform [{low:g}, {high:g}]")
+
+
+def log_normal(median: float, spread: float, nodes: int = 128) -> Spectrum:
+    """Singular values whose logarithm is Gaussian; what exceeds 1 is put at 1.
+
+    Args:
+        median: Median singular value.
+        spread: Standard deviation of log sigma.
+        nodes: Number of equally likely nodes.
+    """
+    sigma = _log_normal(median, spread, nodes).clamp_(max=1.0)
+    return Spectrum(sigma, torch.full_like(sigma, 1.0 / nodes), f"log-normal {median:.3g}")
+
+
+def _log_normal(median: float, spread: float, nodes: int) -> Tensor:
+    """Equally likely nodes of a log-normal law, shape (nodes,)."""
+    places = (torch.arange(nodes, dtype=torch.float64, device="cpu") + 0.5) / nodes
+    deviate: Tensor = torch.special.ndtri(places)
+    return (math.log(median) + spread * deviate).exp()
+
+
+def mixture(*parts: tuple[float, Spectrum]) -> Spectrum:
+    """Several spectra with their shares, which are scaled to the sum 1.
+
+    Example:
+        >>> from lightning_root.coefficients import log_uniform, marchenko_pastur, mixture
+        >>> mixture((0.9, marchenko_pastur(64, 256)), (0.1, log_uniform())).name
+        '90 % Gaussian 64x256, 10 % log-uniform [0.001, 1]'
+    """
+    total = sum(share for share, _ in parts)
+    return Spectrum(
+        torch.cat([spectrum.sigma for _, spectrum in parts]),
+        torch.cat([spectrum.weight * (share / total) for share, spectrum in parts]),
+        ", ".join(f"{100 * share / total:.3g} % {spectrum.name}" for share, spectrum in parts),
+    )
+
+
+def scaled_gaussian(
+    rows: int, columns: int, median: float = 0.2, spread: float = 1.4, nodes: int = 200
+) -> Spectrum:
+    """Gaussian singular values times a log-normal factor: a model of momentum in training.
+
+    Momentum of real networks has a few directions that hold most of its norm and a bulk that is
+    smaller and wider than a Gaussian matrix's, as if its rows came in very different sizes.
+    Products are collected in `nodes` bins of log sigma from 1e-6 to 1, each with its mean.
+
+    Args:
+        rows: m, in either order.
+        columns: n.
+        median: Median of the factor.
+        spread: Standard deviation of its logarithm.
+        nodes: Number of bins; empty ones are left out.
+    """
+    lowest = math.log(1e-6)
+    gaussian = marchenko_pastur(rows, columns, nodes=400)
+    factor = _log_normal(median, spread, nodes=64)
+    logarithm = (factor[:, None] * gaussian.sigma).log().clamp_(lowest, 0.0).flatten()
+    share = (gaussian.weight / len(factor)).expand(len(factor), -1).flatten()
+    place = (nodes * (1.0 - logarithm / lowest)).long().clamp_(max=nodes - 1)
+    weight = share.new_zeros(nodes).index_add_(0, place, share)
+    total = share.new_zeros(nodes).index_add_(0, place, share * logarithm)
+    used = weight > 0
+    sigma = (total[used] / weight[used]).exp()
+    return Spectrum(
+        sigma, weight[used], f"scaled Gaussian {min(rows, columns)}x{max(rows, columns)}"
+    )
+
+
+def training_model(rows: int, columns: int) -> Spectrum:
+    """What the default coefficients are fitted to, where nothing is known but the shape.
+
+    Part is the Gaussian law, as at initialization or in pure noise, and part `scaled_gaussian`,
+    whose parameters were set on momentum captured from GPTs of width 256 to 768 and a vision
+    transformer; 3 % is log-uniform, to keep every singular value above 1e-3 in view. Square
+    matrices up to 384 rows get a third of the first. The larger a matrix, the more of
+    `scaled_gaussian` lies where no few steps can lift it, at the expense of all the rest, and the
+    wider, the less there is near zero to be lifted: both get up to 80 % of the Gaussian law.
+    """
+    m, n = sorted((rows, columns))
+    gaussian = 0.33 + 0.15 * max(0.0, math.log2(m / 384.0)) + 0.4 * (1.0 - m / n)
+    gaussian = min(gaussian, 0.8)
+    return mixture(
+        (gaussian, marchenko_pastur(rows, columns)),
+        (0.97 - gaussian, scaled_gaussian(rows, columns)),
+        (0.03, log_uniform()),
+    )

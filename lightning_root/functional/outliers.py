@@ -64,10 +64,9 @@ def outlier_threshold(matrix: Tensor, quantile: float) -> Tensor:
         raise ValueError(f"`quantile` must be in (0, 1], got {quantile}; 0.9 is the paper's value")
     batch = matrix.shape[:-2]
     magnitudes = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32)).abs()
-    magnitudes = magnitudes.reshape(*batch, -1)  # (*batch, m * n), fresh memory from abs()
     if magnitudes.numel() == 0:
         return magnitudes.new_zeros(batch)
-    flat = magnitudes.reshape(-1, magnitudes.shape[-1])  # (k, m * n)
+    flat = magnitudes.reshape(batch.numel(), -1)  # (k, m * n), fresh memory from abs()
     select = _select_by_partition if flat.device.type == "cpu" else _select_by_sorting
     return select(flat, quantile).reshape(batch)
 

@@ -1,16 +1,46 @@
 """Optimizer state that follows parameters by name, not by position, and stays in float32."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_root.optim.options import plain_coefficients
+
 StateDict = dict[str, Any]
 Groups = Sequence[Mapping[str, Any]]
 
 ROLE_KEYS = {"root": "momentum_buffer", "adamw": "exp_avg"}
 """A state entry that only this role has."""
+
+
+def packed(state_dict: StateDict) -> StateDict:
+    """Write coefficients by shape as one string, which JSON reads back to the last digit.
+
+    Distributed checkpoints take a dict apart, and then cannot load it into a group that has a name
+    in its place.
+    """
+    groups = [
+        {**group, "coefficients": json.dumps(group["coefficients"])}
+        if isinstance(group["coefficients"], Mapping)
+        else group
+        for group in state_dict["param_groups"]
+    ]
+    return {**state_dict, "param_groups": groups}
+
+
+def unpacked(state_dict: StateDict) -> StateDict:
+    """Read what `packed` wrote."""
+    groups = []
+    for group in state_dict["param_groups"]:
+        given = group.get("coefficients")
+        if isinstance(given, str) and given.startswith("{"):
+            plain = plain_coefficients(json.loads(given), group["ns_steps"])
+            group = {**group, "coefficients": plain}
+        groups.append(group)
+    return {**state_dict, "param_groups": groups}
 
 
 def align_by_name(state_dict: StateDict, groups: Groups) -> StateDict:

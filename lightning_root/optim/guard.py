@@ -82,7 +82,7 @@ def collect(
             unusable.append(name)
         elif parameter.numel():
             view = views.get(name, WHOLE)
-            items.append(Item(parameter, gradient, state[parameter], view))
+            items.append(Item(name, parameter, gradient, state[parameter], view))
     return list(found.values())
 
 

@@ -1,13 +1,16 @@
 """What the optimizer's options may be. One table of rules, one message style."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_root.coefficients import COEFFICIENT_NAMES, lookup
+from lightning_root.coefficients.lookup import OTHERWISE, schedules_from_file
 from lightning_root.functional.scaling import ADJUST_LR_NAMES
 
 OrthogonalizationDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float64"]
@@ -38,14 +41,37 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError("`foreach` and `fused` exclude each other; leave one of them None")
 
 
-def plain_coefficients(coefficients: str | Sequence[Any]) -> str | tuple[Any, ...]:
-    """Tuples of floats instead of lists, so that a state dict holds nothing but plain values."""
+def plain_coefficients(coefficients: object, steps: object) -> Any:
+    """What a parameter group keeps: a name, or tuples of floats, in a dict where shapes differ.
+
+    A JSON file is read here, once, so that a state dict does not depend on it.
+
+    Raises:
+        ValueError: If the file is not readable or holds no schedule of `steps` triples.
+    """
+    if isinstance(coefficients, Path) or (
+        isinstance(coefficients, str) and coefficients.endswith(".json")
+    ):
+        return plain_coefficients(schedules_from_file(coefficients, checked_steps(steps)), steps)
+    if isinstance(coefficients, Mapping):
+        return {key: plain_coefficients(value, steps) for key, value in coefficients.items()}
     if isinstance(coefficients, str) or not isinstance(coefficients, Sequence):
         return coefficients
     return tuple(
         tuple(float(value) for value in row) if isinstance(row, Sequence) else float(row)
         for row in coefficients
     )
+
+
+def checked_steps(steps: object) -> int:
+    """`ns_steps`, if it is a whole number >= 1.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"`ns_steps` must be a whole number >= 1, got {steps!r}; 5 is the default")
+    return steps
 
 
 def iteration_dtype(name: OrthogonalizationDtype, direction: Tensor) -> torch.dtype:
@@ -106,11 +132,25 @@ def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 
 def _check_coefficients(coefficients: object, steps: object) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"`ns_steps` must be a whole number >= 1, got {steps!r}; 5 is the default")
-    if not isinstance(coefficients, str | Sequence):
+    checked_steps(steps)
+    if not isinstance(coefficients, str | Sequence | Mapping):
         raise TypeError(
-            f"`coefficients` must be one of {list(COEFFICIENT_NAMES)}, a triple (a, b, c) or one "
-            f"triple per step, got {coefficients!r}"
+            f"`coefficients` must be one of {list(COEFFICIENT_NAMES)}, a JSON file, a triple "
+            f"(a, b, c), one triple per step, or a mapping from shapes, got {coefficients!r}"
         )
-    lookup((2, 2), coefficients, steps)  # type: ignore[arg-type]  # it checks names and bounds
+    shapes = [(64, 64)]
+    if isinstance(coefficients, Mapping):
+        shapes += [_shape(key) for key in coefficients if key != OTHERWISE]
+    for shape in shapes:
+        lookup(shape, coefficients, steps)  # type: ignore[arg-type]  # it checks names and bounds
+
+
+def _shape(key: object) -> tuple[int, int]:
+    """The shape that a key of a coefficient mapping stands for."""
+    match = re.fullmatch(r"(\d+)x(\d+)", key) if isinstance(key, str) else None
+    if match is None or int(match[1]) > int(match[2]):
+        raise ValueError(
+            'the keys of a `coefficients` mapping must be "otherwise" or shapes like "768x3072", '
+            f"smaller size first, got {key!r}"
+        )
+    return int(match[1]), int(match[2])

@@ -2,19 +2,21 @@
 
 import warnings
 import weakref
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
+from torch.utils.hooks import RemovableHandle
 
 from lightning_root.coefficients import CoefficientName
 from lightning_root.distributed import reshard
 from lightning_root.functional import AdjustLR
+from lightning_root.optim.agreement import settle_coefficients
 from lightning_root.optim.binding import Named, module_behind, split
-from lightning_root.optim.checkpoint import align_by_name, restore_precision
+from lightning_root.optim.checkpoint import align_by_name, packed, restore_precision, unpacked
 from lightning_root.optim.groups import (
     ROLES,
     check_parameters,
@@ -29,7 +31,7 @@ from lightning_root.optim.groups import (
 )
 from lightning_root.optim.guard import check_bound, collect
 from lightning_root.optim.options import OrthogonalizationDtype, check_options, plain_coefficients
-from lightning_root.optim.update import adamw_update_, root_update_
+from lightning_root.optim.update import StackHook, adamw_update_, root_update_
 from lightning_root.partition import MatrixView, Partition, Rules, partition_parameters
 from lightning_root.partition.names import canonical
 
@@ -58,9 +60,10 @@ class ROOT(torch.optim.Optimizer):
         momentum: mu of the matrices' heavy-ball momentum, in [0, 1).
         nesterov: Look one step ahead, as the authors' script does; the paper's Algorithm 2 does
             not.
-        coefficients: Of the orthogonalization: "adaptive" (one triple per step, fitted for this
-            project), "paper" (one triple per shape), "published" (the authors' script), "muon",
-            "polar_express", "cans", one triple (a, b, c) or one triple per step.
+        coefficients: Of the orthogonalization: "adaptive" (a triple for every step and for every
+            kind of shape, fitted for this project), "paper" (one triple per shape), "published"
+            (the authors' script), "muon", "polar_express", "cans", a JSON file of schedules, one
+            triple (a, b, c), one triple per step, or a mapping from shapes; see `lookup`.
         outlier_quantile: p in (0, 1]: entries of the momentum beyond their own p-quantile are
             clipped to it. None switches the threshold off.
         ns_steps: T, the number of Newton-Schulz steps.
@@ -117,8 +120,10 @@ class ROOT(torch.optim.Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         coefficients: CoefficientName
+        | str
         | tuple[float, float, float]
-        | Sequence[tuple[float, float, float]] = "adaptive",
+        | Sequence[tuple[float, float, float]]
+        | Mapping[str, Any] = "adaptive",
         outlier_quantile: float | None = 0.9,
         ns_steps: int = 5,
         adjust_lr_fn: AdjustLR | None = "match_rms_adamw",
@@ -136,7 +141,7 @@ class ROOT(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "momentum": momentum,
             "nesterov": nesterov,
-            "coefficients": plain_coefficients(coefficients),
+            "coefficients": plain_coefficients(coefficients, ns_steps),
             "outlier_quantile": outlier_quantile,
             "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn,
@@ -240,11 +245,14 @@ class ROOT(torch.optim.Optimizer):
                 loss = closure()
         if not self._checked:
             check_bound(self.param_groups, self.module)
+            settle_coefficients(self.param_groups, self._views)
             self._checked = True
         skipped = []
         for group, items, unusable in collect(self.param_groups, self.state, self._views):
-            update_ = root_update_ if group["role"] == "root" else adamw_update_
-            update_(items, group)
+            if group["role"] == "root":
+                root_update_(items, group, tuple(self._stack_hooks.values()))
+            else:
+                adamw_update_(items, group)
             skipped += unusable
         self._report(skipped)
         return loss
@@ -272,14 +280,47 @@ class ROOT(torch.optim.Optimizer):
         if role not in ROLES:
             raise ValueError(f"`role` must be one of {list(ROLES)}, got {role!r}")
         group["name"] = free_name(group.get("name") or role, self.param_groups)
-        if "coefficients" in group:
-            group["coefficients"] = plain_coefficients(group["coefficients"])
         group = {**self.defaults, **group, "role": role}
+        group["coefficients"] = plain_coefficients(group["coefficients"], group["ns_steps"])
         check_options(group)
         check_parameters(group, named, self._views)
         group["param_names"] = [name for name, _ in named]
         super().add_param_group({**group, "params": named})
         self.partition = described(self.param_groups, self._views)
+
+    def register_stack_hook(self, hook: StackHook) -> RemovableHandle:
+        """Have `hook` called within `step` with every stack of equal matrices.
+
+        It sees momentum, clipped momentum and update before they are freed, which is what
+        diagnostics need; see `optim.Stack`. Without hooks nothing is kept for them.
+
+        Args:
+            hook: Takes a `Stack`, whose tensors it must not modify.
+
+        Returns:
+            A handle; its `remove()` ends the calls.
+
+        Example:
+            >>> import torch
+            >>> from lightning_root import ROOT
+            >>> layer = torch.nn.Linear(8, 4, bias=False)
+            >>> hidden = {"params": [("hidden.weight", layer.weight)], "role": "root"}
+            >>> optimizer = ROOT([hidden])
+            >>> seen = []
+            >>> handle = optimizer.register_stack_hook(lambda stack: seen.append(stack.names))
+            >>> layer(torch.ones(1, 8)).sum().backward()
+            >>> optimizer.step()
+            >>> seen
+            [(('hidden.weight', 0),)]
+            >>> handle.remove()
+        """
+        handle = RemovableHandle(self._stack_hooks)
+        self._stack_hooks[handle.id] = hook
+        return handle
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state and the options, in the form that every kind of checkpoint takes."""
+        return packed(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state by parameter name, whatever the order, and keep it in float32.
@@ -290,7 +331,7 @@ class ROOT(torch.optim.Optimizer):
         Raises:
             ValueError: If names are unknown or missing, or a parameter has changed its rule.
         """
-        aligned = align_by_name(state_dict, self.param_groups)
+        aligned = align_by_name(unpacked(state_dict), self.param_groups)
         super().load_state_dict(aligned)
         restore_precision(self.state, aligned["state"], self.param_groups, aligned["param_groups"])
 
@@ -310,6 +351,7 @@ class ROOT(torch.optim.Optimizer):
         self.skipped = Counter()
         self._module = None
         self._checked = False
+        self._stack_hooks: OrderedDict[int, StackHook] = OrderedDict()
 
     def _assign(self, partition: Partition) -> None:
         """Put the parameters of a partition into the two standing groups.

@@ -7,7 +7,7 @@ parameter.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from lightning_root.coefficients import lookup
+from lightning_root.coefficients import Coefficients, lookup
 from lightning_root.distributed import gather, scatter_like
 from lightning_root.functional import clip_outliers, newton_schulz, update_scale
 from lightning_root.optim.options import iteration_dtype
@@ -31,13 +31,44 @@ STACK_ELEMENTS = 1 << 25
 class Item:
     """One parameter with a gradient, and its state."""
 
+    name: str
     parameter: Tensor
     gradient: Tensor
     state: State
     view: MatrixView
 
 
-def root_update_(items: Sequence[Item], group: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Matrices of one size in the middle of a step, as hooks see them; not to be modified.
+
+    Every tensor has the shape (k, m, n) with m <= n: what is taller than wide lies transposed.
+
+    Args:
+        names: Parameter and number of the matrix within it, for each of the k.
+        momentum: N, the momentum after the look-ahead.
+        clipped: B, what is orthogonalized: N held within its outlier threshold.
+        update: U, orthogonalized, before the scale.
+        scales: Factor on the learning rate, for each of the k.
+        coefficients: What it was orthogonalized with.
+        group: The options of the parameter group.
+    """
+
+    names: tuple[tuple[str, int], ...]
+    momentum: Tensor
+    clipped: Tensor
+    update: Tensor
+    scales: tuple[float, ...]
+    coefficients: Coefficients
+    group: Mapping[str, Any]
+
+
+StackHook: TypeAlias = Callable[[Stack], None]
+
+
+def root_update_(
+    items: Sequence[Item], group: Mapping[str, Any], hooks: Sequence[StackHook] = ()
+) -> None:
     """One ROOT step of matrices, in place.
 
     M <- mu M + G; N <- G + mu M (Nesterov) or M; B <- clamp(N, -eps, eps); U <- orthogonalize(B);
@@ -46,10 +77,12 @@ def root_update_(items: Sequence[Item], group: Mapping[str, Any]) -> None:
     Args:
         items: Parameters of two or more dimensions, and how each is cut into matrices.
         group: The options of their parameter group.
+        hooks: Called with every stack of matrices once it is orthogonalized.
     """
     for portion in _portions(items):
         directions = [gather(direction) for direction in _momentum_(portion, group)]
-        for item, update in zip(portion, _updates(portion, directions, group), strict=True):
+        updates = _updates(portion, directions, group, hooks)
+        for item, update in zip(portion, updates, strict=True):
             _apply_(item.parameter, scatter_like(update, item.parameter), group)
 
 
@@ -98,8 +131,21 @@ def _momentum_(items: Sequence[Item], group: Mapping[str, Any]) -> Sequence[Tens
     return torch._foreach_add(gradients, buffers, alpha=momentum)
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One matrix of a parameter: where it is read, where its update goes."""
+
+    name: tuple[str, int]
+    source: Tensor
+    target: Tensor
+    scale: float
+
+
 def _updates(
-    items: Sequence[Item], directions: Sequence[Tensor], group: Mapping[str, Any]
+    items: Sequence[Item],
+    directions: Sequence[Tensor],
+    group: Mapping[str, Any],
+    hooks: Sequence[StackHook],
 ) -> list[Tensor]:
     """One update per item, shaped like its parameter: scale * U for each of its matrices.
 
@@ -107,30 +153,46 @@ def _updates(
     orthogonalized together.
     """
     updates = [torch.empty(d.shape, dtype=d.dtype, device=d.device) for d in directions]
-    stacks: dict[tuple[object, ...], list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
+    stacks: dict[tuple[object, ...], list[_Block]] = defaultdict(list)
     for item, direction, update in zip(items, directions, updates, strict=True):
-        blocks = zip(item.view.cut(direction), item.view.cut(update), strict=True)
-        for source, target in blocks:
-            rows, columns = source.shape[::-1] if item.view.transposed else source.shape
-            scale = update_scale(rows, columns, group["adjust_lr_fn"])
-            if source.shape[0] > source.shape[1]:
-                source, target = source.mT, target.mT
-            key = (*source.shape, source.dtype, source.device)
-            stacks[key].append((source, target, scale))
-    for stack in stacks.values():
-        results = _orthogonalize(torch.stack([source for source, _, _ in stack]), group)
-        for (_, target, scale), result in zip(stack, results, strict=True):
-            torch.mul(result, scale, out=target)
+        for block in _blocks(item, direction, update, group):
+            source = block.source
+            stacks[(*source.shape, source.dtype, source.device)].append(block)
+    for blocks in stacks.values():
+        for block, result in zip(blocks, _orthogonalize(blocks, group, hooks), strict=True):
+            torch.mul(result, block.scale, out=block.target)
     return updates
 
 
-def _orthogonalize(directions: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """(k, m, n), m <= n -> (k, m, n)."""
+def _blocks(
+    item: Item, direction: Tensor, update: Tensor, group: Mapping[str, Any]
+) -> Iterator[_Block]:
+    """The matrices of one parameter, laid wide."""
+    pairs = zip(item.view.cut(direction), item.view.cut(update), strict=True)
+    for number, (source, target) in enumerate(pairs):
+        rows, columns = source.shape[::-1] if item.view.transposed else source.shape
+        scale = update_scale(rows, columns, group["adjust_lr_fn"])
+        if source.shape[0] > source.shape[1]:
+            source, target = source.mT, target.mT
+        yield _Block((item.name, number), source, target, scale)
+
+
+def _orthogonalize(
+    blocks: Sequence[_Block], group: Mapping[str, Any], hooks: Sequence[StackHook]
+) -> Tensor:
+    """Orthogonalize k matrices of one size: (k, m, n), m <= n."""
+    momentum = torch.stack([block.source for block in blocks])
+    clipped = momentum
     if group["outlier_quantile"] is not None:
-        directions = clip_outliers(directions, group["outlier_quantile"])
-    steps = group["ns_steps"]
-    triples = lookup(directions.shape[-2:], group["coefficients"], steps).triples
-    return newton_schulz(directions, triples, dtype=iteration_dtype(group["ns_dtype"], directions))
+        clipped = clip_outliers(momentum, group["outlier_quantile"])
+    coefficients = lookup(momentum.shape[-2:], group["coefficients"], group["ns_steps"])
+    dtype = iteration_dtype(group["ns_dtype"], momentum)
+    update = newton_schulz(clipped, coefficients.triples, dtype=dtype)
+    for hook in hooks:
+        names = tuple(block.name for block in blocks)
+        scales = tuple(block.scale for block in blocks)
+        hook(Stack(names, momentum, clipped, update, scales, coefficients, group))
+    return update
 
 
 def _apply_(parameter: Tensor, update: Tensor, group: Mapping[str, Any]) -> None:

@@ -103,6 +103,7 @@ def test_dtype_and_input_are_kept(dtype):
 def test_zero_and_empty_matrices():
     assert torch.equal(clip_outliers(torch.zeros(3, 3), 0.9), torch.zeros(3, 3))
     assert clip_outliers(torch.zeros(2, 0, 3), 0.9).shape == (2, 0, 3)
+    assert clip_outliers(torch.zeros(0, 2, 3), 0.9).shape == (0, 2, 3)
 
 
 @pytest.mark.parametrize("quantile", [0.0, -0.1, 1.1, float("nan")])

@@ -4,6 +4,7 @@ import logging
 import re
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import lightning.pytorch as L
 import pytest
@@ -97,6 +98,17 @@ def test_the_table_is_shown_at_the_start(caplog):
     assert len(tables) == 1
     assert "embedding.weight" in tables[0]
     assert "ROOT:" in tables[0]
+
+
+@pytest.mark.parametrize(("coefficients", "said"), [("paper", 1), ("adaptive", 0)])
+def test_fits_for_shapes_beyond_the_table_are_announced(caplog, coefficients, said):
+    class Net(MixedNet):
+        root_options: ClassVar = {"coefficients": coefficients}
+
+    with caplog.at_level(logging.INFO):
+        trainer(max_steps=1).fit(Net())
+    lines = [r.message for r in caplog.records if "ROOT fits coefficients for" in r.message]
+    assert len(lines) == said
 
 
 def test_the_table_is_kept_beside_the_logs(tmp_path):

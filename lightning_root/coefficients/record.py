@@ -1,0 +1,136 @@
+"""A coefficient set with its papers: where it comes from, what it is for, what it can do."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final
+
+from lightning_root.coefficients.certificate import bfloat16_error, output_range, stable_input
+from lightning_root.coefficients.schedules import Shape
+from lightning_root.coefficients.spectra import Spectrum, marchenko_pastur
+from lightning_root.functional import Triple, as_schedule
+
+BOUND: Final = 2.0
+"""Sets that send a singular value in [0, 1] above this are refused; sound ones stay below 1.3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coefficients:
+    """A coefficient set with where it comes from and what it can do.
+
+    Args:
+        triples: One (a, b, c) per step.
+        source: Where the numbers come from, in words.
+        certificate: Exact range (low, high) of p_T over [0, 1].
+        shape: (m, n) of the matrices it is for, with m <= n; None for any.
+        spectrum: What `mse` was computed on, in words.
+        mse: Mean of (p_T(sigma) - 1)^2 over that spectrum; None where there is none.
+    """
+
+    triples: tuple[Triple, ...]
+    source: str
+    certificate: tuple[float, float]
+    shape: Shape | None = None
+    spectrum: str | None = None
+    mse: float | None = None
+
+    @property
+    def steps(self) -> int:
+        """T, the number of iterations."""
+        return len(self.triples)
+
+    @cached_property
+    def stable_up_to(self) -> float:
+        """Largest input that p_T keeps within [-2, 2]; round-off must stay below it."""
+        return stable_input(self.triples, BOUND)
+
+    @cached_property
+    def bfloat16_error(self) -> float:
+        """How far bfloat16 arithmetic strays: root mean square per singular direction."""
+        return bfloat16_error(self.triples)
+
+    def to_json(self) -> str:
+        """All of it as one JSON object, which `from_json` reads back."""
+        return json.dumps(self.as_dict(), indent=1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "shape": self.shape,
+            "steps": self.steps,
+            "triples": self.triples,
+            "source": self.source,
+            "spectrum": self.spectrum,
+            "mse": self.mse,
+            "range": self.certificate,
+            "stable_up_to": self.stable_up_to,
+            "bfloat16_error": self.bfloat16_error,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Coefficients":
+        """Read what `as_dict` wrote; the certificate is computed again, never believed.
+
+        Raises:
+            ValueError: If the triples are missing or malformed, or the set is unbounded.
+        """
+        if "triples" not in values:
+            raise ValueError("a coefficient set needs `triples`, one (a, b, c) per step")
+        shape = values.get("shape")
+        checked = certified(as_schedule(values["triples"]), str(values.get("source") or "a file"))
+        return replace(
+            checked,
+            shape=(min(shape), max(shape)) if shape else None,
+            spectrum=values.get("spectrum"),
+            mse=values.get("mse"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Coefficients":
+        """Read what `to_json` wrote."""
+        return cls.from_dict(json.loads(text))
+
+    def __str__(self) -> str:
+        """One line: steps, source and range."""
+        low, high = self.certificate
+        return f"{self.steps} steps, {self.source}; p_T in [{low:.3g}, {high:.3g}] on [0, 1]"
+
+
+def certified(
+    triples: tuple[Triple, ...],
+    source: str,
+    *,
+    shape: Shape | None = None,
+    spectrum: Spectrum | None = None,
+    trusted: bool = False,
+) -> Coefficients:
+    """A set with its certificate, refused if p_T leaves [-2, 2] on [0, 1].
+
+    Args:
+        triples: One (a, b, c) per step.
+        source: Where the numbers come from, in words.
+        shape: What it is for.
+        spectrum: What `mse` is computed on; the Gaussian law of `shape` if not given.
+        trusted: Do not refuse.
+
+    Raises:
+        ValueError: If it is unbounded.
+    """
+    low, high = output_range(triples)
+    if max(-low, high) > BOUND and not trusted:
+        raise ValueError(
+            f"`coefficients` ({source}, {len(triples)} steps) are unbounded: they map singular "
+            f"values in [0, 1] to [{low:.3g}, {high:.3g}], outside [-{BOUND:g}, {BOUND:g}]. Take "
+            'fewer steps (`ns_steps`) or another set, for example "adaptive"'
+        )
+    if spectrum is None and shape is not None:
+        spectrum = marchenko_pastur(*shape)
+    return Coefficients(
+        triples=triples,
+        source=source,
+        certificate=(low, high),
+        shape=shape,
+        spectrum=spectrum.name if spectrum is not None else None,
+        mse=spectrum.mean_square_error(triples) if spectrum is not None else None,
+    )

@@ -1,0 +1,136 @@
+"""Fits are made once; a broken or read-only cache never stops anything."""
+
+import json
+import os
+import stat
+import sys
+
+import pytest
+
+from lightning_root import fit_coefficients, lookup
+from lightning_root.coefficients import load_coefficients, save_coefficients, store
+from lightning_root.coefficients.files import write_json
+from lightning_root.coefficients.lookup import needs_fit
+
+UNSEEN = (3, 77)  # too small for the shipped table
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, and nothing remembered."""
+    monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(tmp_path / "cache"))
+    before = store.fits_in_use()
+    store.forget()
+    yield tmp_path / "cache"
+    store.forget()
+    store.adopt(before)
+
+
+def files(cache):
+    return sorted(path for path in cache.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", ["adaptive", "paper"])
+def test_an_unseen_shape_is_fitted_once_and_read_back_to_the_last_digit(cache, name, monkeypatch):
+    first = lookup(UNSEEN, name)
+    assert [path.name for path in files(cache)] == [f"{name}-3x77-5.json"]
+    store.forget()
+    monkeypatch.setattr(sys.modules[needs_fit.__module__], "fit_coefficients", None)
+    assert lookup(UNSEEN[::-1], name) == first
+    assert lookup(UNSEEN, name) is lookup(UNSEEN, name)
+
+
+def test_shapes_of_the_table_touch_no_disk(cache):
+    for shape in ((8, 8), (768, 3072), (16384, 53248)):
+        assert not needs_fit(shape, "adaptive", 5)
+        lookup(shape)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_text("{"),
+        lambda path: path.write_bytes(b"\xff\xfe\x00"),
+        lambda path: path.write_text("[]"),
+        lambda path: path.write_text(json.dumps({"format": "lightning_root coefficients 1"})),
+        lambda path: path.write_text(path.read_text().replace("77", "78")),
+        lambda path: path.write_text(path.read_text().replace('"triples"', '"tripel"')),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+)
+def test_a_damaged_file_is_ignored_and_written_again(cache, damage):
+    first = lookup(UNSEEN, "paper")
+    (path,) = files(cache)
+    damage(path)
+    store.forget()
+    assert lookup(UNSEEN, "paper") == first
+    if path.is_file():
+        assert load_coefficients(path) == [first]
+
+
+def test_unbounded_numbers_in_the_cache_are_not_believed(cache):
+    first = lookup(UNSEEN, "paper")
+    (path,) = files(cache)
+    values = json.loads(path.read_text())
+    values["coefficients"][0]["triples"][0] = [9.0, 9.0, 9.0]
+    path.write_text(json.dumps(values))
+    store.forget()
+    assert lookup(UNSEEN, "paper") == first
+
+
+def test_a_folder_that_cannot_be_made_costs_nothing_but_the_fit(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(tmp_path / "file" / "below"))
+    assert lookup(UNSEEN, "paper").steps == 5
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_costs_nothing_but_the_fit(cache):
+    cache.mkdir()
+    cache.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    assert lookup(UNSEEN, "paper").steps == 5
+    cache.chmod(stat.S_IRWXU)
+    assert files(cache) == []
+
+
+def test_no_home_folder_costs_nothing_but_the_fit(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_ROOT_CACHE", "~nobody-of-that-name/cache")
+    assert lookup(UNSEEN, "paper").steps == 5
+
+
+def test_the_cache_is_where_the_system_keeps_caches(monkeypatch, tmp_path):
+    monkeypatch.delenv("LIGHTNING_ROOT_CACHE")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert store.cache_folder() == tmp_path / "lightning_root"
+    monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(tmp_path / "own"))
+    assert store.cache_folder() == tmp_path / "own"
+
+
+def test_sets_come_back_from_a_file(tmp_path):
+    sets = [
+        fit_coefficients((16, 64), 3),
+        lookup((768, 768), "muon"),
+        lookup((3, 4), [(1.5, -0.5, 0)], 1),
+    ]
+    save_coefficients(tmp_path / "sets.json", sets)
+    assert load_coefficients(tmp_path / "sets.json") == sets
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path):
+    path = tmp_path / "sets.json"
+    save_coefficients(path, [lookup((768, 768), "muon")])
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_json(path, {"x": object()})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("entry", ["3", "{}", '{"triples": 1}', '{"triples": [[1, 2]]}'])
+def test_a_malformed_entry_is_named_with_its_file(tmp_path, entry):
+    path = tmp_path / "x.json"
+    path.write_text(f'{{"format": "lightning_root coefficients 1", "coefficients": [{entry}]}}')
+    with pytest.raises(ValueError, match=r"x\.json` has a malformed entry"):
+        load_coefficients(path)
