@@ -1,14 +1,12 @@
-"""The command line: LightningCLI that knows ROOT."""
+"""LightningCLI that knows ROOT."""
 
-import os
-import sys
-import warnings
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion
 from torch.optim import Optimizer
 
+from lightning_root.cli.commands import COMMANDS
 from lightning_root.module import ROOTBinder
 from lightning_root.optim import ROOT
 from lightning_root.partition import Rules, partition_parameters
@@ -87,8 +85,37 @@ class PartitionTrainer(Trainer):
         print(partition_parameters(model, rules=rules))
 
 
+class MainParser(LightningArgumentParser):
+    """LightningCLI's parser; `list_commands` adds those that `main` sends elsewhere to its help."""
+
+    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep what more subcommands can be added to."""
+        self.listing = super().add_subcommands(*args, **kwargs)
+        return self.listing
+
+    def list_commands(self) -> None:
+        """Name the commands that do not train, after LightningCLI's own."""
+        for name, command in COMMANDS.items():
+            self.listing.add_subcommand(name, MainParser(), help=command.__doc__)
+
+
 class MainCLI(ROOTCLI):
     """What `python -m lightning_root` runs: ROOTCLI and the subcommand `partition`."""
+
+    parser: MainParser
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """LightningCLI's parser, whose help names all commands."""
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        self.parser.list_commands()
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and refuse what is only listed: those commands have to come first."""
+        super().parse_arguments(parser, args)
+        if self.config["subcommand"] in COMMANDS:
+            parser.error(f"`{self.config['subcommand']}` must be the first argument")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -108,16 +135,3 @@ class MainCLI(ROOTCLI):
         options = optimizer.get("init_args") or {}
         assert isinstance(self.trainer, PartitionTrainer)
         self.trainer.partition(model, options.get("rules"))
-
-
-def main() -> None:
-    """Run the command line on the model and data that the configuration names."""
-    # What Lightning's own calls to torch and jsonargparse print at every start is not for the user.
-    warnings.filterwarnings(
-        "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
-    )
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    # A console script, unlike `python -m`, does not see modules of the working directory.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    MainCLI(trainer_class=PartitionTrainer, save_config_kwargs={"overwrite": True})

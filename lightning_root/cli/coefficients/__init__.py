@@ -1,0 +1,5 @@
+"""`python -m lightning_root coefficients`: show, fit, certify and compare."""
+
+from lightning_root.cli.coefficients.command import run
+
+__all__ = ["run"]

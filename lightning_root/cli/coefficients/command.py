@@ -1,0 +1,221 @@
+"""The arguments of `coefficients`, and its help."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from lightning_root.cli.coefficients.arguments import (
+    read_json_output,
+    read_output,
+    read_shape,
+    read_share,
+    read_steps,
+)
+from lightning_root.cli.coefficients.certify import certify
+from lightning_root.cli.coefficients.compare import compare
+from lightning_root.cli.coefficients.fit import fit
+from lightning_root.cli.coefficients.show import show
+from lightning_root.cli.parser import CommandParser, program, run_command
+
+DESCRIPTION = """\
+Coefficients of the Newton-Schulz iteration, by the shape of a matrix: look at those in use, fit
+your own, check what a set can do, compare with published ones.
+
+T steps send a singular value sigma of a matrix of norm 1 to p_T(sigma), each step by
+sigma -> a sigma + b sigma^3 + c sigma^5. The error of a set is the mean of (p_T(sigma) - 1)^2 over
+the singular values that such matrices have: those of Gaussian matrices, of a model of momentum in
+training, or captured in a run."""
+
+EXAMPLES = """\
+examples:
+  {program} show 768x3072 --steps 4 5
+  {program} fit 768x768 768x3072 --output mine.json
+  {program} fit --spectrum spectra.json --output mine.json
+  {program} certify mine.json
+  {program} certify published 2048x2048 --steps 5 6
+  {program} compare 768x3072 --with mine.json --plot compare.png
+
+In training: --optimizer.coefficients mine.json, or ROOT(..., coefficients="mine.json").
+Shapes are written 768x3072, in either order, and come before the options.
+"""
+
+ROWS = """\
+  Muon           K. Jordan et al., 2024: one triple for all shapes
+  paper          ROOT, arXiv:2511.20626: one triple per shape, fitted to Gaussian matrices
+  published      the ROOT authors' script: four shapes, Muon's triple elsewhere
+  You            J. You; F. Cesista: a triple per step
+  Polar Express  arXiv:2505.16932: a triple per step
+  CANS           arXiv:2506.10935: a triple per step
+  adaptive       the default: a triple per step and shape"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one of the subcommands; without any, show the help.
+
+    Args:
+        arguments: What follows `coefficients`.
+
+    Returns:
+        0, 1 if `certify` found an unbounded set, 2 if no subcommand was given.
+
+    Raises:
+        SystemExit: With status 2 and one line on stderr if the arguments are wrong.
+    """
+    parser = make_parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    return run_command(parser, arguments)
+
+
+def make_parser() -> CommandParser:
+    """The parser of all subcommands."""
+    name = f"{program()} coefficients"
+    epilog = EXAMPLES.format(program=name)
+    parser = CommandParser(prog=name, description=DESCRIPTION, epilog=epilog)
+    commands = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
+    _add_show(commands.add_parser)
+    _add_fit(commands.add_parser)
+    _add_certify(commands.add_parser)
+    _add_compare(commands.add_parser)
+    return parser
+
+
+AddParser: TypeAlias = Callable[..., CommandParser]
+
+_SET = (
+    "adaptive, paper, published, muon, polar_express, cans, a .json file of `fit --output`, or "
+    "triples: one for all steps, '3.4445,-4.775,2.0315', or one per step, 'a,b,c a,b,c'"
+)
+
+
+def _add_show(add_parser: AddParser) -> None:
+    parser = _add(
+        add_parser,
+        "show",
+        "The triples of a set, where they come from and what they can do.",
+        'Without a shape: the errors of the table that is shipped as "adaptive", or all sets of '
+        "a file.",
+    )
+    _add_shapes(parser)
+    parser.add_argument(
+        "--coefficients", default="adaptive", metavar="SET", help=f"{_SET} (default: adaptive)"
+    )
+    _add_steps(parser, [], "number of steps, one or several (default: 5, or all that a file has)")
+    _add_json(parser)
+    parser.set_defaults(run=show)
+
+
+def _add_fit(add_parser: AddParser) -> None:
+    parser = _add(
+        add_parser,
+        "fit",
+        "Fit sets for shapes, about a second each, and write them to a file.",
+        "A fit minimises the error on the spectrum among sets that keep [0, 1.02] within [0, 1.3].",
+    )
+    _add_shapes(parser, "; without any, all captured ones")
+    _add_steps(parser, [5], "number of steps, one or several, at most 12 (default: 5)")
+    _add_spectrum(parser)
+    parser.add_argument(
+        "--captured-share",
+        type=read_share,
+        metavar="SHARE",
+        help="weight of captured singular values in what is fitted to, the rest are Gaussian; the "
+        "paper's is 0.25 (default: 0.75)",
+    )
+    parser.add_argument(
+        "--single",
+        action="store_true",
+        help="one triple for all steps, as in the paper, instead of one per step",
+    )
+    parser.add_argument(
+        "--output",
+        type=read_json_output,
+        metavar="FILE.json",
+        help="write the sets to a file for `--optimizer.coefficients`",
+    )
+    _add_plot(parser)
+    _add_json(parser)
+    parser.set_defaults(run=fit)
+
+
+def _add_certify(add_parser: AddParser) -> None:
+    parser = _add(
+        add_parser,
+        "certify",
+        "Whether sets are bounded: the exact range of p_T, the largest stable input.",
+        "A set is bounded if no singular value in [0, 1] is sent outside [-2, 2]; ROOT refuses "
+        "others.\nExit status: 0 if all are bounded, 1 if one is not, 2 if the input is wrong.",
+    )
+    parser.add_argument("set", metavar="SET", help=_SET)
+    _add_shapes(parser, ", for sets that depend on it")
+    _add_steps(parser, [], "number of steps, one or several (default: 5, or all that a file has)")
+    _add_json(parser)
+    parser.set_defaults(run=certify)
+
+
+def _add_compare(add_parser: AddParser) -> None:
+    parser = _add(
+        add_parser,
+        "compare",
+        "The error of published sets, the default and your own, by shape.",
+        ROWS,
+    )
+    _add_shapes(parser, "; without any, all captured ones")
+    _add_steps(parser, [3, 4, 5, 6], "number of steps, one or several (default: 3 4 5 6)")
+    _add_spectrum(parser)
+    parser.add_argument(
+        "--with",
+        dest="files",
+        nargs="+",
+        default=[],
+        metavar="FILE.json",
+        help="files of `fit --output` to compare with",
+    )
+    _add_plot(parser)
+    _add_json(parser)
+    parser.set_defaults(run=compare)
+
+
+def _add(add_parser: AddParser, name: str, purpose: str, more: str) -> CommandParser:
+    return add_parser(name, help=purpose, description=f"{purpose}\n\n{more}")
+
+
+def _add_shapes(parser: CommandParser, more: str = "") -> None:
+    parser.add_argument(
+        "shapes",
+        nargs="*",
+        type=read_shape,
+        metavar="SHAPE",
+        help=f"shape of a matrix, like 768x3072, in either order{more}",
+    )
+
+
+def _add_steps(parser: CommandParser, default: list[int], text: str) -> None:
+    parser.add_argument(
+        "--steps", nargs="+", type=read_steps, default=default, metavar="T", help=text
+    )
+
+
+def _add_spectrum(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--spectrum",
+        default="training",
+        metavar="SPECTRUM",
+        help="training: a model of momentum in training; gaussian; log-uniform: evenly in log "
+        "sigma over [0.001, 1]; or a .json file of captured spectra, as `ROOTRefit` writes it "
+        "(default: training)",
+    )
+
+
+def _add_plot(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--plot",
+        type=read_output,
+        metavar="FILE.png",
+        help="draw p_T over log sigma, and the errors (needs matplotlib)",
+    )
+
+
+def _add_json(parser: CommandParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

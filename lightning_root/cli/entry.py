@@ -1,0 +1,49 @@
+"""`main`: what `python -m lightning_root` and the console script `lightning-root` run."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from lightning_root.cli.commands import COMMANDS
+from lightning_root.cli.parser import program
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names; LightningCLI's, if it is none of ours.
+
+    Args:
+        arguments: What follows the program's name. Default: those of the process.
+
+    Returns:
+        The exit status.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # A console script, unlike `python -m`, does not see modules of the working directory.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    if given and given[0] in COMMANDS:
+        return COMMANDS[given[0]](given[1:])
+    _run_lightning(None if arguments is None else given)
+    return 0
+
+
+def _run_lightning(arguments: list[str] | None) -> None:
+    """LightningCLI on the model and data that the configuration names."""
+    from lightning_root.cli.lightning import MainCLI, MainParser, PartitionTrainer
+
+    # What Lightning's own calls to torch and jsonargparse print at every start is not for the user.
+    warnings.filterwarnings(
+        "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
+    )
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    MainCLI(
+        trainer_class=PartitionTrainer,
+        save_config_kwargs={"overwrite": True},
+        parser_class=MainParser,
+        parser_kwargs={
+            "prog": program(),
+            "description": "Train with ROOT, and look into what it does.",
+        },
+        args=arguments,
+    )
