@@ -1,0 +1,1 @@
+"""The parts of `examples.benchmarks.orthogonalization_error`: measures, claims, page, pictures."""
