@@ -1,5 +1,16 @@
-"""Pure tensor functions: orthogonalization, outlier threshold, update scale."""
+"""Pure tensor functions: orthogonalization, outlier threshold, update scale, measures of a step."""
 
+from lightning_root.functional.measures import (
+    cosine_similarity,
+    kurtosis,
+    orthogonalization_error,
+    outlier_energy,
+    outlier_fraction,
+    relative_threshold,
+    root_mean_square,
+    singular_value_range,
+    update_to_weight_ratio,
+)
 from lightning_root.functional.orthogonalize import Triple, as_schedule, newton_schulz
 from lightning_root.functional.outliers import clip_outliers, outlier_threshold
 from lightning_root.functional.scaling import AdjustLR, update_scale
@@ -9,7 +20,16 @@ __all__ = [
     "Triple",
     "as_schedule",
     "clip_outliers",
+    "cosine_similarity",
+    "kurtosis",
     "newton_schulz",
+    "orthogonalization_error",
+    "outlier_energy",
+    "outlier_fraction",
     "outlier_threshold",
+    "relative_threshold",
+    "root_mean_square",
+    "singular_value_range",
     "update_scale",
+    "update_to_weight_ratio",
 ]
