@@ -2,6 +2,12 @@
 
 from lightning_root.cli import ROOTCLI
 from lightning_root.coefficients import Coefficients, fit_coefficients, lookup
+from lightning_root.diagnostics import (
+    OrthogonalizationError,
+    OutlierFraction,
+    ROOTRefit,
+    UpdateRMS,
+)
 from lightning_root.module import ROOTBinder, ROOTMixin, configure_optimizers
 from lightning_root.optim import ROOT, WarmupDecayLR
 from lightning_root.partition import MatrixView, Partition, Route, partition_parameters
@@ -11,10 +17,14 @@ __all__ = [
     "ROOTCLI",
     "Coefficients",
     "MatrixView",
+    "OrthogonalizationError",
+    "OutlierFraction",
     "Partition",
     "ROOTBinder",
     "ROOTMixin",
+    "ROOTRefit",
     "Route",
+    "UpdateRMS",
     "WarmupDecayLR",
     "configure_optimizers",
     "fit_coefficients",

@@ -1,5 +1,25 @@
-"""What a run says about itself."""
+"""What a run says about itself, and what it learns about itself."""
 
+from lightning_root.diagnostics.measurements import Measurements as Measurements
+from lightning_root.diagnostics.measurements import measure as measure
+from lightning_root.diagnostics.metrics import MomentumCosine as MomentumCosine
+from lightning_root.diagnostics.metrics import MomentumKurtosis as MomentumKurtosis
+from lightning_root.diagnostics.metrics import OrthogonalizationError as OrthogonalizationError
+from lightning_root.diagnostics.metrics import OutlierEnergy as OutlierEnergy
+from lightning_root.diagnostics.metrics import OutlierFraction as OutlierFraction
+from lightning_root.diagnostics.metrics import UpdateRMS as UpdateRMS
+from lightning_root.diagnostics.refit import ROOTRefit as ROOTRefit
 from lightning_root.diagnostics.summary import RunSummary as RunSummary
 
-__all__ = ["RunSummary"]
+__all__ = [
+    "Measurements",
+    "MomentumCosine",
+    "MomentumKurtosis",
+    "OrthogonalizationError",
+    "OutlierEnergy",
+    "OutlierFraction",
+    "ROOTRefit",
+    "RunSummary",
+    "UpdateRMS",
+    "measure",
+]

@@ -1,0 +1,245 @@
+"""The callback that refits ROOT's coefficients to the run's own momentum while it trains."""
+
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_root.diagnostics.adaptation import LONGEST_FIT, Adaptation, refittable, text_of
+from lightning_root.diagnostics.memory import Refit
+from lightning_root.diagnostics.spectrum import Shape, SpectrumCapture
+from lightning_root.optim import ROOT
+
+BUDGET: Final = 0.01
+"""Share of the run's time beyond which the last message says what to change."""
+
+
+class ROOTRefit(Callback):
+    """Fits ROOT's coefficients to the run's own momentum, while it trains.
+
+    Every `every_n_steps` optimizer steps the singular values of one matrix of each shape are
+    captured, of another one each time. Where a schedule that is known already does better on them
+    than the coefficients in use, a new one is fitted, for one shape at a time, and used if it keeps
+    the promise. This is the paper's "jointly optimized during training" (arXiv:2511.20626,
+    Sec. 3.2). As long as nothing is replaced the run is, bit for bit, the run without this
+    callback. Nothing depends on the clock, so that a resumed run is the uninterrupted one; what was
+    replaced is in the optimizer's state. All ranks take the fits of rank zero.
+
+    Parameter groups whose `coefficients` are "adaptive" are refitted, or a file or a mapping that
+    leaves "adaptive" to other shapes. Coefficients that the user chose stay.
+
+    In the logs, per shape: `root/coefficients/192x768/error`, the mean of (sigma - 1)^2 after the
+    orthogonalization of the captured momentum, and at a fit `.../error_before`.
+
+    Args:
+        every_n_steps: Optimizer steps between captures. A capture takes milliseconds for small
+            matrices (see `max_dim`), a fit about a second of one CPU core, and there is at most one
+            per capture, mostly none. Spectra move fast before step 50 and little after step 100.
+        min_gain: By which share of it the error must fall for a fit to be made and used, in [0, 1];
+            with 1 there is none.
+        captured_share: Weight of the captured spectrum in what is fitted to, in (0, 1]; the rest is
+            the Gaussian law, for the case that momentum turns into noise. 3 % are log-uniform.
+        max_dim: Matrices whose smaller side is longer are not captured. The time grows with its
+            cube: 0.1 s of one CPU core for 768 x 3072, 0.6 s for 2048 x 2048, 4 s for 4096 x 4096.
+        save: At the end, write `spectra.json` (what was captured) and `coefficients.json` (what was
+            fitted; the file may be given as ROOT's `coefficients`) beside the logs.
+
+    Raises:
+        ValueError: If an option is out of range; or, when training starts, if the Trainer has not
+            exactly one ROOT or more than one of these callbacks.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_root.diagnostics import ROOTRefit
+        >>> trainer = Trainer(callbacks=[ROOTRefit(every_n_steps=50)], accelerator="cpu")
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        min_gain: float = 0.1,
+        captured_share: float = 0.75,
+        max_dim: int = 4096,
+        save: bool = True,
+    ) -> None:
+        _check_whole("every_n_steps", every_n_steps, 1, "100 is the default")
+        _check_whole("max_dim", max_dim, 2, "4096 is the default")
+        if not 0.0 <= min_gain <= 1.0:
+            raise ValueError(f"`min_gain` must be in [0, 1], got {min_gain}; 0.1 is the default")
+        if not 0.0 < captured_share <= 1.0:
+            raise ValueError(
+                f"`captured_share` must be in (0, 1], got {captured_share}; 0.75 is the default"
+            )
+        self.every_n_steps, self.save = every_n_steps, save
+        self.adaptation = Adaptation(min_gain, captured_share, max_dim)
+        self.steps = 0  # optimizer steps begun
+        self._capture: SpectrumCapture | None = None
+        self._seconds = 0.0
+        self._started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts and histograms; the coefficients are in the optimizer's state."""
+        return {"steps": self.steps, **self.adaptation.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore counts and histograms."""
+        self.steps = int(state_dict["steps"])
+        self.adaptation.load_state_dict(state_dict)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that there is one ROOT to adapt, and one callback that does it."""
+        del pl_module
+        _root_of(trainer)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        count = sum(isinstance(callback, ROOTRefit) for callback in callbacks)
+        if count > 1:
+            raise ValueError(f"the Trainer has {count} `ROOTRefit` callbacks; keep one of them")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, and say what is left alone. A checkpoint has been restored by now."""
+        del pl_module
+        self._seconds, self._started = 0.0, time.perf_counter()
+        if self.steps == 0:  # the callback is new, but the run may not be
+            self.steps = trainer.global_step // len(trainer.optimizers)
+        _warn_of_others(_root_of(trainer))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Every so often, have the step that follows looked at."""
+        del pl_module
+        if not isinstance(optimizer, ROOT):
+            return
+        self._end_capture()
+        self.steps += 1
+        if self.steps % self.every_n_steps == 0:
+            wanted = self.adaptation.wanted(optimizer)
+            if wanted:
+                # Done within `step`, so that whoever saves a checkpoint after it saves the result.
+                then = partial(self._adapt, trainer, optimizer)
+                self._capture = SpectrumCapture(optimizer, wanted, then)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Leave no hook in the optimizer, not even where a gradient scaler skipped the step."""
+        self._end_capture()
+
+    def on_exception(self, *_: Any) -> None:
+        """Leave no hook in the optimizer."""
+        self._end_capture()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the files; say what was done and what it cost."""
+        del pl_module
+        files = self._write(trainer)
+        done = self.adaptation
+        share = self._seconds / max(time.perf_counter() - self._started, 1e-9)
+        text = (
+            f"ROOTRefit: captures {done.captures}, fits {done.fits}, of them used {done.swaps}; "
+            f"{self._seconds:.1f} s, {100 * share:.1f} % of the time"
+        )
+        if share > BUDGET:
+            times = share / (1.0 - share) * (1.0 - BUDGET) / BUDGET
+            enough = 10 * math.ceil(self.every_n_steps * times / 10)
+            text += f" (`every_n_steps={enough}` would keep it at {100 * BUDGET:g} %)"
+        rank_zero_info(text + files)
+
+    def _end_capture(self) -> None:
+        if self._capture is not None:
+            self._capture.end()
+            self._capture = None
+
+    def _adapt(self, trainer: Trainer, optimizer: ROOT, capture: SpectrumCapture) -> None:
+        """Count what was captured, fit the shape that is due, log."""
+        began = time.perf_counter()
+        found = _of_all_ranks(trainer, capture.found)
+        self.adaptation.add(found)
+        scalars = {}
+        shape = self.adaptation.due(optimizer)
+        if shape is not None:
+            scalars[f"{_tag(shape)}/error_before"] = self._refit(trainer, optimizer, shape)
+        for shape in found:
+            scalars[f"{_tag(shape)}/error"] = self.adaptation.error(optimizer, shape)
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=self.steps)
+        self._seconds += capture.seconds + time.perf_counter() - began
+
+    def _refit(self, trainer: Trainer, optimizer: ROOT, shape: Shape) -> float:
+        """Fit one shape on rank zero, and swap on all if it is worth it; the error before."""
+        fitted = self.adaptation.fit(optimizer, shape) if trainer.is_global_zero else None
+        result: Refit | None = trainer.strategy.broadcast(fitted)
+        assert result is not None
+        if self.adaptation.settle(optimizer, shape, result):
+            outcome = f" -> {result.error:.2g} with new coefficients"
+        else:
+            outcome = f", coefficients kept (a fit gives {result.error:.2g})"
+        rank_zero_info(
+            f"{text_of(shape)}: error on captured momentum {result.error_before:.2g}{outcome}, "
+            f"step {self.steps}"
+        )
+        return result.error_before
+
+    def _write(self, trainer: Trainer) -> str:
+        """Write the files if there is something to write, and say where."""
+        if not self.save or not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return ""
+        folder = trainer.log_dir  # a collective: every rank asks
+        if folder is None or not trainer.is_global_zero:
+            return ""
+        names = self.adaptation.write(Path(folder), _root_of(trainer))
+        return f". In {folder}: {', '.join(names)}" if names else ""
+
+
+def _root_of(trainer: Trainer) -> ROOT:
+    found = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, ROOT)]
+    if len(found) != 1:
+        others = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
+        raise ValueError(
+            f"`ROOTRefit` needs a Trainer with one ROOT, but its optimizers are [{others}]. Train "
+            "with ROOT (`ROOTMixin`, or `--optimizer ROOT`), or take this callback out"
+        )
+    return found[0]
+
+
+def _warn_of_others(optimizer: ROOT) -> None:
+    """Name the groups whose coefficients stay as they are."""
+    refitted = {id(group) for group in refittable(optimizer)}
+    others = [
+        f"`{group['name']}` ({group['coefficients']!r}, {group['ns_steps']} steps)"
+        for group in optimizer.param_groups
+        if group["role"] == "root" and group["params"] and id(group) not in refitted
+    ]
+    if others:
+        rank_zero_warn(
+            f"ROOTRefit leaves the coefficients of {', '.join(others)} alone: it refits "
+            f'`coefficients="adaptive"` with one number of steps, at most {LONGEST_FIT}'
+        )
+
+
+def _of_all_ranks(trainer: Trainer, found: dict[Shape, Tensor]) -> dict[Shape, Tensor]:
+    """What any rank has seen; where several have seen the same matrix, the lowest one's values."""
+    if trainer.world_size == 1:
+        return found
+    everywhere: list[dict[Shape, Tensor]] = [{} for _ in range(trainer.world_size)]
+    dist.all_gather_object(everywhere, found)
+    merged: dict[Shape, Tensor] = {}
+    for part in reversed(everywhere):
+        merged.update(part)
+    return {shape: merged[shape] for shape in sorted(merged)}
+
+
+def _tag(shape: Shape) -> str:
+    return f"root/coefficients/{text_of(shape)}"
+
+
+def _check_whole(name: str, value: object, least: int, hint: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be a whole number, got {value!r}; {hint}")
+    if value < least:
+        raise ValueError(f"`{name}` must be >= {least}, got {value}; {hint}")
