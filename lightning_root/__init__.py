@@ -5,6 +5,7 @@ from lightning_root.coefficients import Coefficients, fit_coefficients, lookup
 from lightning_root.diagnostics import (
     OrthogonalizationError,
     OutlierFraction,
+    ROOTMonitor,
     ROOTRefit,
     UpdateRMS,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "Partition",
     "ROOTBinder",
     "ROOTMixin",
+    "ROOTMonitor",
     "ROOTRefit",
     "Route",
     "UpdateRMS",

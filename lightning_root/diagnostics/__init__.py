@@ -8,6 +8,7 @@ from lightning_root.diagnostics.metrics import OrthogonalizationError as Orthogo
 from lightning_root.diagnostics.metrics import OutlierEnergy as OutlierEnergy
 from lightning_root.diagnostics.metrics import OutlierFraction as OutlierFraction
 from lightning_root.diagnostics.metrics import UpdateRMS as UpdateRMS
+from lightning_root.diagnostics.monitor import ROOTMonitor as ROOTMonitor
 from lightning_root.diagnostics.refit import ROOTRefit as ROOTRefit
 from lightning_root.diagnostics.summary import RunSummary as RunSummary
 
@@ -18,6 +19,7 @@ __all__ = [
     "OrthogonalizationError",
     "OutlierEnergy",
     "OutlierFraction",
+    "ROOTMonitor",
     "ROOTRefit",
     "RunSummary",
     "UpdateRMS",

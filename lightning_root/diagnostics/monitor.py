@@ -1,0 +1,272 @@
+"""The callback that shows what ROOT does while it trains."""
+
+from collections import Counter
+from typing import Any, Final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_root.diagnostics.alerts import Alerts
+from lightning_root.diagnostics.board import (
+    HEAT_MAPS,
+    write_heat_maps,
+    write_histograms,
+    write_layout,
+    write_text,
+)
+from lightning_root.diagnostics.history import History
+from lightning_root.diagnostics.measurements import STATISTICS
+from lightning_root.diagnostics.observation import Observation, Observer, merged, of_all_ranks
+from lightning_root.diagnostics.scalars import aggregates, by_label, per_parameter
+from lightning_root.diagnostics.spectrum import Matrix, Shape, in_turn, matrices_by_shape
+from lightning_root.optim import ROOT
+
+HISTOGRAM_EVERY: Final = 10
+"""Points between histograms."""
+
+HISTOGRAM_MAX_DIM: Final = 1024
+"""Matrices whose smaller side is longer have no histograms: their decomposition takes too long."""
+
+LEAST_POINTS: Final = 16
+"""Fewer points are not drawn before the end: three heat maps take the time of 15 points."""
+
+GROWTH: Final = 2
+"""Heat maps are drawn anew once they have grown by this factor, so that they cost ever less."""
+
+_DRAWN_ROWS: Final = [STATISTICS.index(name) for name in HEAT_MAPS]
+
+
+class ROOTMonitor(Callback):
+    """Logs what ROOT does: how well it orthogonalizes, what it clips, how far it moves.
+
+    At every logging step all matrices are measured within the optimizer's step, and one copy brings
+    the numbers to the host. Training is, bit for bit, what it is without this callback.
+
+    In the logs, and for `ModelCheckpoint` and `EarlyStopping` to monitor:
+    `root/orth_error/{mean,max}`, `root/sigma_min/min`, `root/sigma_max/max` (singular values of
+    the update), `root/outlier_fraction/mean`, `root/outlier_energy/{mean,max}`,
+    `root/relative_threshold/mean`, `root/kurtosis/{mean,max}`, `root/momentum_rms/mean`,
+    `root/cosine/mean` (of momentum and update), `root/update_rms/{mean,min,max}` and
+    `root/skipped`, the updates left out since the last point because a gradient was not finite.
+
+    TensorBoard also shows the split of the parameters and the coefficients in use as text,
+    histograms of one matrix of each shape in turn (singular values; momentum in units of the
+    threshold) at every tenth point, and heat maps by layer and step, drawn after a validation each
+    time that the number of points has doubled, and at the end. Its page of custom scalars is
+    arranged.
+
+    Args:
+        log_every_n_steps: Batches that step between points; None takes the Trainer's.
+        per_parameter: Log orth_error, outlier_fraction, outlier_energy and update_rms of each
+            parameter too, such as `root/orth_error/blocks.0.mlp.up.weight`; of one that holds
+            several matrices `<parameter>/<number>`, or their mean if they are more than 8.
+        pictures: Heat maps and histograms, where a logger can show them.
+        alerts: Warn, once for each cause and parameter, of what a person should know: an update
+            above the range of its coefficients, momentum that is mostly outliers, an update RMS off
+            its target, dead or rank-one momentum, a parameter skipped several times in a row.
+
+    Raises:
+        TypeError: If `log_every_n_steps` is not a whole number.
+        ValueError: If it is below 1.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.callbacks import ModelCheckpoint
+        >>> from lightning_root.diagnostics import ROOTMonitor
+        >>> best = ModelCheckpoint(monitor="root/orth_error/mean", auto_insert_metric_name=False)
+        >>> trainer = Trainer(callbacks=[ROOTMonitor(), best], accelerator="cpu")
+    """
+
+    def __init__(
+        self,
+        log_every_n_steps: int | None = None,
+        per_parameter: bool = True,
+        pictures: bool = True,
+        alerts: bool = True,
+    ) -> None:
+        _check_interval(log_every_n_steps)
+        self.log_every_n_steps = log_every_n_steps
+        self.per_parameter, self.pictures = per_parameter, pictures
+        self.history = History(len(HEAT_MAPS))
+        self._alerts = Alerts() if alerts else None
+        self._observers: dict[int, Observer] = {}
+        self._overdue = False
+        self._drawn_points = 0
+        self._skipped: Counter[str] = Counter()  # as of the last step
+        self._skips = 0  # since the last point
+        self._coefficients = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the heat maps show."""
+        return {"history": self.history.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what the heat maps show."""
+        self.history.load_state_dict(state_dict["history"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the split of the parameters. They are bound and restored by now."""
+        del pl_module
+        optimizers = _roots_of(trainer)
+        if not optimizers:
+            names = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
+            rank_zero_info(
+                f"ROOTMonitor has nothing to show: the optimizers are [{names}], no ROOT"
+            )
+            return
+        self._skipped = _skipped(trainer)
+        self._skips, self._coefficients, self._drawn_points = 0, "", self.history.points
+        if trainer.is_global_zero:
+            text = "\n\n".join(str(optimizer.partition) for optimizer in optimizers)
+            write_text(trainer.loggers, "root/partition", text, _step(trainer))
+            write_layout(trainer.loggers)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Have the step that follows looked at if it is to be logged."""
+        del pl_module
+        if isinstance(optimizer, ROOT) and (self._overdue or self._is_due(trainer)):
+            earlier = self._observers.pop(id(optimizer), None)
+            if earlier is not None:  # the second step of a batch
+                earlier.end()
+            sampled = self._sampled(trainer, optimizer)
+            self._observers[id(optimizer)] = Observer(optimizer, sampled)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log what was seen."""
+        del outputs, batch, batch_idx
+        self._count_skips(trainer)
+        if not self._observers:
+            return
+        seen = merged([observer.end() for observer in self._observers.values()])
+        self._observers = {}
+        point = of_all_ranks(seen, trainer.world_size)
+        self._overdue = point.measurements is None  # a step that a gradient scaler skipped
+        if not self._overdue:
+            self._log(trainer, pl_module, point)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the heat maps if they have grown enough since they were drawn last."""
+        del pl_module
+        enough = max(LEAST_POINTS, GROWTH * self._drawn_points)
+        if trainer.validating and self.history.points >= enough:
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the heat maps of the whole run."""
+        del pl_module
+        if self.history.points > self._drawn_points:
+            self._draw(trainer)
+
+    def on_exception(self, *_: Any) -> None:
+        """Leave no hook in the optimizer."""
+        for observer in self._observers.values():
+            observer.end()
+        self._observers = {}
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        every = self._every(trainer)
+        return every > 0 and (_step(trainer) + 1) % every == 0
+
+    def _every(self, trainer: Trainer) -> int:
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return interval if self.log_every_n_steps is None else self.log_every_n_steps
+
+    def _sampled(self, trainer: Trainer, optimizer: ROOT) -> dict[Shape, Matrix]:
+        """The matrices whose turn it is to have histograms; the same on every rank."""
+        turn, rest = divmod((_step(trainer) + 1) // self._every(trainer) - 1, HISTOGRAM_EVERY)
+        if not self.pictures or rest or not trainer.loggers:
+            return {}
+        groups = [group for group in optimizer.param_groups if group["role"] == "root"]
+        found = matrices_by_shape(optimizer, groups)
+        small = {shape: names for shape, names in found.items() if shape[0] <= HISTOGRAM_MAX_DIM}
+        return {shape: in_turn(names, turn) for shape, names in small.items()}
+
+    def _count_skips(self, trainer: Trainer) -> None:
+        skipped = _skipped(trainer)
+        if skipped != self._skipped or self._alerts is not None:
+            new = skipped - self._skipped
+            self._skipped = skipped
+            self._skips += new.total()
+            if self._alerts is not None:
+                self._alerts.skipped(new)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, point: Observation) -> None:
+        assert point.measurements is not None
+        step = _step(trainer)
+        labelled = by_label(point.measurements, _names(trainer))
+        watched: dict[str, Tensor] = aggregates(point.measurements)
+        watched["root/skipped"] = torch.tensor(float(self._skips))
+        self._skips = 0
+        # Not by Lightning's own way to the loggers, which is open at its own logging steps alone.
+        pl_module.log_dict(watched, logger=False, on_step=True, on_epoch=False, batch_size=1)
+        numbers = {tag: float(value) for tag, value in watched.items()}
+        if self.per_parameter:
+            numbers = {**per_parameter(labelled), **numbers}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=step)
+        if self.pictures:
+            drawn = {label: column[_DRAWN_ROWS] for label, column in labelled.items()}
+            self.history.add(step, drawn)
+        if trainer.is_global_zero:
+            self._show(trainer, point, step)
+        if self._alerts is not None:
+            self._alerts.judge(point)
+
+    def _show(self, trainer: Trainer, point: Observation, step: int) -> None:
+        """Histograms, and the coefficients in use when they are new."""
+        write_histograms(trainer.loggers, point.samples, step)
+        in_use = {(*facts.shape, str(facts.coefficients)) for facts in point.facts}
+        text = "\n".join(f"{m} x {n}: {coefficients}" for m, n, coefficients in sorted(in_use))
+        if text != self._coefficients:
+            write_text(trainer.loggers, "root/coefficients", text, step)
+            self._coefficients = text
+
+    def _draw(self, trainer: Trainer) -> None:
+        self._drawn_points = self.history.points
+        if trainer.is_global_zero:
+            write_heat_maps(trainer.loggers, self.history)
+
+
+def _step(trainer: Trainer) -> int:
+    """Where Lightning puts its own points, so that all curves share one axis."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _roots_of(trainer: Trainer) -> list[ROOT]:
+    return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, ROOT)]
+
+
+def _names(trainer: Trainer) -> list[str]:
+    """Of all parameters, in the order of the model."""
+    partitions = [optimizer.partition for optimizer in _roots_of(trainer)]
+    return [route.name for partition in partitions if partition for route in partition.routes]
+
+
+def _skipped(trainer: Trainer) -> Counter[str]:
+    """Updates left out so far, by parameter."""
+    total: Counter[str] = Counter()
+    for optimizer in _roots_of(trainer):
+        total += optimizer.skipped
+    return total
+
+
+def _check_interval(value: object) -> None:
+    hint = "None takes the Trainer's"
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`log_every_n_steps` must be a whole number, got {value!r}; {hint}")
+    if value < 1:
+        raise ValueError(f"`log_every_n_steps` must be >= 1, got {value}; {hint}")
