@@ -219,11 +219,19 @@ def _broken(schedules: Tensor, bounds: Targets) -> Tensor:  # (k, nodes), bool
     return peak & (excess > _MARGIN)
 
 
-@lru_cache(maxsize=64)
 def _starting_points(steps: int, per_step: bool) -> tuple[tuple[Triple, ...], ...]:
-    """Published triples, or the schedules that are best for the worst case on many intervals."""
     if not per_step:
         return tuple((triple,) * steps for triple in (MUON, *TABLE_1.values()))
+    return minimax_schedules(steps)
+
+
+@lru_cache(maxsize=16)
+def minimax_schedules(steps: int) -> tuple[tuple[Triple, ...], ...]:
+    """The schedules that are best for the worst singular value of an interval, for many intervals.
+
+    What a fit starts from, and what it is measured by before it is worth its time. Bounded as a fit
+    is, except for some of those with a cushion.
+    """
     return tuple(
         greedy_schedule(lower, steps, LARGEST_INPUT + 0.01, cushion, SLACK)
         for lower in (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 1e-2, 3e-2)

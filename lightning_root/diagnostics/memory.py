@@ -17,8 +17,7 @@ from lightning_root.coefficients import (
     marchenko_pastur,
     mixture,
 )
-from lightning_root.coefficients.fit import LARGEST_INPUT, SLACK, is_bounded
-from lightning_root.coefficients.minimax import greedy_schedule
+from lightning_root.coefficients.fit import is_bounded, minimax_schedules
 from lightning_root.coefficients.solver import compose
 from lightning_root.functional import Triple
 
@@ -108,12 +107,7 @@ def promise(wanted: Spectrum, current: Sequence[Triple]) -> float:
 @lru_cache(maxsize=16)
 def _known_schedules(steps: int) -> Tensor:  # (k, T, 3)
     """Best for the worst singular value of an interval, as far as they are bounded."""
-    schedules = [
-        greedy_schedule(lower, steps, LARGEST_INPUT + 0.01, cushion, SLACK)
-        for lower in (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 1e-2, 3e-2)
-        for cushion in (0.0, 0.02, 0.05, 0.1)
-    ]
-    bounded = [schedule for schedule in schedules if is_bounded(schedule)]
+    bounded = [schedule for schedule in minimax_schedules(steps) if is_bounded(schedule)]
     return torch.tensor(bounded, dtype=torch.float64, device="cpu")
 
 
