@@ -131,7 +131,8 @@ def fit_schedule(
     schedules = torch.tensor(first, dtype=torch.float64, device="cpu")
     bounds = _bounds(per_step, steps)
     demands = _wanted(spectrum) + _thinned(bounds)
-    found = _ranked(schedules, spectrum, bounds)
+    muon = (MUON,) * steps  # bounded at any length: there is always something to return
+    found = [(spectrum.mean_square_error(muon), muon), *_ranked(schedules, spectrum, bounds)]
     for _ in range(_ROUNDS):
         schedules, _ = descend(schedules, demands, shared=not per_step)
         found += _ranked(schedules, spectrum, bounds)
