@@ -186,7 +186,7 @@ def _announce_fits(optimizers: Sequence[ROOT]) -> None:
     if shapes:
         names = ", ".join(f"{m}x{n}" for m, n in sorted(shapes)[:5])
         rank_zero_info(
-            f"ROOT fits coefficients for {len(shapes)} shapes at its first step ({names}), under a "
+            f"ROOT fits coefficients for {len(shapes)} shapes at its first step ({names}), about a "
             "second each; they are kept for later runs in the folder `LIGHTNING_ROOT_CACHE` or the "
             "user's cache"
         )

@@ -49,7 +49,7 @@ def fit_coefficients(
     per_step: bool = True,
     starts: Sequence[Sequence[Triple]] = (),
 ) -> Coefficients:
-    """Fit coefficients for matrices of one shape: float64, deterministic, under a second.
+    """Fit coefficients for matrices of one shape: float64, deterministic, about a second.
 
     The mean of (p_T(sigma) - 1)^2 over the spectrum is minimised (arXiv:2511.20626, Sec. 3.2) among
     schedules that send no singular value in [0, 1.02] outside [0, 1.3]. With a triple for every
