@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_root.coefficients.solver import compose
 from lightning_root.functional import Triple, newton_schulz
 
 
@@ -87,9 +88,7 @@ def _probe(triples: tuple[Triple, ...]) -> tuple[Tensor, Tensor]:
     m, n = 64, 96
     sigma = torch.logspace(-3, 0, m, dtype=torch.float64, device="cpu")
     sigma = sigma / sigma.norm()
-    image = sigma
-    for a, b, c in triples:
-        image = image * (a + image**2 * (b + c * image**2))
+    image = compose(torch.tensor(triples, dtype=torch.float64, device="cpu"), sigma)
     left, right = _cosines(m), _cosines(n)[:, :m]
     return (left * sigma) @ right.T, (left * image) @ right.T
 

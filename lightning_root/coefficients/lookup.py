@@ -21,6 +21,7 @@ from lightning_root.coefficients.spectra import training_model
 from lightning_root.coefficients.store import FitKey, remembered
 from lightning_root.coefficients.table import in_table, shipped
 from lightning_root.functional import Triple, as_schedule
+from lightning_root.functional.orthogonalize import check_steps
 
 CoefficientName: TypeAlias = Literal[
     "adaptive", "paper", "published", "muon", "polar_express", "cans"
@@ -76,7 +77,7 @@ def lookup(
     if isinstance(coefficients, str):
         if coefficients.endswith(".json"):
             return lookup(shape, schedules_from_file(coefficients, steps), steps)
-        _check_steps(steps)
+        check_steps(steps)
         return _lookup_name(check_shape(shape), coefficients, steps)
     if isinstance(coefficients, Mapping):
         m, n = check_shape(shape)
@@ -104,7 +105,7 @@ def schedules_from_file(path: str | Path, steps: int) -> dict[str, Any]:
     Raises:
         ValueError: If the file is not readable, or holds no schedule of that length for a shape.
     """
-    _check_steps(steps)
+    check_steps(steps)
     entries = [entry for entry in load_coefficients(path) if entry.shape is not None]
     fitting = {_key(entry): entry.triples for entry in entries if entry.steps == steps}
     if not fitting:
@@ -116,11 +117,6 @@ def schedules_from_file(path: str | Path, steps: int) -> dict[str, Any]:
 def _key(entry: Coefficients) -> str:
     assert entry.shape is not None
     return f"{entry.shape[0]}x{entry.shape[1]}"
-
-
-def _check_steps(steps: object) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"`steps` must be a whole number >= 1, got {steps!r}; 5 is usual")
 
 
 @lru_cache(maxsize=4096)

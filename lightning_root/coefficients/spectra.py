@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_root.coefficients.solver import compose
 from lightning_root.functional import Triple
 
 
@@ -31,11 +32,13 @@ class Spectrum:
 
     def mean_square_error(self, triples: Sequence[Triple]) -> float:
         """Mean of (p_T(sigma) - 1)^2: the error of the paper's Table 1."""
-        x = self.sigma
-        for a, b, c in triples:
-            square = x * x
-            x = x * (a + square * (b + square * c))
-        return float((self.weight * (x - 1.0).square()).sum())
+        schedules = torch.tensor([triples], dtype=torch.float64, device="cpu")
+        return float(self.mean_square_errors(schedules))
+
+    def mean_square_errors(self, schedules: Tensor) -> Tensor:
+        """The same for many schedules at a time: float64, (k, T, 3) -> (k,)."""
+        outputs = compose(schedules, self.sigma)
+        return (self.weight * (outputs - 1.0).square()).sum(-1)
 
 
 def marchenko_pastur(rows: int, columns: int, nodes: int = 256) -> Spectrum:

@@ -18,7 +18,6 @@ from lightning_root.coefficients import (
     mixture,
 )
 from lightning_root.coefficients.fit import is_bounded, minimax_schedules
-from lightning_root.coefficients.solver import compose
 from lightning_root.functional import Triple
 
 CAUTION: Final = 0.03
@@ -100,8 +99,7 @@ def promise(wanted: Spectrum, current: Sequence[Triple]) -> float:
     known = _known_schedules(len(current))
     if len(known) == 0:
         return math.inf
-    errors = (wanted.weight * (compose(known, wanted.sigma) - 1.0).square()).sum(1)
-    return wanted.mean_square_error(current) - float(errors.min())
+    return wanted.mean_square_error(current) - float(wanted.mean_square_errors(known).min())
 
 
 @lru_cache(maxsize=16)

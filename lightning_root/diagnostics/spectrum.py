@@ -9,12 +9,9 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_root.coefficients.schedules import Shape as Shape
 from lightning_root.optim import ROOT
 from lightning_root.optim.update import Stack
-from lightning_root.partition import MatrixView
-
-Shape: TypeAlias = tuple[int, int]
-"""(m, n) with m <= n."""
 
 Matrix: TypeAlias = tuple[str, int]
 """Name of a parameter, and number of the matrix within it."""
@@ -64,8 +61,7 @@ def matrices_by_shape(
     assert optimizer.partition is not None
     for route in optimizer.partition.routes:
         if route.name in names:
-            view = route.view or MatrixView()
-            for number, (rows, columns) in enumerate(view.matrices(route.shape)):
+            for number, (rows, columns) in enumerate(route.matrices):
                 found[min(rows, columns), max(rows, columns)].append((route.name, number))
     return dict(found)
 

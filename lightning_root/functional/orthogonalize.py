@@ -88,7 +88,7 @@ def as_schedule(
             raise ValueError(
                 "`steps` is required when `coefficients` is a single triple; 5 is usual"
             )
-        _check_steps(steps)
+        check_steps(steps)
         rows = [rows] * steps
     triples = tuple(_as_triple(cast("Sequence[float]", row)) for row in rows)
     if not triples:
@@ -137,7 +137,12 @@ def _as_triple(row: Sequence[float]) -> Triple:
     return values[0], values[1], values[2]
 
 
-def _check_steps(steps: int) -> None:
+def check_steps(steps: object) -> None:
+    """Refuse what is not a number of iterations.
+
+    Raises:
+        ValueError: If `steps` is not a whole number >= 1.
+    """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"`steps` must be a whole number >= 1, got {steps!r}; 5 is usual")
 

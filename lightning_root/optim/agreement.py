@@ -8,9 +8,8 @@ from lightning_root.coefficients import lookup
 from lightning_root.coefficients.lookup import needs_fit
 from lightning_root.coefficients.store import adopt, fits_in_use
 from lightning_root.optim.groups import Groups, members
+from lightning_root.optim.guard import WHOLE
 from lightning_root.partition import MatrixView
-
-_WHOLE = MatrixView()
 
 
 def settle_coefficients(groups: Groups, views: Mapping[str, MatrixView]) -> None:
@@ -23,7 +22,7 @@ def settle_coefficients(groups: Groups, views: Mapping[str, MatrixView]) -> None
         (shape, group["coefficients"], group["ns_steps"])
         for group, name, parameter in members(groups)
         if group["role"] == "root"
-        for shape in set(views.get(name, _WHOLE).matrices(parameter.shape))
+        for shape in set(views.get(name, WHOLE).matrices(parameter.shape))
         if min(shape) > 0 and needs_fit(shape, group["coefficients"], group["ns_steps"])
     ]
     if not needed:

@@ -20,11 +20,13 @@ class MatrixMetric(Metric, ABC):
     once.
 
     Args:
-        statistic: Name of what is aggregated; metrics of another statistic, or of the same one
-            computed in another way, must have another name, for a `MetricCollection` takes metrics
-            for one where names and values of their states agree.
         reduction: "mean", "max" or "min".
         kwargs: Of `torchmetrics.Metric`, such as `sync_on_compute`.
+
+    Attributes:
+        statistic: Name of what is aggregated, set by each class; metrics of another statistic, or
+            of the same one computed in another way, must have another name, for a
+            `MetricCollection` takes metrics for one where names and values of their states agree.
 
     Raises:
         ValueError: If `reduction` is none of them, or a keyword is unknown.
@@ -33,15 +35,16 @@ class MatrixMetric(Metric, ABC):
     is_differentiable = False
     higher_is_better: bool | None = None
     full_state_update = False
+    statistic: str
 
-    def __init__(self, statistic: str, reduction: Reduction, **kwargs: Any) -> None:
+    def __init__(self, reduction: Reduction = "mean", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if reduction not in get_args(Reduction):
             raise ValueError(
                 f"`reduction` must be one of {list(get_args(Reduction))}, got {reduction!r}"
             )
-        self.statistic = statistic
         self.reduction = reduction
+        statistic = self.statistic
         self.add_state(f"{statistic}_sum", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state(f"{statistic}_count", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state(f"{statistic}_max", torch.tensor(-torch.inf), dist_reduce_fx="max")

@@ -1,10 +1,8 @@
 """Metrics of the momentum and of what the outlier threshold takes from it."""
 
-from typing import Any
-
 from torch import Tensor
 
-from lightning_root.diagnostics.metrics.base import MatrixMetric, Reduction
+from lightning_root.diagnostics.metrics.base import MatrixMetric
 from lightning_root.functional import kurtosis, outlier_energy, outlier_fraction
 
 
@@ -32,11 +30,9 @@ class OutlierFraction(MatrixMetric):
         tensor(0.2500)
     """
 
+    statistic = "outlier_fraction"
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
-
-    def __init__(self, reduction: Reduction = "mean", **kwargs: Any) -> None:
-        super().__init__("outlier_fraction", reduction, **kwargs)
 
     def update(self, momentum: Tensor, clipped: Tensor) -> None:
         """Take in momenta, before and after the threshold.
@@ -71,11 +67,9 @@ class OutlierEnergy(MatrixMetric):
         tensor(0.2000)
     """
 
+    statistic = "outlier_energy"
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
-
-    def __init__(self, reduction: Reduction = "mean", **kwargs: Any) -> None:
-        super().__init__("outlier_energy", reduction, **kwargs)
 
     def update(self, momentum: Tensor, clipped: Tensor) -> None:
         """Take in momenta, before and after the threshold.
@@ -109,10 +103,8 @@ class MomentumKurtosis(MatrixMetric):
         tensor(2.)
     """
 
+    statistic = "kurtosis"
     plot_lower_bound = 0.0
-
-    def __init__(self, reduction: Reduction = "mean", **kwargs: Any) -> None:
-        super().__init__("kurtosis", reduction, **kwargs)
 
     def update(self, momentum: Tensor) -> None:
         """Take in momenta.

@@ -42,7 +42,8 @@ class OrthogonalizationError(MatrixMetric):
     def __init__(self, exact: bool = False, reduction: Reduction = "mean", **kwargs: Any) -> None:
         if not isinstance(exact, bool):
             raise TypeError(f"`exact` must be True or False, got {exact!r}")
-        super().__init__("exact_error" if exact else "error", reduction, **kwargs)
+        self.statistic = "exact_error" if exact else "error"
+        super().__init__(reduction, **kwargs)
         self.exact = exact
 
     def update(self, update: Tensor) -> None:
@@ -77,10 +78,8 @@ class UpdateRMS(MatrixMetric):
         tensor(0.2000)
     """
 
+    statistic = "rms"
     plot_lower_bound = 0.0
-
-    def __init__(self, reduction: Reduction = "mean", **kwargs: Any) -> None:
-        super().__init__("rms", reduction, **kwargs)
 
     def update(self, update: Tensor) -> None:
         """Take in updates.
@@ -112,11 +111,9 @@ class MomentumCosine(MatrixMetric):
         tensor(0.9899)
     """
 
+    statistic = "cosine"
     plot_lower_bound = -1.0
     plot_upper_bound = 1.0
-
-    def __init__(self, reduction: Reduction = "mean", **kwargs: Any) -> None:
-        super().__init__("cosine", reduction, **kwargs)
 
     def update(self, momentum: Tensor, update: Tensor) -> None:
         """Take in momenta and their updates.
