@@ -43,12 +43,12 @@ def fit_grid() -> dict[str, list[list[list[float]]]]:
     before: dict[int, list[Coefficients]] = {steps: [] for steps in range(1, STEPS + 1)}
     shapes = [grid_shape(rows, ratio) for ratio in RATIOS for rows in ROWS]
     for number, (m, n) in enumerate(shapes, 1):
-        spectrum = training_model(m, n)
         rows = []
         for steps in range(1, STEPS + 1):
             starts = [entry.triples for entry in before[steps][-len(ROWS) :]]
             if steps > 1:
                 starts.append((*before[steps - 1][-1].triples, NEWTON_SCHULZ))
+            spectrum = training_model(m, n, steps)
             fitted = fit_coefficients((m, n), steps, spectrum, starts=starts)
             before[steps].append(fitted)
             rows.append([list(triple) for triple in fitted.triples])
@@ -62,7 +62,7 @@ def check(steps: int) -> None:
     print(f"\n{steps} steps: error on the model of training\n")
     print(f"{'shape':>12} {'own fit':>10} {'table':>10}  from")
     for shape in OTHER_SHAPES:
-        spectrum = training_model(*shape)
+        spectrum = training_model(*shape, steps)
         table = lookup(shape, "adaptive", steps)
         own = fit_coefficients(shape, steps, spectrum, starts=[table.triples])
         error = spectrum.mean_square_error(table.triples)

@@ -14,10 +14,7 @@ Needs matplotlib: `pip install "lightning-root[plot]"`.
 """
 
 import argparse
-import datetime
 import hashlib
-import os
-import platform
 import shlex
 import sys
 import time
@@ -44,6 +41,7 @@ from examples.benchmarks.orthogonalization.measures import (
 from examples.benchmarks.orthogonalization.page import write_page
 from examples.benchmarks.orthogonalization.pictures import draw_pictures
 from examples.benchmarks.orthogonalization.table_1 import table_1
+from examples.benchmarks.page import environment
 from lightning_root.coefficients import fit_coefficients
 from lightning_root.coefficients.files import write_json
 from lightning_root.coefficients.schedules import TABLE_1, Shape
@@ -93,22 +91,6 @@ def iterate(
     for row in tqdm(chosen, desc="iterations", unit="matrix"):
         checks += cross_check(row, late[row.source, row.shape][-1], seed)
     return checks
-
-
-def environment() -> dict[str, Any]:
-    """The machine and the software."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def shape_option(text: str) -> Shape:

@@ -157,7 +157,7 @@ def _listed(shape: Shape, name: str, steps: int) -> Coefficients:
 
 
 def _fit_adaptive(shape: Shape, steps: int) -> Coefficients:
-    fitted = fit_coefficients(shape, min(steps, 8), training_model(*shape))
+    fitted = fit_coefficients(shape, min(steps, 8), training_model(*shape, steps))
     triples = _extended(fitted.triples, steps)
     return certified(triples, "fitted to the model of training", shape=shape)
 

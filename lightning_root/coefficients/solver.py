@@ -11,11 +11,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-FOLLOWED = 5
-"""So many starting points are followed to the end; the others are given up after a trial."""
+_TRIALS = ((15, 12), (25, 4))
+"""After so many iterations, so many of the starting points are left."""
 
-_TRIAL, _ITERATIONS = 40, 300
-_TOLERANCE = 1e-7  # relative gain of the best in 50 iterations, below which nothing more is done
+_ITERATIONS = 200  # of those that are left
+_TOLERANCE = 1e-4  # relative gain of the best in 50 iterations, below which nothing more is done
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,14 @@ def descend(
         shared: One triple for all steps; all rows of each start must be equal.
 
     Returns:
-        At most `FOLLOWED` schedules and their misfits.
+        Those that were not given up on the way, at most 4, and their misfits.
     """
-    triples, misfit = _iterate(starts, targets, shared, _TRIAL)
-    best = misfit.argsort()[:FOLLOWED]
-    triples, misfit = _iterate(triples[best], targets, shared, _ITERATIONS)
+    triples = starts
+    for iterations, left in _TRIALS:
+        if len(triples) > left:
+            triples, misfit = _iterate(triples, targets, shared, iterations)
+            triples = triples[misfit.argsort()[:left]]
+    triples, misfit = _iterate(triples, targets, shared, _ITERATIONS)
     order = misfit.argsort()
     return triples[order], misfit[order]
 

@@ -8,6 +8,7 @@ distributed: by theory (Gaussian matrices), by measurement (`histogram.py`), by 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,21 +142,41 @@ def scaled_gaussian(
     )
 
 
-def training_model(rows: int, columns: int) -> Spectrum:
+class _Model(NamedTuple):
+    """Shares and sizes of `training_model`."""
+
+    gaussian: float  # share of the Gaussian law for square matrices of up to 256 rows
+    growth: float  # of that share, for every doubling of the rows
+    median: float  # of the factor in `scaled_gaussian`
+
+
+def training_model(rows: int, columns: int, steps: int = 5) -> Spectrum:
     """What the default coefficients are fitted to, where nothing is known but the shape.
 
-    Part is the Gaussian law, as at initialization or in pure noise, and part `scaled_gaussian`,
-    whose parameters were set on momentum captured from GPTs of width 256 to 768 and a vision
-    transformer; 3 % is log-uniform, to keep every singular value above 1e-3 in view. Square
-    matrices up to 384 rows get a third of the first. The larger a matrix, the more of
-    `scaled_gaussian` lies where no few steps can lift it, at the expense of all the rest, and the
-    wider, the less there is near zero to be lifted: both get up to 80 % of the Gaussian law.
+    Part is the Gaussian law, as at initialization or in pure noise, and part `scaled_gaussian`;
+    3 % is log-uniform, to keep every singular value above 1e-3 in view. The parameters were set on
+    momentum captured from GPTs of width 128 to 768 and vision transformers of width 128 to 320, and
+    on Gaussian matrices, so that no published schedule is better on either kind. The larger a
+    matrix, the more of `scaled_gaussian` lies where no few steps can lift it, at the expense of all
+    the rest, and the wider, the less there is near zero to be lifted: both get more of the Gaussian
+    law, up to 80 %. Small ones have a wider bulk.
+
+    Args:
+        rows: m, in either order.
+        columns: n.
+        steps: T of the schedule that is to be fitted. With 6 steps and more all that can be lifted
+            is, and what is left to win is accuracy on the Gaussian part.
     """
     m, n = sorted((rows, columns))
-    gaussian = 0.33 + 0.15 * max(0.0, math.log2(m / 384.0)) + 0.4 * (1.0 - m / n)
-    gaussian = min(gaussian, 0.8)
+    model = _SHORT if steps < 5 else _USUAL if steps == 5 else _LONG
+    doublings = max(0.0, math.log2(m / 256.0))
+    gaussian = min(0.8, model.gaussian + model.growth * doublings + 0.4 * (1.0 - m / n))
+    spread = 1.4 + 0.4 * min(1.0, max(0.0, math.log2(320.0 / m))) * (steps <= 5)
     return mixture(
         (gaussian, marchenko_pastur(rows, columns)),
-        (0.97 - gaussian, scaled_gaussian(rows, columns)),
+        (0.97 - gaussian, scaled_gaussian(rows, columns, model.median, spread)),
         (0.03, log_uniform()),
     )
+
+
+_SHORT, _USUAL, _LONG = _Model(0.1, 0.2, 0.15), _Model(0.2, 0.2, 0.2), _Model(0.7, 0.05, 0.2)

@@ -17,7 +17,7 @@ from lightning_root.coefficients.record import BOUND, Coefficients
 from lightning_root.coefficients.schedules import Shape
 
 _log = logging.getLogger(__name__)
-_VERSION: Final = 1
+_VERSION: Final = 2
 """Part of the folder's name; to be raised when the fits change."""
 
 

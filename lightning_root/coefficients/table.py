@@ -17,7 +17,7 @@ from lightning_root.functional import Triple, as_schedule
 
 TABLE: Final = Path(__file__).parent / "tables" / "adaptive.json"
 
-ROWS: Final = (16, 48, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+ROWS: Final = (16, 48, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384)
 """Grid of m."""
 
 RATIOS: Final = (1.0, 1.5, 2.5, 4.0, 8.0, 20.0)

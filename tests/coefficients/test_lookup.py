@@ -38,7 +38,7 @@ def test_nothing_in_the_shipped_table_exceeds_1_3_even_past_1(steps):
 def test_a_shape_between_loses_little_against_a_schedule_of_its_own(shape, steps):
     """A fit also starts from the table's schedule, so it is no worse."""
     table = lookup(shape, "adaptive", steps)
-    spectrum = training_model(*shape)
+    spectrum = training_model(*shape, steps)
     own = fit_coefficients(shape, steps, spectrum, starts=[table.triples])
     loss = spectrum.mean_square_error(table.triples) - own.mse
     assert loss <= (0.1 if steps < 5 else 0.03) * own.mse + 1e-4

@@ -149,8 +149,9 @@ def test_a_file_with_other_bins_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (16, 16), (512, 2048), (16384, 53248)])
-def test_the_model_of_training_is_a_distribution_on_the_unit_interval(shape):
-    spectrum = training_model(*shape)
+@pytest.mark.parametrize("steps", [3, 5, 8])
+def test_the_model_of_training_is_a_distribution_on_the_unit_interval(shape, steps):
+    spectrum = training_model(*shape, steps)
     assert spectrum.weight.sum().item() == pytest.approx(1)
     assert (spectrum.weight > 0).all()
     assert 0 < spectrum.sigma.min()

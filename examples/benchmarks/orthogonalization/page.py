@@ -1,13 +1,14 @@
 """The results page: what was measured, on what, by which command, and what holds."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from examples.benchmarks.orthogonalization.claims import Claim
 from examples.benchmarks.orthogonalization.columns import COLUMNS, TITLES
 from examples.benchmarks.orthogonalization.measures import LARGEST_INPUT, Row, Run
+from examples.benchmarks.page import markdown_table, provenance
 
 LARGEST_FLOAT32 = 3.4e38
 CAPTURE = "python -m examples.benchmarks.capture_momentum"
@@ -29,7 +30,10 @@ def write_page(
         "Mean of (sigma_out - 1)^2 over the singular values of held-out matrices after T steps, in "
         "float32: the error of Table 1 in ROOT (arXiv:2511.20626). Every input is divided by its "
         "Frobenius norm. The least error of a row is bold.",
-        _provenance(about),
+        provenance(
+            about,
+            f"The shipped table is the one whose SHA-256 begins with `{about['table']}`.",
+        ),
         _failing(claims),
         _picture(path, "shapes", "Error by kind of matrix, 5 steps"),
         COLUMNS.strip(),
@@ -72,27 +76,10 @@ def number(error: float) -> str:
     return f"{error:.5f}" if error >= 0.5e-5 else "< 0.00001"
 
 
-def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; all columns after the first are flush right."""
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in body)])
-
-
 def _picture(path: Path, name: str, text: str) -> str:
     """Show a picture that was drawn beside the page."""
     picture = path.with_name(f"{path.stem}_{name}.png")
     return f"![{text}]({picture.name})" if picture.is_file() else ""
-
-
-def _provenance(about: Mapping[str, Any]) -> str:
-    threads = "1 thread" if about["threads"] == 1 else f"{about['threads']} threads"
-    return (
-        f"    {about['command']}\n\n"
-        f"{about['date']}; {about['cpu']}, {about['cores']} cores, {about['capability']}, "
-        f"{threads}; torch {about['torch']}, Python {about['python']}; "
-        f"{about['minutes']:.1f} minutes. The shipped table is the one whose SHA-256 begins with "
-        f"`{about['table']}`. All numbers: [{about['json']}]({about['json']})."
-    )
 
 
 def _failing(claims: Sequence[Claim]) -> str:

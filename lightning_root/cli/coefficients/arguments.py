@@ -17,10 +17,10 @@ from lightning_root.coefficients import (
 )
 from lightning_root.coefficients.schedules import Shape
 
-THEORY: Final[Mapping[str, Callable[[Shape], Spectrum]]] = {
-    "training": lambda shape: training_model(*shape),
-    "gaussian": lambda shape: marchenko_pastur(*shape),
-    "log-uniform": lambda shape: log_uniform(),
+THEORY: Final[Mapping[str, Callable[[Shape, int], Spectrum]]] = {
+    "training": lambda shape, steps: training_model(*shape, steps),
+    "gaussian": lambda shape, steps: marchenko_pastur(*shape),
+    "log-uniform": lambda shape, steps: log_uniform(),
 }
 """Spectra that need no measurement."""
 
@@ -78,10 +78,10 @@ class Spectra:
             )
         return list(dict.fromkeys(given or self.captured))
 
-    def of(self, shape: Shape) -> Spectrum:
-        """The spectrum of one shape."""
+    def of(self, shape: Shape, steps: int) -> Spectrum:
+        """The spectrum of one shape, for schedules of `steps` triples."""
         if self.choice in THEORY:
-            return THEORY[self.choice](shape)
+            return THEORY[self.choice](shape, steps)
         histogram = self.captured[shape]
         count = histogram.matrices
         return histogram.spectrum(

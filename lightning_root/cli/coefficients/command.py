@@ -110,7 +110,7 @@ def _add_fit(add_parser: AddParser) -> None:
     parser = _add(
         add_parser,
         "fit",
-        "Fit sets for shapes, about a second each, and write them to a file.",
+        "Fit sets for shapes, less than a second each, and write them to a file.",
         "A fit minimises the error on the spectrum among sets that keep [0, 1.02] within [0, 1.3].",
     )
     _add_shapes(parser, "; without any, all captured ones")

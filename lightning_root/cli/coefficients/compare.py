@@ -41,7 +41,7 @@ def compare(options: argparse.Namespace) -> int:
         check_picture(options.plot)
     jobs = [(shape, count) for shape in spectra.shapes(options.shapes) for count in options.steps]
     contests = [
-        Contest(shape, count, spectra.of(shape), _sets(shape, count, files))
+        Contest(shape, count, spectra.of(shape, count), _sets(shape, count, files))
         for shape, count in progress(jobs, "comparing")
     ]
     if options.plot:

@@ -41,9 +41,8 @@ def fit(options: argparse.Namespace) -> int:
         check_picture(options.plot)
     share, single = options.captured_share or 0.75, options.single
     jobs = [(shape, count) for shape in spectra.shapes(options.shapes) for count in options.steps]
-    targets = {shape: target(spectra, shape, share, single=single) for shape, _ in jobs}
     contests = [
-        _contest(shape, count, targets[shape], single=single)
+        _contest(shape, count, target(spectra, shape, count, share, single=single), single=single)
         for shape, count in progress(jobs, "fitting")
     ]
     goal = _target_text(spectra, share, single=single)
@@ -61,16 +60,16 @@ def fit(options: argparse.Namespace) -> int:
     return 0
 
 
-def target(spectra: Spectra, shape: Shape, share: float, *, single: bool) -> Spectrum:
+def target(spectra: Spectra, shape: Shape, steps: int, share: float, *, single: bool) -> Spectrum:
     """What to fit to.
 
     Captured spectra have the weight `share`, the Gaussian law the rest, because a run's spectra go
     on changing. Where every step has its own triple, 3 % log-uniform keep the values in view that
     these leave out, as in `fit_coefficients`.
     """
-    parts = [(1.0, spectra.of(shape))]
+    parts = [(1.0, spectra.of(shape, steps))]
     if spectra.captured and share < 1.0:
-        parts = [(share, spectra.of(shape)), (1.0 - share, marchenko_pastur(*shape))]
+        parts = [(share, spectra.of(shape, steps)), (1.0 - share, marchenko_pastur(*shape))]
     if _adds_log_uniform(spectra, single=single):
         parts = [(0.97 * weight, spectrum) for weight, spectrum in parts]
         parts.append((0.03, log_uniform()))

@@ -84,7 +84,7 @@ def _errors(entry: Coefficients) -> dict[str, float | None]:
         return {"gaussian": None, "training": None}
     return {
         "gaussian": marchenko_pastur(*entry.shape).mean_square_error(entry.triples),
-        "training": training_model(*entry.shape).mean_square_error(entry.triples),
+        "training": training_model(*entry.shape, entry.steps).mean_square_error(entry.triples),
     }
 
 
