@@ -15,6 +15,22 @@ def _coefficients(arguments: Sequence[str]) -> int:
     return run(arguments)
 
 
+def _report(arguments: Sequence[str]) -> int:
+    """Write what the logs of a run tell as a page with figures."""
+    from lightning_root.cli.report import run
+
+    return run("report", arguments)
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    """Write a page about several runs: who is ahead, and by how much."""
+    from lightning_root.cli.report import run
+
+    return run("compare", arguments)
+
+
 COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {
     "coefficients": _coefficients,
+    "report": _report,
+    "compare": _compare,
 }

@@ -1,26 +1,9 @@
-"""Pictures that commands draw: matplotlib where it is installed, and what they have in common."""
+"""Pictures that commands draw: what is checked before the work that they are of."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches, that belongs to no window.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure  # no pyplot: no window, no global state
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "`--plot` needs matplotlib; install it with `pip install 'lightning-root[plot]'`"
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+from lightning_root.diagnostics.report.drawing import new_figure as new_figure
+from lightning_root.diagnostics.report.drawing import plain_axes as plain_axes
 
 
 def check_picture(path: Path) -> None:
@@ -36,10 +19,3 @@ def check_picture(path: Path) -> None:
             f"`--plot` must end in one of {', '.join(f'.{name}' for name in sorted(formats))}, "
             f"got '{path}'"
         )
-
-
-def plain_axes(axes: "Axes") -> None:
-    """A light grid and no box."""
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

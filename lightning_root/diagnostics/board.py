@@ -13,23 +13,38 @@ HEAT_MAPS: Final = {
     "orth_error": "Orthogonalization error, mean of (sigma - 1)^2",
     "outlier_energy": "Share of the momentum's energy beyond the threshold",
     "update_rms": "Root mean square of the scaled update",
+    "update_to_weight": "log10 of learning rate * ||update|| / ||weight||",
 }
 """Statistics that are drawn by layer and step, and the titles of the pictures."""
+
+_LOGARITHMIC: Final = frozenset({"update_to_weight"})
+"""It follows the learning rate over decades, beside which layers would not differ."""
 
 _LAYOUT: Final = {
     "ROOT: all matrices": {
         "orthogonalization error": ["Multiline", ["root/orth_error/(mean|max)$"]],
-        "largest singular value of the updates": ["Multiline", ["root/sigma_max/max$"]],
-        "smallest singular value of the updates": ["Multiline", ["root/sigma_min/min$"]],
-        "update RMS": ["Multiline", ["root/update_rms/(mean|min|max)$"]],
+        "singular values of the updates, least and greatest": [
+            "Multiline",
+            ["root/sigma_(min/min|max/max)$"],
+        ],
+        "update RMS, without the learning rate": [
+            "Multiline",
+            ["root/update_rms/(mean|min|max)$"],
+        ],
+        "update to weight, with the learning rate": [
+            "Multiline",
+            ["root/update_to_weight/(mean|max)$"],
+        ],
+        "cosine of momentum and update": ["Multiline", ["root/cosine/mean$"]],
         "outlier energy": ["Multiline", ["root/outlier_energy/(mean|max)$"]],
-        "momentum kurtosis": ["Multiline", ["root/kurtosis/(mean|max)$"]],
+        "momentum kurtosis (Gaussian: 3)": ["Multiline", ["root/kurtosis/(mean|max)$"]],
         "skipped updates": ["Multiline", ["root/skipped$"]],
     },
     "ROOT: each parameter": {
         "orthogonalization error": ["Multiline", ["root/orth_error/(?!mean$|max$)"]],
-        "outlier energy": ["Multiline", ["root/outlier_energy/(?!mean$|max$)"]],
         "update RMS": ["Multiline", ["root/update_rms/(?!mean$|min$|max$)"]],
+        "update to weight": ["Multiline", ["root/update_to_weight/(?!mean$|max$)"]],
+        "outlier energy": ["Multiline", ["root/outlier_energy/(?!mean$|max$)"]],
     },
 }
 
@@ -60,7 +75,8 @@ def write_heat_maps(loggers: Sequence[Logger], history: History) -> None:
         return
     steps = history.column_steps()
     for (name, title), values in zip(HEAT_MAPS.items(), history.values(), strict=True):
-        pixels = heat_map(values, history.labels, steps, title)
+        shown = values.log10() if name in _LOGARITHMIC else values
+        pixels = heat_map(shown, history.labels, steps, title)
         for add_image in writers:
             add_image(f"root/heat_map/{name}", pixels, steps[-1], dataformats="HWC")
 

@@ -14,7 +14,8 @@ class History:
     """Columns of values by label, each the mean of `width` points in a row.
 
     When `MOST_COLUMNS` are full, neighbours are averaged and every later column covers twice as
-    many points, so all columns stay of one width. A label that was missing at a point has a NaN.
+    many points, so all columns stay of one width. A label that was missing at all points of a
+    column, or not finite, has a NaN.
 
     Args:
         rows: Number of statistics of each label.
@@ -48,9 +49,9 @@ class History:
         self.labels += [label for label in values if label not in known]
         missing = torch.full((self.rows,), torch.nan)
         point = torch.stack([values.get(label, missing).float() for label in self.labels], dim=1)
-        there = ~point.isnan()
+        there = point.isfinite()
         self._pending = self._padded(self._pending, 0.0)
-        self._pending[0] += point.nan_to_num(nan=0.0)
+        self._pending[0] += point.where(there, 0.0)
         self._pending[1] += there
         self.points += 1
         self._pending_points += 1

@@ -1,5 +1,6 @@
 """Everything that is measured of a step: all statistics of a stack of matrices in one go."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -13,9 +14,10 @@ from lightning_root.functional.measures.clipping import (
     share_of_nonzero,
 )
 from lightning_root.functional.measures.entries import scaled_cosine, scaled_kurtosis, scaled_rms
-from lightning_root.functional.measures.scale import magnitude, nonzero, normalise, widen
+from lightning_root.functional.measures.scale import entries, magnitude, nonzero, ratio, slices
 from lightning_root.functional.measures.spectrum import orthogonality
-from lightning_root.optim.update import Stack
+from lightning_root.functional.measures.sums import norms
+from lightning_root.optim.batches import Stack
 
 STATISTICS: Final = (
     "orth_error",
@@ -23,6 +25,7 @@ STATISTICS: Final = (
     "sigma_max",
     "orthogonal_rms",
     "update_rms",
+    "update_to_weight",
     "cosine",
     "outlier_fraction",
     "outlier_energy",
@@ -34,13 +37,15 @@ STATISTICS: Final = (
 """The rows of `Measurements.values`.
 
 `orth_error`, `sigma_min`, `sigma_max` and `orthogonal_rms` are of U, `update_rms` is of the scaled
-update, the learning rate left out; `cosine` is between N and U; `outlier_fraction`,
-`outlier_energy`, `threshold` (max|B|) and `relative_threshold` compare N and B; `kurtosis` and
-`momentum_rms` are of N.
+update, the learning rate left out; `update_to_weight` is lr ||scaled update|| / ||W||, with it, and
+W as it is before the step; `cosine` is between N and U; `outlier_fraction`, `outlier_energy`,
+`threshold` (max|B|) and `relative_threshold` compare N and B; `kurtosis` and `momentum_rms` are of
+N.
 """
 
-SLICE_ELEMENTS: Final = 1 << 22
-"""At most this many elements (16 MiB of float32) of a stack are measured at a time."""
+LEAST_ELEMENTS: Final = 1 << 14
+"""Smaller matrices count as so large when a stack is cut: 64 of them at most are measured at once,
+because the estimates take up to 96 KiB of memory for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,64 +122,65 @@ class Measurements:
         }
 
 
-def measure(stack: Stack) -> Measurements:
+def measure(stack: Stack, weight_norms: Tensor | None = None) -> Measurements:
     """All statistics of every matrix of a stack, without waiting for the device.
 
     They equal those of the functions in `lightning_root.functional`, but share what these have in
     common: one Gram matrix, one copy of the momentum divided by its largest magnitude. Nothing of
     the stack is changed and no random number is drawn, so training goes on as it would have.
 
-    On one CPU core it takes 0.4 (m = 192, 256) to 0.17 (m = 2048) of the time that the stack's own
-    orthogonalization takes, and 3 (m, n) matrices at a time, or as many as fit into 16 MiB: less
-    memory than the orthogonalization.
+    On one CPU core it takes 0.4 (m = 192) to 0.16 (m = 1024, 2048) of the time that the
+    stack's own orthogonalization takes. Its memory is that of two (m, m) matrices, or 8 MiB where
+    those are smaller: matrices are measured slice by slice, and no copy of one is made (but for
+    stacks of low precision, of which a slice has up to three).
 
     Args:
         stack: From a hook; see `ROOT.register_stack_hook`.
+        weight_norms: Frobenius norms (k) of the weights before the step, on the device of the
+            stack: a stack has no weights. Without them `update_to_weight` is NaN.
 
     Returns:
         The statistics, float32 (float64 for float64 parameters); NaN for a matrix with an entry
-        that is not finite.
+        that is not finite. `update_to_weight` is infinite for a weight of zeros.
     """
     matrices, rows, columns = stack.momentum.shape
-    count = max(1, SLICE_ELEMENTS // (rows * columns))
     parts = [
-        _measure(
-            stack.momentum[start : start + count],
-            stack.clipped[start : start + count],
-            stack.update[start : start + count],
-        )
-        for start in range(0, matrices, count)
+        _measure(stack.momentum[part], stack.clipped[part], stack.update[part])
+        for part in slices(matrices, max(rows * columns, LEAST_ELEMENTS))
     ]
     statistics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    statistics["update_rms"] = _scaled(statistics["orthogonal_rms"], stack.scales)
+    update_rms = _scaled(statistics["orthogonal_rms"], stack.scales)
+    statistics["update_rms"] = update_rms
+    statistics["update_to_weight"] = torch.full_like(update_rms, torch.nan)
+    if weight_norms is not None:
+        weight_rms = weight_norms.to(update_rms.dtype) / math.sqrt(rows * columns)
+        statistics["update_to_weight"] = _moved(update_rms, weight_rms, stack.group["lr"])
     return Measurements(stack.names, torch.stack([statistics[name] for name in STATISTICS]))
 
 
 def _measure(momentum: Tensor, clipped: Tensor, update: Tensor) -> dict[str, Tensor]:
-    """All but `update_rms` of (k, m, n) matrices, each statistic (k)."""
-    values, largest = normalise(momentum)
-    base = widen(clipped)
-    threshold = magnitude(base)
-    outliers = widen(momentum) - base
-    statistics = {
+    """What needs no scale and no weight, of (k, m, n) matrices; each statistic (k)."""
+    largest, threshold, extent = (_magnitude(part) for part in (momentum, clipped, update))
+    found, count = norms(momentum, clipped, update, largest), entries(momentum)
+    sigma = orthogonality(update, extent)
+    product = found.product / nonzero(extent)[:, 0, 0]
+    return {
         "threshold": threshold[:, 0, 0],
-        "relative_threshold": scaled_threshold(threshold, values, largest),
-        "outlier_fraction": share_of_nonzero(outliers, largest),
-        "outlier_energy": scaled_energy(outliers.div_(nonzero(largest)), values),
-        "kurtosis": scaled_kurtosis(values),
-        "momentum_rms": scaled_rms(values, largest),
+        "relative_threshold": scaled_threshold(threshold, found.size, count, largest),
+        "outlier_fraction": share_of_nonzero(found.changed, count, largest),
+        "outlier_energy": scaled_energy(found.outliers, found.size),
+        "kurtosis": scaled_kurtosis(found.size, found.squares, count),
+        "momentum_rms": scaled_rms(found.size, count, largest),
+        "cosine": scaled_cosine(product, found.size, sigma.size),
+        "orth_error": sigma.error,
+        "sigma_min": sigma.smallest,
+        "sigma_max": sigma.largest,
+        "orthogonal_rms": scaled_rms(sigma.size, count, extent),
     }
-    del outliers, base
-    unit, size = normalise(update)
-    statistics["cosine"] = scaled_cosine(values, unit)
-    del values
-    found = orthogonality(unit, size)
-    return statistics | {
-        "orth_error": found.error,
-        "sigma_min": found.smallest,
-        "sigma_max": found.largest,
-        "orthogonal_rms": scaled_rms(unit, size),
-    }
+
+
+def _magnitude(matrices: Tensor) -> Tensor:
+    return magnitude(matrices).to(torch.promote_types(matrices.dtype, torch.float32))
 
 
 def _scaled(values: Tensor, scales: Sequence[float]) -> Tensor:
@@ -183,3 +189,9 @@ def _scaled(values: Tensor, scales: Sequence[float]) -> Tensor:
         return values * scales[0]
     factors = torch.tensor(scales, dtype=values.dtype)
     return values * factors.to(values.device, non_blocking=True)
+
+
+def _moved(update_rms: Tensor, weight_rms: Tensor, lr: float | Tensor) -> Tensor:
+    """Share of each weight that a step moves; a tensor `lr` stays on its device."""
+    rate = lr.detach().reshape(()) if isinstance(lr, Tensor) else lr
+    return ratio(update_rms * rate, weight_rms, undefined=math.inf)

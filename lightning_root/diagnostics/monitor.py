@@ -22,6 +22,13 @@ from lightning_root.diagnostics.measurements import STATISTICS
 from lightning_root.diagnostics.observation import Observation, Observer, merged, of_all_ranks
 from lightning_root.diagnostics.scalars import aggregates, by_label, per_parameter
 from lightning_root.diagnostics.spectrum import Matrix, Shape, in_turn, matrices_by_shape
+from lightning_root.diagnostics.training import (
+    check_interval,
+    names_of,
+    roots_of,
+    skipped_by,
+    step_of,
+)
 from lightning_root.optim import ROOT
 
 HISTOGRAM_EVERY: Final = 10
@@ -31,7 +38,7 @@ HISTOGRAM_MAX_DIM: Final = 1024
 """Matrices whose smaller side is longer have no histograms: their decomposition takes too long."""
 
 LEAST_POINTS: Final = 16
-"""Fewer points are not drawn before the end: three heat maps take the time of 15 points."""
+"""Fewer points are not drawn before the end: the heat maps take the time of 13 points."""
 
 GROWTH: Final = 2
 """Heat maps are drawn anew once they have grown by this factor, so that they cost ever less."""
@@ -49,8 +56,10 @@ class ROOTMonitor(Callback):
     `root/orth_error/{mean,max}`, `root/sigma_min/min`, `root/sigma_max/max` (singular values of
     the update), `root/outlier_fraction/mean`, `root/outlier_energy/{mean,max}`,
     `root/relative_threshold/mean`, `root/kurtosis/{mean,max}`, `root/momentum_rms/mean`,
-    `root/cosine/mean` (of momentum and update), `root/update_rms/{mean,min,max}` and
-    `root/skipped`, the updates left out since the last point because a gradient was not finite.
+    `root/cosine/mean` (of momentum and update), `root/update_rms/{mean,min,max}`,
+    `root/update_to_weight/{mean,max}` (learning rate * ||scaled update|| / ||weight before the
+    step||, weights of zeros left out) and `root/skipped`, the updates left out since the last point
+    because a gradient was not finite.
 
     TensorBoard also shows the split of the parameters and the coefficients in use as text,
     histograms of one matrix of each shape in turn (singular values; momentum in units of the
@@ -60,9 +69,10 @@ class ROOTMonitor(Callback):
 
     Args:
         log_every_n_steps: Batches that step between points; None takes the Trainer's.
-        per_parameter: Log orth_error, outlier_fraction, outlier_energy and update_rms of each
-            parameter too, such as `root/orth_error/blocks.0.mlp.up.weight`; of one that holds
-            several matrices `<parameter>/<number>`, or their mean if they are more than 8.
+        per_parameter: Log orth_error, outlier_fraction, outlier_energy, update_rms and
+            update_to_weight of each parameter too, such as
+            `root/orth_error/blocks.0.mlp.up.weight`; of one that holds several matrices
+            `<parameter>/<number>`, or their mean if they are more than 8.
         pictures: Heat maps and histograms, where a logger can show them.
         alerts: Warn, once for each cause and parameter, of what a person should know: an update
             above the range of its coefficients, momentum that is mostly outliers, an update RMS off
@@ -87,7 +97,7 @@ class ROOTMonitor(Callback):
         pictures: bool = True,
         alerts: bool = True,
     ) -> None:
-        _check_interval(log_every_n_steps)
+        check_interval(log_every_n_steps)
         self.log_every_n_steps = log_every_n_steps
         self.per_parameter, self.pictures = per_parameter, pictures
         self.history = History(len(HEAT_MAPS))
@@ -110,18 +120,18 @@ class ROOTMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the split of the parameters. They are bound and restored by now."""
         del pl_module
-        optimizers = _roots_of(trainer)
+        optimizers = roots_of(trainer)
         if not optimizers:
             names = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
             rank_zero_info(
                 f"ROOTMonitor has nothing to show: the optimizers are [{names}], no ROOT"
             )
             return
-        self._skipped = _skipped(trainer)
+        self._skipped = skipped_by(trainer)
         self._skips, self._coefficients, self._drawn_points = 0, "", self.history.points
         if trainer.is_global_zero:
             text = "\n\n".join(str(optimizer.partition) for optimizer in optimizers)
-            write_text(trainer.loggers, "root/partition", text, _step(trainer))
+            write_text(trainer.loggers, "root/partition", text, step_of(trainer))
             write_layout(trainer.loggers)
 
     def on_before_optimizer_step(
@@ -177,7 +187,7 @@ class ROOTMonitor(Callback):
 
     def _is_due(self, trainer: Trainer) -> bool:
         every = self._every(trainer)
-        return every > 0 and (_step(trainer) + 1) % every == 0
+        return every > 0 and (step_of(trainer) + 1) % every == 0
 
     def _every(self, trainer: Trainer) -> int:
         interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -185,7 +195,7 @@ class ROOTMonitor(Callback):
 
     def _sampled(self, trainer: Trainer, optimizer: ROOT) -> dict[Shape, Matrix]:
         """The matrices whose turn it is to have histograms; the same on every rank."""
-        turn, rest = divmod((_step(trainer) + 1) // self._every(trainer) - 1, HISTOGRAM_EVERY)
+        turn, rest = divmod((step_of(trainer) + 1) // self._every(trainer) - 1, HISTOGRAM_EVERY)
         if not self.pictures or rest or not trainer.loggers:
             return {}
         groups = [group for group in optimizer.param_groups if group["role"] == "root"]
@@ -194,7 +204,7 @@ class ROOTMonitor(Callback):
         return {shape: in_turn(names, turn) for shape, names in small.items()}
 
     def _count_skips(self, trainer: Trainer) -> None:
-        skipped = _skipped(trainer)
+        skipped = skipped_by(trainer)
         if skipped != self._skipped or self._alerts is not None:
             new = skipped - self._skipped
             self._skipped = skipped
@@ -204,8 +214,8 @@ class ROOTMonitor(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, point: Observation) -> None:
         assert point.measurements is not None
-        step = _step(trainer)
-        labelled = by_label(point.measurements, _names(trainer))
+        step = step_of(trainer)
+        labelled = by_label(point.measurements, names_of(trainer))
         watched: dict[str, Tensor] = aggregates(point.measurements)
         watched["root/skipped"] = torch.tensor(float(self._skips))
         self._skips = 0
@@ -237,36 +247,3 @@ class ROOTMonitor(Callback):
         self._drawn_points = self.history.points
         if trainer.is_global_zero:
             write_heat_maps(trainer.loggers, self.history)
-
-
-def _step(trainer: Trainer) -> int:
-    """Where Lightning puts its own points, so that all curves share one axis."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-def _roots_of(trainer: Trainer) -> list[ROOT]:
-    return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, ROOT)]
-
-
-def _names(trainer: Trainer) -> list[str]:
-    """Of all parameters, in the order of the model."""
-    partitions = [optimizer.partition for optimizer in _roots_of(trainer)]
-    return [route.name for partition in partitions if partition for route in partition.routes]
-
-
-def _skipped(trainer: Trainer) -> Counter[str]:
-    """Updates left out so far, by parameter."""
-    total: Counter[str] = Counter()
-    for optimizer in _roots_of(trainer):
-        total += optimizer.skipped
-    return total
-
-
-def _check_interval(value: object) -> None:
-    hint = "None takes the Trainer's"
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`log_every_n_steps` must be a whole number, got {value!r}; {hint}")
-    if value < 1:
-        raise ValueError(f"`log_every_n_steps` must be >= 1, got {value}; {hint}")

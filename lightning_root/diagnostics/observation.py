@@ -12,8 +12,9 @@ from torch import Tensor
 from lightning_root.coefficients import Coefficients
 from lightning_root.diagnostics.measurements import Measurements, measure
 from lightning_root.diagnostics.spectrum import Matrix, Shape, singular_values
+from lightning_root.diagnostics.weights import weight_norms
 from lightning_root.optim import ROOT
-from lightning_root.optim.update import Stack
+from lightning_root.optim.batches import Stack
 
 SAMPLED_ENTRIES: Final = 4096
 """At most so many entries of a momentum go into its histogram, evenly spread."""
@@ -49,6 +50,8 @@ class Observation:
 class Observer:
     """Looks at every stack of the next step of an optimizer, and changes nothing.
 
+    Weights are looked at now, before that step; all ranks must do so together (`weight_norms`).
+
     Args:
         optimizer: The one that will step.
         sampled: One matrix per shape, of which samples are taken.
@@ -59,6 +62,7 @@ class Observer:
         self._facts: list[Facts] = []
         self._samples: dict[str, Tensor] = {}
         self._sampled = set(sampled.values())
+        self._norms = weight_norms(optimizer)
         self._handle = optimizer.register_stack_hook(self._look)
 
     def end(self) -> Observation:
@@ -70,7 +74,8 @@ class Observer:
         return Observation(found, tuple(self._facts), self._samples)
 
     def _look(self, stack: Stack) -> None:
-        self._parts.append(measure(stack))
+        norms = torch.stack([self._norms[name] for name in stack.names])
+        self._parts.append(measure(stack, norms))
         rows, columns = stack.momentum.shape[-2:]
         target = target_rms(stack.group)
         self._facts += [Facts((rows, columns), stack.coefficients, target)] * len(stack.names)

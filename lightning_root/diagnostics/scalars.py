@@ -1,5 +1,6 @@
 """Measurements as named numbers for loggers: of all matrices together, and of each parameter."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -20,10 +21,14 @@ AGGREGATES: Final = {
     "momentum_rms": ("mean",),
     "cosine": ("mean",),
     "update_rms": ("mean", "min", "max"),
+    "update_to_weight": ("mean", "max"),
 }
 """Over all matrices, each counted once: what is logged as `root/<statistic>/<reduction>`."""
 
-PER_PARAMETER: Final = ("orth_error", "outlier_fraction", "outlier_energy", "update_rms")
+PER_PARAMETER: Final = (
+    *("orth_error", "outlier_fraction", "outlier_energy", "update_rms"),
+    "update_to_weight",
+)
 """What is logged as `root/<statistic>/<parameter>`."""
 
 MOST_MATRICES: Final = 8
@@ -39,14 +44,20 @@ _REDUCTIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
 def aggregates(measurements: Measurements) -> dict[str, Tensor]:
     """0-dim tensors on the host by tag. A NaN stays: it is what the number is to show.
 
+    Weights of zeros are left out of `update_to_weight`, which is left out itself if all are.
+
     Args:
         measurements: On the host.
     """
-    return {
-        f"root/{statistic}/{reduction}": _REDUCTIONS[reduction](measurements[statistic])
-        for statistic, reductions in AGGREGATES.items()
-        for reduction in reductions
-    }
+    numbers: dict[str, Tensor] = {}
+    for statistic, reductions in AGGREGATES.items():
+        values = measurements[statistic]
+        if statistic == "update_to_weight":
+            values = values[~values.isinf()]
+        if len(values):
+            for reduction in reductions:
+                numbers[f"root/{statistic}/{reduction}"] = _REDUCTIONS[reduction](values)
+    return numbers
 
 
 def by_label(measurements: Measurements, names: Sequence[str]) -> dict[str, Tensor]:
@@ -77,14 +88,19 @@ def by_label(measurements: Measurements, names: Sequence[str]) -> dict[str, Tens
 
 
 def per_parameter(labelled: dict[str, Tensor]) -> dict[str, float]:
-    """Numbers by tag, `root/<statistic>/<parameter>`.
+    """Numbers by tag, `root/<statistic>/<parameter>`; nothing moves in proportion to a zero weight.
 
     Args:
         labelled: From `by_label`.
     """
-    numbers = {label: column.tolist() for label, column in labelled.items()}
+    columns = {label: column.tolist() for label, column in labelled.items()}
     return {
-        f"root/{statistic}/{label}": column[STATISTICS.index(statistic)]
+        f"root/{statistic}/{label}": value
         for statistic in PER_PARAMETER
-        for label, column in numbers.items()
+        for label, column in columns.items()
+        if not _is_undefined(statistic, value := column[STATISTICS.index(statistic)])
     }
+
+
+def _is_undefined(statistic: str, value: float) -> bool:
+    return statistic == "update_to_weight" and math.isinf(value)

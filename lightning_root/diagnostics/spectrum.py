@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_root.coefficients.schedules import Shape as Shape
 from lightning_root.optim import ROOT
-from lightning_root.optim.update import Stack
+from lightning_root.optim.batches import Stack
 
 Matrix: TypeAlias = tuple[str, int]
 """Name of a parameter, and number of the matrix within it."""

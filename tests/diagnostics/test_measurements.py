@@ -1,11 +1,14 @@
 """All statistics in one go, against the functions one by one."""
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lightning_root import ROOT
 from lightning_root.coefficients import lookup
-from lightning_root.diagnostics import Measurements, measure, measurements
+from lightning_root.diagnostics import Measurements, measure
 from lightning_root.diagnostics.measurements import STATISTICS
 from lightning_root.functional import (
     clip_outliers,
@@ -18,8 +21,10 @@ from lightning_root.functional import (
     relative_threshold,
     root_mean_square,
     singular_value_range,
+    update_to_weight_ratio,
 )
-from lightning_root.optim.update import Stack
+from lightning_root.functional.measures import scale
+from lightning_root.optim.batches import Stack
 
 
 def stack_of(*shape, scales=None, dtype=torch.float32, seed=0, device="cpu"):
@@ -30,7 +35,15 @@ def stack_of(*shape, scales=None, dtype=torch.float32, seed=0, device="cpu"):
     update = newton_schulz(clipped, coefficients.triples)
     names = tuple((f"layers.{index}.weight", 0) for index in range(shape[0]))
     tensors = [tensor.to(device) for tensor in (momentum, clipped, update)]
-    return Stack(names, *tensors, scales or (2.0,) * shape[0], coefficients, {})
+    scales = scales or (2.0,) * shape[0]
+    return Stack(names, *tensors, scales, coefficients, {"lr": 0.03})
+
+
+def weights_of(stack):
+    """Some weights; the first is zero."""
+    weights = torch.randn(stack.update.shape, generator=torch.Generator().manual_seed(7))
+    weights[0] = 0.0
+    return weights.to(stack.update.dtype)
 
 
 def one_by_one(stack):
@@ -43,6 +56,10 @@ def one_by_one(stack):
         "orthogonal_rms": root_mean_square(u),
         "update_rms": root_mean_square(
             u.double() * torch.tensor(stack.scales, dtype=torch.float64)[:, None, None]
+        ),
+        "update_to_weight": update_to_weight_ratio(
+            u.double() * (0.03 * torch.tensor(stack.scales, dtype=torch.float64)[:, None, None]),
+            weights_of(stack).double(),
         ),
         "cosine": cosine_similarity(n, u),
         "outlier_fraction": outlier_fraction(n, b),
@@ -58,7 +75,8 @@ def one_by_one(stack):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_equals_the_separate_functions(shape, dtype):
     stack = stack_of(*shape, scales=tuple(1.0 + i for i in range(shape[0])), dtype=dtype)
-    found, expected = measure(stack), one_by_one(stack)
+    norms = torch.linalg.matrix_norm(weights_of(stack).double())
+    found, expected = measure(stack, norms), one_by_one(stack)
     assert set(STATISTICS) == set(expected)
     assert found.values.shape == (len(STATISTICS), shape[0])
     assert found.values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -69,19 +87,95 @@ def test_equals_the_separate_functions(shape, dtype):
         torch.testing.assert_close(found[name], values.to(found.values.dtype), **tolerance)
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_tensor_for_a_learning_rate_stays_where_it_is(shape):
+    """On a meta device there is no number to fetch, so fetching it would raise."""
+    stack = stack_of(3, 40, 80)
+    found = measure(stack, torch.ones(3))["update_to_weight"]
+    stack.group["lr"] = torch.full(shape, 0.03, dtype=torch.float64)
+    torch.testing.assert_close(measure(stack, torch.ones(3))["update_to_weight"], found)
+    stack = stack_of(3, 40, 80, device="meta")
+    stack.group["lr"] = torch.empty(shape, device="meta")
+    assert measure(stack, torch.ones(3, device="meta")).values.is_meta
+
+
+def test_without_weights_there_is_no_ratio_to_them():
+    assert measure(stack_of(3, 4, 5))["update_to_weight"].isnan().all()
+
+
 def test_slices_do_not_show(monkeypatch):
-    whole = measure(stack_of(7, 40, 70))
+    whole = measure(stack_of(7, 40, 70), torch.ones(7))
     for elements in (1, 2 * 40 * 70, 3 * 40 * 70):
-        monkeypatch.setattr(measurements, "SLICE_ELEMENTS", elements)
-        torch.testing.assert_close(measure(stack_of(7, 40, 70)).values, whole.values)
+        monkeypatch.setattr(scale, "SLICE_ELEMENTS", elements)
+        found = measure(stack_of(7, 40, 70), torch.ones(7))
+        torch.testing.assert_close(found.values, whole.values)
+
+
+def transposed(stack):
+    """The same matrices, laid out as the transposed ones of a tall parameter are."""
+    names = ("momentum", "clipped", "update")
+    return replace(stack, **{name: getattr(stack, name).mT.contiguous().mT for name in names})
+
+
+def test_it_does_not_matter_how_matrices_lie(monkeypatch):
+    monkeypatch.setattr(scale, "SLICE_ELEMENTS", 1000)
+    stack = stack_of(3, 40, 70)
+    found = measure(transposed(stack), torch.ones(3)).values
+    torch.testing.assert_close(found, measure(stack, torch.ones(3)).values, rtol=1e-5, atol=1e-5)
+
+
+def peak_of_memory(function):
+    """Most bytes that torch's allocator has handed out at a time within a call."""
+    function()  # what is made once and kept is no part of it
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    assert sum(sizes) == 0
+    return max(itertools.accumulate(sizes))
+
+
+def test_the_peak_of_memory_is_found():
+    """Four MiB, then another one beside it, then two beside the first."""
+
+    def function():
+        first = torch.zeros(1 << 20)
+        torch.ones(1 << 18)
+        return float((first[: 1 << 19] + 1).sum())
+
+    assert peak_of_memory(function) == pytest.approx(6 << 20, abs=100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("shape", "slice_elements"),
+    [
+        ((1, 256, 4096), 1 << 20),  # two slices are more than the two Gram matrices
+        ((1, 256, 4096), 1 << 14),
+        ((1, 512, 512), 1 << 14),
+        ((1, 512, 1500), 1 << 17),  # the last slices are smaller
+        ((70, 33, 65), 1 << 20),  # 64 at most at a time
+        ((12, 96, 192), 1 << 17),
+    ],
+)
+def test_memory_is_that_of_two_square_matrices_or_two_slices(
+    shape, slice_elements, dtype, monkeypatch
+):
+    monkeypatch.setattr(scale, "SLICE_ELEMENTS", slice_elements)
+    stack = stack_of(*shape, dtype=dtype)
+    allowed = 2 * max(shape[1] ** 2, slice_elements) * dtype.itemsize
+    assert peak_of_memory(lambda: measure(stack)) <= allowed + (16 << 10)
+    stack = transposed(stack)
+    assert peak_of_memory(lambda: measure(stack)) <= allowed + (16 << 10)
 
 
 def test_a_broken_matrix_spoils_no_other():
     stack = stack_of(4, 70, 90)
-    sound = measure(stack).values
+    sound = measure(stack, torch.ones(4)).values
     for tensor in (stack.momentum, stack.clipped, stack.update):
         tensor[2] = torch.nan
-    found = measure(stack).values
+    found = measure(stack, torch.ones(4)).values
     assert found[:, 2].isnan().all()
     others = [0, 1, 3]
     torch.testing.assert_close(found[:, others], sound[:, others])

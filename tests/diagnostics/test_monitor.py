@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import warnings
+from collections import Counter
 
 import lightning.pytorch as L
 import pytest
@@ -14,8 +15,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_root import ROOT, ROOTMixin
-from lightning_root.diagnostics import Measurements, ROOTMonitor, alerts
-from lightning_root.diagnostics.scalars import by_label
+from lightning_root.diagnostics import Measurements, ROOTMonitor, alerts, measurements
+from lightning_root.diagnostics.scalars import aggregates, by_label, per_parameter
 from tests.integration.models import Batches, PlainNet, trainer, weights
 
 AGGREGATES = {
@@ -34,9 +35,12 @@ AGGREGATES = {
     "root/update_rms/mean",
     "root/update_rms/min",
     "root/update_rms/max",
+    "root/update_to_weight/mean",
+    "root/update_to_weight/max",
     "root/skipped",
 }
-STATISTICS = ("orth_error", "outlier_fraction", "outlier_energy", "update_rms")
+STATISTICS = ("orth_error", "outlier_fraction", "outlier_energy", "update_rms", "update_to_weight")
+HEAT_MAPS = ("orth_error", "outlier_energy", "update_rms", "update_to_weight")
 PARAMETERS = ("body.0.weight", "body.1.weight")
 EACH = {f"root/{statistic}/{name}" for statistic in STATISTICS for name in PARAMETERS}
 
@@ -115,13 +119,16 @@ def test_numbers_are_those_of_what_the_weights_did(tmp_path):
     run(ROOTMonitor(), steps, Rate(), net=Double, logger=logger, precision="64-true")
     found = events(logger)
     for point, step in enumerate((1, 3, 5, 7)):
-        errors, sizes = [], []
+        errors, sizes, shares = [], [], []
         for name in PARAMETERS:
-            moved = (steps.before[step][name] - steps.after[step][name]) / rates[step]
+            moved = steps.before[step][name] - steps.after[step][name]
+            shares.append(float(moved.norm() / steps.before[step][name].norm()))
+            moved /= rates[step]
             sigma = torch.linalg.svdvals(moved) / (0.2 * math.sqrt(12))
             errors.append(float((sigma - 1).square().mean()))
             sizes.append(float(moved.square().mean().sqrt()))
-            for statistic, expected in (("orth_error", errors[-1]), ("update_rms", sizes[-1])):
+            seen = {"orth_error": errors, "update_rms": sizes, "update_to_weight": shares}
+            for statistic, (*_, expected) in seen.items():
                 (event,) = found.Scalars(f"root/{statistic}/{name}")[point : point + 1]
                 assert event.step == step
                 assert event.value == pytest.approx(expected, rel=1e-4)
@@ -131,6 +138,8 @@ def test_numbers_are_those_of_what_the_weights_did(tmp_path):
             "root/update_rms/mean": sum(sizes) / 2,
             "root/update_rms/min": min(sizes),
             "root/update_rms/max": max(sizes),
+            "root/update_to_weight/mean": sum(shares) / 2,
+            "root/update_to_weight/max": max(shares),
         }
         for tag, value in expected.items():
             assert found.Scalars(tag)[point].value == pytest.approx(value, rel=1e-4)
@@ -144,9 +153,7 @@ def test_tensorboard_has_everything(tmp_path):
     assert {tag for tag in tags["scalars"] if tag.startswith("root/")} == AGGREGATES | EACH
     for tag in AGGREGATES | EACH:
         assert [event.step for event in found.Scalars(tag)] == [1, 3, 5, 7]
-    assert set(tags["images"]) == {
-        f"root/heat_map/{name}" for name in ("orth_error", "outlier_energy", "update_rms")
-    }
+    assert set(tags["images"]) == {f"root/heat_map/{name}" for name in HEAT_MAPS}
     kinds = ("momentum_over_threshold", "log10_sigma_clipped_momentum", "log10_sigma_update")
     assert set(tags["histograms"]) == {f"root/{kind}/10x12" for kind in kinds}
     assert "custom_scalars__config__" in tags["tensors"]
@@ -155,6 +162,53 @@ def test_tensorboard_has_everything(tmp_path):
     assert shown.replace("\n    ", "\n").strip() == str(fit.optimizers[0].partition).strip()
     (text,) = found.Tensors("root/coefficients/text_summary")
     assert text.tensor_proto.string_val[0].decode().startswith("    10 x 12: 5 steps, ")
+
+
+class Blocks(Net):
+    """A matrix of three blocks of rows, one that is zero at first, and a learning rate tensor."""
+
+    root_options = {
+        **Net.root_options,
+        "lr": torch.tensor(1e-2),
+        "rules": {"body.0.weight": {"rows": [2, 4, 6]}},
+    }
+
+    def build(self):
+        super().build()
+        torch.nn.init.zeros_(self.body[1].weight)
+
+
+def test_updates_are_compared_with_the_blocks_of_the_weights(tmp_path):
+    """And not with a weight of zeros, of which nothing is in the logs or in the pictures."""
+    logger, monitor, steps = TensorBoardLogger(tmp_path), ROOTMonitor(1), Weights()
+    run(monitor, steps, net=Blocks, logger=logger, max_steps=3)
+    found = events(logger)
+    expected = {f"body.0.weight/{number}": [] for number in range(3)} | {"body.1.weight": []}
+    for before, after in zip(steps.before, steps.after, strict=True):
+        for name, blocks in (("body.0.weight", [2, 4, 6]), ("body.1.weight", [10])):
+            pairs = zip(before[name].split(blocks), after[name].split(blocks), strict=True)
+            for number, (old, new) in enumerate(pairs):
+                label = name if len(blocks) == 1 else f"{name}/{number}"
+                expected[label].append(float((old - new).norm() / old.norm()))
+    assert expected["body.1.weight"].pop(0) == math.inf
+    for label, values in expected.items():
+        logged = found.Scalars(f"root/update_to_weight/{label}")
+        assert [event.value for event in logged] == pytest.approx(values, rel=1e-3)
+    drawn = monitor.history.values()[HEAT_MAPS.index("update_to_weight")]
+    assert drawn.isnan().tolist() == [[False] * 3] * 3 + [[True, False, False]]
+    for tag in found.Tags()["scalars"]:
+        assert all(math.isfinite(event.value) for event in found.Scalars(tag)), tag
+    mean = found.Scalars("root/update_to_weight/mean")[0].value
+    assert mean == pytest.approx(sum(expected[f"body.0.weight/{i}"][0] for i in range(3)) / 3, 1e-3)
+
+
+def test_of_weights_that_are_all_zero_there_is_no_ratio():
+    values = torch.ones(len(measurements.STATISTICS), 2)
+    values[measurements.STATISTICS.index("update_to_weight")] = torch.inf
+    found = Measurements((("a", 0), ("b", 0)), values)
+    numbers = {**aggregates(found), **per_parameter(by_label(found, ["a", "b"]))}
+    assert "root/update_rms/mean" in numbers and "root/update_rms/a" in numbers
+    assert not [tag for tag in numbers if "update_to_weight" in tag]
 
 
 def test_histograms_are_of_the_singular_values_and_of_the_momentum_in_units_of_the_threshold(
@@ -186,12 +240,11 @@ def test_heat_maps_are_drawn_after_validations_ever_more_rarely_and_at_the_end(t
     found = events(logger)
     histograms = found.Histograms("root/log10_sigma_update/10x12")
     assert [event.step for event in histograms] == [0, 10, 20, 30]
-    for name in ("orth_error", "outlier_energy", "update_rms"):
+    for index, name in enumerate(HEAT_MAPS):
         drawn = [event.step for event in found.Images(f"root/heat_map/{name}")]
         assert drawn == [15, 31, 37]
         values = [found.Scalars(f"root/{name}/{parameter}") for parameter in PARAMETERS]
         expected = torch.tensor([[event.value for event in row] for row in values])
-        index = ["orth_error", "outlier_energy", "update_rms"].index(name)
         torch.testing.assert_close(monitor.history.values()[index], expected)
 
 
@@ -237,11 +290,11 @@ def test_nothing_is_measured_at_other_steps(monkeypatch):
     original = ROOT.register_stack_hook
 
     def counted(self, hook):
-        return original(self, lambda stack: (seen.append(len(stack.names)), hook(stack)))
+        return original(self, lambda stack: (seen.extend(stack.names), hook(stack)))
 
     monkeypatch.setattr(ROOT, "register_stack_hook", counted)
     _, fit = run(ROOTMonitor(log_every_n_steps=4))
-    assert seen == [2, 2]  # two matrices in one stack, twice
+    assert Counter(seen) == {(name, 0): 2 for name in PARAMETERS}  # of eight steps
     assert not fit.optimizers[0]._stack_hooks
 
 
@@ -391,7 +444,7 @@ def test_under_manual_optimization_the_last_step_of_a_batch_is_shown(tmp_path):
 def test_of_a_parameter_with_many_matrices_the_mean_is_shown():
     experts = [("experts", number) for number in range(9)]
     names = (*experts, ("qkv", 0), ("qkv", 1), ("one", 0))
-    values = torch.arange(12.0 * 12).reshape(12, 12)
+    values = torch.arange(13.0 * 12).reshape(13, 12)
     found = by_label(Measurements(names, values), ["norm", "qkv", "one", "experts"])
     assert list(found) == ["qkv/0", "qkv/1", "one", "experts"]
     assert torch.equal(found["experts"], values[:, :9].mean(dim=1))

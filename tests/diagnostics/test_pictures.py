@@ -37,6 +37,15 @@ def test_labels_that_come_late_or_pause_have_gaps(monkeypatch):
     torch.testing.assert_close(kept.values()[0], expected, equal_nan=True)
 
 
+def test_what_is_not_finite_counts_as_missing():
+    kept = History(1)
+    kept.width = 2
+    for value in (torch.inf, 4.0, torch.nan, -torch.inf):
+        kept.add(0, {"layer": torch.tensor([value])})
+    expected = torch.tensor([[[4.0, torch.nan]]])
+    torch.testing.assert_close(kept.values(), expected, equal_nan=True)
+
+
 def test_a_restored_history_goes_on_where_it_was(monkeypatch):
     monkeypatch.setattr(history, "MOST_COLUMNS", 4)
     whole, half = History(2), History(2)

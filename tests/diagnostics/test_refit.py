@@ -262,7 +262,8 @@ class Captured(L.Callback):
             self.handle = optimizer.register_stack_hook(self.look)
 
     def look(self, stack):
-        self.matrix = stack.clipped[stack.names.index(self.name)].clone()
+        if self.name in stack.names:
+            self.matrix = stack.clipped[stack.names.index(self.name)].clone()
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == self.step:

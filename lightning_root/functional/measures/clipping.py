@@ -45,7 +45,7 @@ def outlier_fraction(momentum: Tensor, clipped: Tensor) -> Tensor:
         tensor(0.2500)
     """
     outliers, largest = _outliers(momentum, clipped)
-    return share_of_nonzero(outliers, largest)
+    return share_of_nonzero(norm(outliers.sign()), entries(outliers), largest)
 
 
 def outlier_energy(momentum: Tensor, clipped: Tensor) -> Tensor:
@@ -72,7 +72,8 @@ def outlier_energy(momentum: Tensor, clipped: Tensor) -> Tensor:
         tensor(0.2000)
     """
     outliers, largest = _outliers(momentum, clipped)
-    return scaled_energy(outliers / nonzero(largest), widen(momentum) / nonzero(largest))
+    divisor = nonzero(largest)
+    return scaled_energy(norm(outliers / divisor), norm(widen(momentum) / divisor))
 
 
 def relative_threshold(momentum: Tensor, clipped: Tensor) -> Tensor:
@@ -101,28 +102,32 @@ def relative_threshold(momentum: Tensor, clipped: Tensor) -> Tensor:
     """
     check_same_shape(momentum=momentum, clipped=clipped)
     values, largest = normalise(momentum, "momentum")
-    return scaled_threshold(magnitude(widen(clipped, "clipped")), values, largest)
+    threshold = magnitude(widen(clipped, "clipped"))
+    return scaled_threshold(threshold, norm(values), entries(values), largest)
 
 
-# The same of what others have computed already, for those who measure several things at once.
+# The same of norms, for those who measure several things at once, or slice by slice.
 
 
-def share_of_nonzero(outliers: Tensor, largest: Tensor) -> Tensor:
-    """Share of the entries of N - B that are not zero; `largest` is the magnitude of N."""
-    # Signs and a norm, because counting booleans is ten times slower on a CPU.
-    share = norm(outliers.sign()).square() / entries(outliers)
-    return share + 0 * largest[..., 0, 0]  # an infinity would pass for one more outlier
+def share_of_nonzero(signs: Tensor, count: int, largest: Tensor) -> Tensor:
+    """Share of the `count` entries of N - B that are not zero, from the norm of their signs.
+
+    Signs and a norm, because counting booleans is ten times slower on a CPU. `largest` is the
+    magnitude (*batch, 1, 1) of N.
+    """
+    # An infinity would pass for one more outlier.
+    return signs.square() / count + 0 * largest[..., 0, 0]
 
 
-def scaled_energy(outliers: Tensor, values: Tensor) -> Tensor:
-    """Energy of N - B in that of N, both divided by the same number."""
-    return ratio(norm(outliers), norm(values)).square()
+def scaled_energy(outliers: Tensor, size: Tensor) -> Tensor:
+    """Energy of N - B in that of N, from their norms, both divided by the same number."""
+    return ratio(outliers, size).square()
 
 
-def scaled_threshold(threshold: Tensor, values: Tensor, largest: Tensor) -> Tensor:
-    """max|B| (*batch, 1, 1) in units of the root mean square of N = `values * largest`."""
+def scaled_threshold(threshold: Tensor, size: Tensor, count: int, largest: Tensor) -> Tensor:
+    """max|B| (*batch, 1, 1) in root mean squares of N, with the norm `size` of N / `largest`."""
     relative = (threshold / nonzero(largest))[..., 0, 0]
-    return ratio(relative * math.sqrt(entries(values)), norm(values))
+    return ratio(relative * math.sqrt(count), size)
 
 
 def _outliers(momentum: Tensor, clipped: Tensor) -> tuple[Tensor, Tensor]:

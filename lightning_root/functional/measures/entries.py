@@ -38,7 +38,8 @@ def root_mean_square(matrix: Tensor) -> Tensor:
         >>> root_mean_square(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor(2.5000)
     """
-    return scaled_rms(*normalise(matrix))
+    values, largest = normalise(matrix)
+    return scaled_rms(norm(values), entries(values), largest)
 
 
 def update_to_weight_ratio(update: Tensor, weight: Tensor) -> Tensor:
@@ -65,9 +66,10 @@ def update_to_weight_ratio(update: Tensor, weight: Tensor) -> Tensor:
         tensor(0.0020)
     """
     check_same_shape(update=update, weight=weight)
-    numerator = scaled_rms(*normalise(update, "update"))
-    denominator = scaled_rms(*normalise(weight, "weight"))
-    return ratio(numerator, denominator, undefined=inf)
+    values, largest = normalise(update, "update")
+    numerator = scaled_rms(norm(values), entries(values), largest)
+    values, largest = normalise(weight, "weight")
+    return ratio(numerator, scaled_rms(norm(values), entries(values), largest), undefined=inf)
 
 
 def kurtosis(momentum: Tensor) -> Tensor:
@@ -94,7 +96,8 @@ def kurtosis(momentum: Tensor) -> Tensor:
         >>> kurtosis(torch.tensor([[1.0, -1.0], [1.0, 1.0]])), kurtosis(torch.eye(4)[:1])
         (tensor(1.), tensor(4.))
     """
-    return scaled_kurtosis(normalise(momentum, "momentum")[0])
+    values, _ = normalise(momentum, "momentum")
+    return scaled_kurtosis(norm(values), norm(values.square()), entries(values))
 
 
 def cosine_similarity(momentum: Tensor, update: Tensor) -> Tensor:
@@ -122,23 +125,23 @@ def cosine_similarity(momentum: Tensor, update: Tensor) -> Tensor:
         tensor(0.9899)
     """
     check_same_shape(momentum=momentum, update=update)
-    return scaled_cosine(normalise(momentum, "momentum")[0], normalise(update, "update")[0])
+    left, right = normalise(momentum, "momentum")[0], normalise(update, "update")[0]
+    return scaled_cosine((left * right).sum(dim=(-2, -1)), norm(left), norm(right))
 
 
-# The same of what `normalise` gives, for those who measure several things of one matrix.
+# The same of norms, for those who measure several things at once, or slice by slice.
 
 
-def scaled_rms(values: Tensor, largest: Tensor) -> Tensor:
-    """Root mean square of `values * largest`."""
-    return norm(values) / math.sqrt(entries(values)) * largest[..., 0, 0]
+def scaled_rms(size: Tensor, count: int, largest: Tensor) -> Tensor:
+    """Root mean square of X, of `count` entries, with the norm `size` of X / `largest`."""
+    return size / math.sqrt(count) * largest[..., 0, 0]
 
 
-def scaled_kurtosis(values: Tensor) -> Tensor:
-    """Kurtosis, of any multiple of `values`."""
-    return ratio(norm(values.square()).square() * entries(values), norm(values).pow(4))
+def scaled_kurtosis(size: Tensor, squares: Tensor, count: int) -> Tensor:
+    """Kurtosis of X, of `count` entries, from the norms of X and of its squared entries."""
+    return ratio(squares.square() * count, size.pow(4))
 
 
-def scaled_cosine(left: Tensor, right: Tensor) -> Tensor:
-    """Cosine, between any multiples of `left` and `right`."""
-    product = (left * right).sum(dim=(-2, -1))
-    return ratio(product, norm(left) * norm(right)).clamp(-1.0, 1.0)
+def scaled_cosine(product: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Cosine from the inner product of two matrices and their norms."""
+    return ratio(product, left * right).clamp(-1.0, 1.0)

@@ -1,7 +1,13 @@
 """Matrices brought to entries within [-1, 1], so that no square overflows or vanishes."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+SLICE_ELEMENTS = 1 << 20
+"""Elements (4 MiB of float32) that work in slices has before it at a time: enough to keep an
+accelerator busy; a CPU is as fast with a quarter or with four times as many."""
 
 
 def normalise(matrix: Tensor, name: str = "matrix") -> tuple[Tensor, Tensor]:
@@ -49,6 +55,19 @@ def norm(values: Tensor) -> Tensor:
     """Frobenius norm of each matrix: (*batch, m, n) -> (*batch)."""
     size: Tensor = torch.linalg.vector_norm(values, dim=(-2, -1))
     return size
+
+
+def slices(extent: int, size: int, least: int = 1) -> Iterator[slice]:
+    """Cut a dimension into parts as equal as can be, of at most `SLICE_ELEMENTS` elements each.
+
+    Args:
+        extent: Length of the dimension, at least 1.
+        size: Elements for each index of it.
+        least: Indices that a part may have all the same.
+    """
+    count = -(-extent // max(least, SLICE_ELEMENTS // size))
+    step = -(-extent // count)
+    return (slice(start, start + step) for start in range(0, extent, step))
 
 
 def entries(values: Tensor) -> int:

@@ -1,0 +1,1 @@
+"""How the cost of `ROOTMonitor` is measured; see `examples.benchmarks.monitor_overhead`."""

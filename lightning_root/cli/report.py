@@ -1,0 +1,207 @@
+"""`python -m lightning_root report` and `compare`: what the logs of runs tell, as a page."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+from lightning_root.cli.parser import CommandParser, program, run_command
+from lightning_root.cli.plots import new_figure
+from lightning_root.cli.terminal import progress, text_table, wrapped
+from lightning_root.diagnostics.report import (
+    Page,
+    Run,
+    comparison_of,
+    find_run,
+    page_of,
+    read_run,
+    report_of,
+    write_page,
+)
+from lightning_root.diagnostics.report.comparison_page import result_table, target_in_words
+from lightning_root.diagnostics.report.events import log_files
+from lightning_root.diagnostics.summary import format_block
+
+SLOW_BYTES: Final = 10_000_000
+"""Logs of more bytes take some seconds to read."""
+
+REPORT: Final = """\
+Write what the logs of a run tell as one HTML page, with its figures as PNG files beside it: loss,
+learning rates, what ROOT did (orthogonalization error, outliers, size of the updates, by layer
+too), coefficients, split of the parameters, configuration. The page needs nothing but itself.
+
+The logs are TensorBoard's event files or the metrics.csv of Lightning's CSVLogger. RUN_DIR is the
+folder that holds them, or one above it if there is no other run below."""
+
+COMPARE: Final = """\
+Write one HTML page about several runs, with its figures as PNG files beside it: the validation loss
+over steps and over time, how much faster one run gets where another ends, learning rates, what ROOT
+did, in which options the runs differ.
+
+Minutes compare runs only if each had the machine to itself; `--steps-only` leaves them out."""
+
+EXAMPLES: Final = {
+    "report": """\
+examples:
+  {program} logs/quickstart/version_0
+  {program} logs/quickstart/version_0 --output appendix
+""",
+    "compare": """\
+examples:
+  {program} logs/quickstart/version_0 logs/adamw/version_0
+  {program} RUN_DIR RUN_DIR RUN_DIR --label ROOT Muon AdamW --steps-only --output plots
+  {program} RUN_DIR RUN_DIR --metric val/accuracy
+""",
+}
+
+
+def run(command: Literal["report", "compare"], arguments: Sequence[str]) -> int:
+    """Write the page of one run, or of several.
+
+    Args:
+        command: Which of the two.
+        arguments: What follows its name.
+
+    Returns:
+        0; 2 if no run was named.
+
+    Raises:
+        SystemExit: With status 2 and one line on stderr if the arguments are wrong.
+    """
+    called = f"{program()} {command}"
+    epilog = EXAMPLES[command].format(program=called)
+    description = REPORT if command == "report" else COMPARE
+    parser = CommandParser(prog=called, description=description, epilog=epilog)
+    if command == "report":
+        _add_report(parser)
+    else:
+        _add_compare(parser)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    return run_command(parser, arguments)
+
+
+def _add_report(parser: CommandParser) -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="log folder of the run")
+    _add_output(parser, "RUN_DIR/report")
+    _add_smooth(parser)
+    parser.set_defaults(run=_report)
+
+
+def _add_compare(parser: CommandParser) -> None:
+    parser.add_argument(
+        "run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="log folder of a run"
+    )
+    _add_output(parser, "comparison")
+    parser.add_argument(
+        "--label",
+        nargs="+",
+        metavar="TEXT",
+        help="names of the runs, in their order (default: optimizer and learning rate)",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="TAG",
+        help="curve to compare, such as val/accuracy (default: the validation loss)",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("min", "max"),
+        help="whether less or more of the metric is better (default: by its name)",
+    )
+    parser.add_argument(
+        "--steps-only", action="store_true", help="leave out everything that depends on the clock"
+    )
+    _add_smooth(parser)
+    parser.set_defaults(run=_compare)
+
+
+def _report(options: argparse.Namespace) -> int:
+    new_figure(1, 1)  # fails before the work if there is no matplotlib
+    folder = find_run(options.run_dir)
+    output = _output(options.output or folder / "report")
+    (run,) = _read([folder])
+    page = report_of(run, options.smooth)
+    path = _write(page, output / "report.html")
+    rows = [(card.label, f"{card.value} {card.note}".strip()) for card in page.cards]
+    print(format_block(page.title, [*rows, *_where(page, path)]).strip("\n"))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    new_figure(1, 1)  # fails before the work if there is no matplotlib
+    folders = [find_run(folder) for folder in options.run_dirs]
+    output = _output(options.output or Path("comparison"))
+    comparison = comparison_of(
+        _read(folders),
+        labels=options.label,
+        metric=options.metric,
+        mode=options.mode,
+        steps_only=options.steps_only,
+        smooth=options.smooth,
+    )
+    page = page_of(comparison)
+    path = _write(page, output / "comparison.html")
+    print(f"{comparison.metric}\n\n{text_table(*result_table(comparison))}\n")
+    print(wrapped(target_in_words(comparison)))
+    print(format_block("", _where(page, path)).strip("\n"))
+    return 0
+
+
+def _read(folders: Sequence[Path]) -> list[Run]:
+    size = sum(path.stat().st_size for folder in folders for path in log_files(folder))
+    if size > SLOW_BYTES and sys.stderr.isatty():
+        print(f"reading {size / 1e6:,.0f} MB of logs", file=sys.stderr)
+    return [read_run(folder) for folder in progress(folders, "reading")]
+
+
+def _write(page: Page, path: Path) -> Path:
+    return write_page(page, path, partial(progress, doing="drawing"))
+
+
+def _where(page: Page, path: Path) -> list[tuple[str, str]]:
+    """What to know about the page, and where it is."""
+    count = len(page.pictures)
+    figures = "1 figure" if count == 1 else f"{count} figures"
+    size = path.stat().st_size / 1e6
+    notes = [("note", note) for note in page.notes]
+    return [*notes, ("page", f"{path} ({figures}, {size:.1f} MB)")]
+
+
+def _output(folder: Path) -> Path:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`--output` must be a folder, got the file '{folder}'")
+    return folder
+
+
+def _add_output(parser: CommandParser, default: str) -> None:
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help=f"where to write the page and the figures (default: {default})",
+    )
+
+
+def _add_smooth(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--smooth",
+        type=_read_weight,
+        metavar="WEIGHT",
+        help="of the past, in the average drawn over training losses: 0 for none, below 1 "
+        "(default: by the number of points)",
+    )
+
+
+def _read_weight(text: str) -> float:
+    """A weight of at least 0 and below 1."""
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0.0 <= weight < 1.0:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {text!r}; 0.9 smooths much")
+    return weight
