@@ -31,7 +31,7 @@ from examples.benchmarks.orthogonalization.images import ViT, cifar10, digits
 from examples.gpt import GPT
 from examples.stdlib_text import StdlibText
 from lightning_root import ROOT, WarmupDecayLR
-from lightning_root.optim.update import Stack
+from lightning_root.optim.batches import Stack
 
 SPECTRA = Path(__file__).parent / "results" / "spectra"
 AT = (50, 100, 150, 200, 300, 350, 400)

@@ -12,11 +12,12 @@ from lightning_root.functional.measures import (
     update_to_weight_ratio,
 )
 from lightning_root.functional.orthogonalize import Triple, as_schedule, newton_schulz
-from lightning_root.functional.outliers import clip_outliers, outlier_threshold
+from lightning_root.functional.outliers import QuantileMode, clip_outliers, outlier_threshold
 from lightning_root.functional.scaling import AdjustLR, update_scale
 
 __all__ = [
     "AdjustLR",
+    "QuantileMode",
     "Triple",
     "as_schedule",
     "clip_outliers",

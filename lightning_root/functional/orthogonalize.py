@@ -9,7 +9,7 @@ vectors alone. After a few well chosen steps all singular values sit near 1: X i
 polar factor U V' of B (ROOT, arXiv:2511.20626, Eq. 5; Muon, K. Jordan et al., 2024).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, cast
 
 import torch
@@ -64,7 +64,6 @@ def newton_schulz(
     m, n = matrix.shape[-2:]
     x = matrix.mT if m > n else matrix  # rows <= columns: the Gram matrix is the small one
     x = unit_frobenius(x).to(dtype)
-    iterate = _iterate_one if x.ndim == 2 else _iterate_batch
     x = iterate(x.reshape(-1, *x.shape[-2:]) if x.ndim > 3 else x, triples)
     x = x.mT if m > n else x
     return x.reshape(matrix.shape).to(matrix.dtype)
@@ -114,19 +113,28 @@ def unit_frobenius(matrix: Tensor) -> Tensor:
     return x.div_(norm.masked_fill_(norm == 0, 1.0))
 
 
-def _iterate_one(x: Tensor, triples: Sequence[Triple]) -> Tensor:  # (m, n), m <= n
-    for a, b, c in triples:
-        gram = x @ x.mT  # (m, m)
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b XX' + c (XX')^2
-        x = torch.addmm(x, polynomial, x, beta=a)
-    return x
+def iterate(
+    x: Tensor,  # (m, n) or (k, m, n), m <= n
+    triples: Sequence[Triple],
+    gram_of: Callable[[Tensor], Tensor] | None = None,
+    quadratic: Callable[[Tensor, float, float], Tensor] | None = None,
+) -> Tensor:
+    """The steps of the iteration, on matrices of norm 1 or less.
 
-
-def _iterate_batch(x: Tensor, triples: Sequence[Triple]) -> Tensor:  # (k, m, n), m <= n
+    Args:
+        x: Not modified.
+        triples: One per step.
+        gram_of: x -> x x', in place of the plain product.
+        quadratic: r, b, c -> b r + c r r for symmetric r, in place of the plain one.
+    """
+    multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
     for a, b, c in triples:
-        gram = x @ x.mT  # (k, m, m)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        gram = gram_of(x) if gram_of else x @ x.mT  # (*, m, m)
+        if quadratic:
+            polynomial = quadratic(gram, b, c)
+        else:
+            polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
+        x = multiply_add(x, polynomial, x, beta=a)
     return x
 
 

@@ -6,9 +6,21 @@ clamp(N, -eps, eps), which is what is computed: one pass, and no rounding when e
 than the outliers.
 """
 
+import math
+from typing import Any, Final, Literal, TypeAlias, get_args
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+QuantileMode: TypeAlias = Literal["auto", "exact", "sampled"]
+"""How the threshold is found; see `outlier_threshold`."""
+
+QUANTILE_MODES: Final[tuple[str, ...]] = get_args(QuantileMode)
+
+SAMPLED_ENTRIES: Final = 1 << 16
+"""Of each matrix, where the threshold is estimated."""
 
 
 def clip_outliers(matrix: Tensor, quantile: float) -> Tensor:
@@ -36,8 +48,8 @@ def clip_outliers(matrix: Tensor, quantile: float) -> Tensor:
     return torch.clamp(matrix, -bound, bound)
 
 
-def outlier_threshold(matrix: Tensor, quantile: float) -> Tensor:
-    """The `quantile` of the non-zero magnitudes of each matrix, exactly.
+def outlier_threshold(matrix: Tensor, quantile: float, *, mode: QuantileMode = "exact") -> Tensor:
+    """The `quantile` of the non-zero magnitudes of each matrix.
 
     Linear interpolation between order statistics, as `torch.quantile` and the paper's script do
     it. Exact zeros are left out: they carry no scale. For a matrix without zeros this is the
@@ -48,13 +60,20 @@ def outlier_threshold(matrix: Tensor, quantile: float) -> Tensor:
     Args:
         matrix: Shape (*batch, m, n), any floating dtype, any size; not modified.
         quantile: p in (0, 1].
+        mode: `"exact"`: of all entries. `"sampled"`: of 65536 of them, evenly spread with a stride
+            that shares no factor with the length of a row; the share beyond the threshold then has
+            a standard deviation of sqrt(p (1 - p) / 65536), 0.0012 at p = 0.9. Matrices of fewer
+            than twice as many entries are taken whole, and p = 1 is exact. `"auto"`: exact on a
+            CPU, where selection costs a twentieth of a step, sampled on accelerators, where it
+            means sorting.
 
     Returns:
         Thresholds, shape (*batch), float32 (float64 for float64 input); 0 for a zero matrix.
 
     Raises:
         TypeError: If `matrix` is not a floating point tensor.
-        ValueError: If `quantile` is outside (0, 1], or `matrix` has fewer than 2 dimensions.
+        ValueError: If `quantile` is outside (0, 1], `mode` is unknown, or `matrix` has fewer than 2
+            dimensions.
     """
     if not matrix.is_floating_point():
         raise TypeError(f"`matrix` must be a floating point tensor, got {matrix.dtype}")
@@ -62,36 +81,72 @@ def outlier_threshold(matrix: Tensor, quantile: float) -> Tensor:
         raise ValueError(f"`matrix` must have at least 2 dimensions, got {tuple(matrix.shape)}")
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"`quantile` must be in (0, 1], got {quantile}; 0.9 is the paper's value")
+    if mode not in QUANTILE_MODES:
+        raise ValueError(f"`mode` must be one of {list(QUANTILE_MODES)}, got {mode!r}")
     batch = matrix.shape[:-2]
+    on_cpu = matrix.device.type == "cpu"
+    if (mode == "sampled" or (mode == "auto" and not on_cpu)) and quantile < 1.0:
+        matrix = _sampled(matrix)
     magnitudes = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32)).abs()
     if magnitudes.numel() == 0:
         return magnitudes.new_zeros(batch)
     flat = magnitudes.reshape(batch.numel(), -1)  # (k, m * n), fresh memory from abs()
-    select = _select_by_partition if flat.device.type == "cpu" else _select_by_sorting
+    select = _select_by_partition if on_cpu else _select_by_sorting
     return select(flat, quantile).reshape(batch)
 
 
+def _sampled(matrix: Tensor) -> Tensor:  # (*batch, m, n) -> (*batch, 1, entries)
+    """Evenly spread entries of each matrix, or all where there are few.
+
+    A stride that has a factor in common with the row length would always meet the same columns.
+    """
+    flat = matrix.flatten(-2)
+    stride = flat.shape[-1] // SAMPLED_ENTRIES
+    if stride < 2:
+        return flat.unsqueeze(-2)
+    while math.gcd(stride, matrix.shape[-1]) > 1:
+        stride -= 1
+    return flat[..., ::stride].unsqueeze(-2)
+
+
 def _select_by_partition(magnitudes: Tensor, quantile: float) -> Tensor:  # (k, size) -> (k,)
-    """Order statistics by numpy's in-place selection: 10 to 20 times faster than `kthvalue`.
+    """Order statistics by numpy's in-place selection, 20 to 50 times faster than `kthvalue`.
+
+    Magnitudes are in the order of their bits, and whole numbers are selected among three times as
+    fast as floating point numbers.
+    """
+    values = magnitudes.numpy()
+    bits = values.view(np.dtype(f"i{values.itemsize}"))
+    if bits.min() > 0:  # much cheaper than counting
+        thresholds = _order_statistic(bits, values.dtype, quantile * (bits.shape[1] - 1))
+    else:
+        thresholds = np.zeros(len(bits))
+        for index, row in enumerate(bits):
+            nonzero = int(np.count_nonzero(row))
+            if nonzero:
+                position = row.size - nonzero + quantile * (nonzero - 1)
+                thresholds[index] = _order_statistic(row[None], values.dtype, position)[0]
+    return torch.from_numpy(thresholds).to(magnitudes.dtype)
+
+
+def _order_statistic(
+    bits: NDArray[Any],  # (k, size), reordered
+    dtype: np.dtype[Any],
+    position: float,
+) -> NDArray[Any]:  # (k,), float64
+    """What lies at a place of each sorted row, between two entries where it is not whole.
 
     One pivot, then the minimum of the upper part: two pivots at once lose numpy's SIMD path.
     """
-    thresholds = np.zeros(len(magnitudes), dtype=np.float64)
-    for index, row in enumerate(magnitudes.numpy()):
-        nonzero = (
-            row.size if row.min() > 0 else int(np.count_nonzero(row))
-        )  # min is 5 times cheaper
-        if nonzero == 0:
-            continue
-        position = row.size - nonzero + quantile * (nonzero - 1)
-        lower = min(int(position), row.size - 1)
-        row.partition(lower)
-        value = float(row[lower])
-        weight = position - lower
-        if weight > 0.0 and lower + 1 < row.size:
-            value += weight * (float(row[lower + 1 :].min()) - value)
-        thresholds[index] = value
-    return torch.from_numpy(thresholds).to(magnitudes.dtype)
+    last = bits.shape[1] - 1
+    lower = min(int(position), last)
+    bits.partition(lower, axis=1)
+    value = bits[:, lower].copy().view(dtype).astype(np.float64)
+    weight = position - lower
+    if weight > 0.0 and lower < last:
+        following = bits[:, lower + 1 :].min(axis=1).view(dtype).astype(np.float64)
+        value += weight * (following - value)
+    return value
 
 
 def _select_by_sorting(magnitudes: Tensor, quantile: float) -> Tensor:  # (k, size) -> (k,)

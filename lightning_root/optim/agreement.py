@@ -1,12 +1,17 @@
-"""All ranks use the same coefficients, to the last digit."""
+"""All ranks use the same coefficients, to the last digit, and the same form of the iteration."""
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from lightning_root.coefficients import lookup
 from lightning_root.coefficients.lookup import needs_fit
 from lightning_root.coefficients.store import adopt, fits_in_use
+from lightning_root.kernels import run_in_order
+from lightning_root.kernels.rates import adopt_rates, rates, rates_in_use
 from lightning_root.optim.groups import Groups, members
 from lightning_root.optim.guard import WHOLE
 from lightning_root.partition import MatrixView
@@ -29,8 +34,33 @@ def settle_coefficients(groups: Groups, views: Mapping[str, MatrixView]) -> None
         return
     for shape, coefficients, steps in needed:
         lookup(shape, coefficients, steps)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        from_ranks = [None] * dist.get_world_size()
-        dist.all_gather_object(from_ranks, fits_in_use())
-        for fits in reversed(from_ranks):
-            adopt(fits or {})
+    for fits in reversed(_of_all_ranks(fits_in_use())):
+        adopt(fits)
+
+
+def settle_rates(groups: Groups) -> None:
+    """Measure the machine's rates if nobody has, and take over those of the lowest rank.
+
+    Ranks that evaluated the iteration in different forms would drift apart by rounding. An
+    accelerator needs no rates.
+    """
+    devices = {
+        p.device.type for group in groups for p in group["params"] if group["role"] == "root"
+    }
+    if "cpu" not in devices or all(group["ns_form"] != "auto" for group in groups):
+        return
+    threads = torch.get_num_threads()
+    rates(threads)
+    for _ in run_in_order([partial(rates, 1)] * 2, min(threads, 2)):
+        pass  # a worker's operations have one thread
+    for known in reversed(_of_all_ranks(rates_in_use())):
+        adopt_rates(known)
+
+
+def _of_all_ranks(entries: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """What each rank has, by rank; a collective, where there is more than one."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [entries]
+    from_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(from_ranks, entries)
+    return [entry or {} for entry in from_ranks]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_root.distributed import all_ranks_agree, is_sharded, reshard
 from lightning_root.optim.groups import Group, Groups, members, stale_names
-from lightning_root.optim.update import Item
+from lightning_root.optim.items import Item
 from lightning_root.partition import MatrixView
 
 WHOLE = MatrixView()
@@ -107,6 +107,9 @@ def check_layout(name: str, gradient: Tensor) -> None:
 def usable(gradients: Sequence[Tensor], headroom: Sequence[float]) -> list[bool]:
     """Whether each gradient is finite, with one host synchronisation for all of them.
 
+    The norm is the fastest look at all entries: where it is finite, so are they. It may overflow
+    although no entry does, so the others are looked at again, with one more synchronisation.
+
     Args:
         gradients: Any shapes, dtypes, devices; DTensors are judged by all their ranks.
         headroom: Factor by which state may grow beyond the gradient before it overflows; a
@@ -114,18 +117,45 @@ def usable(gradients: Sequence[Tensor], headroom: Sequence[float]) -> list[bool]
     """
     if not gradients:
         return []
-    device = gradients[0].device
-    largest = torch.stack([_largest(gradient).to(device) for gradient in gradients])
-    factors = torch.tensor(headroom, dtype=largest.dtype).to(device, non_blocking=True)
-    flags = torch.isfinite(largest * factors)
-    result: list[bool] = all_ranks_agree(flags, gradients).tolist()
-    return result
+    local = [g.to_local() if is_sharded(g) else g for g in gradients]  # type: ignore[attr-defined]
+    flags = _fit_float32(_norms(local), headroom).tolist()
+    doubtful = [number for number, flag in enumerate(flags) if not flag]
+    if doubtful:
+        largest = [_largest(local[number]) for number in doubtful]
+        found = _fit_float32(largest, [headroom[number] for number in doubtful]).tolist()
+        for number, flag in zip(doubtful, found, strict=True):
+            flags[number] = flag
+    if any(is_sharded(gradient) for gradient in gradients):
+        device = local[0].device
+        flags = all_ranks_agree(torch.tensor(flags, device=device), gradients).tolist()
+    return [bool(flag) for flag in flags]
 
 
-def _largest(gradient: Tensor) -> Tensor:
-    """Largest magnitude as float32; NaN and infinity come through. Squares would overflow."""
-    local = gradient.to_local() if is_sharded(gradient) else gradient  # type: ignore[attr-defined]
-    if local.numel() == 0:
-        return torch.zeros((), device=local.device)
-    low, high = torch.aminmax(local)
-    return torch.maximum(-low, high).to(torch.float32)
+def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Euclidean norms, in at least float32, by as few operations as devices and dtypes allow."""
+    norms: list[Tensor] = [torch.zeros(())] * len(tensors)
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    for number, tensor in enumerate(tensors):
+        kinds[tensor.device, tensor.dtype].append(number)
+    for numbers in kinds.values():
+        for number, norm in zip(
+            numbers, torch._foreach_norm([tensors[n] for n in numbers]), strict=True
+        ):
+            norms[number] = norm
+    return norms
+
+
+def _fit_float32(values: Sequence[Tensor], headroom: Sequence[float]) -> Tensor:
+    """Whether each value times its factor is finite in float32; one tensor, on one device."""
+    device = values[0].device
+    stacked = torch.stack([value.to(device, torch.float32) for value in values])
+    factors = torch.tensor(headroom, dtype=torch.float32).to(device, non_blocking=True)
+    return torch.isfinite(stacked * factors)
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    """Largest magnitude; NaN and infinity come through."""
+    if tensor.numel() == 0:
+        return torch.zeros((), device=tensor.device)
+    low, high = torch.aminmax(tensor)
+    return torch.maximum(-low, high)

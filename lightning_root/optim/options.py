@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lightning_root.coefficients import COEFFICIENT_NAMES, lookup
 from lightning_root.coefficients.lookup import OTHERWISE, schedules_from_file
+from lightning_root.functional.outliers import QUANTILE_MODES
 from lightning_root.functional.scaling import ADJUST_LR_NAMES
+from lightning_root.kernels import FORMS
 
 OrthogonalizationDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float64"]
 _DTYPE_NAMES = get_args(OrthogonalizationDtype)
@@ -33,6 +35,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_quantile(options["outlier_quantile"])
     _check_choice("adjust_lr_fn", options["adjust_lr_fn"], (*ADJUST_LR_NAMES, None))
     _check_choice("ns_dtype", options["ns_dtype"], _DTYPE_NAMES)
+    _check_choice("ns_form", options["ns_form"], ("auto", *FORMS))
+    _check_choice("outlier_quantile_mode", options["outlier_quantile_mode"], QUANTILE_MODES)
     _check_coefficients(options["coefficients"], options["ns_steps"])
     for name in ("nesterov", "maximize"):
         if not isinstance(options[name], bool):

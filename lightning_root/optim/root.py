@@ -13,8 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_root.coefficients import CoefficientName
 from lightning_root.distributed import reshard
-from lightning_root.functional import AdjustLR
-from lightning_root.optim.agreement import settle_coefficients
+from lightning_root.functional import AdjustLR, QuantileMode
+from lightning_root.kernels import FormOption
+from lightning_root.optim.adamw import adamw_update_
+from lightning_root.optim.agreement import settle_coefficients, settle_rates
+from lightning_root.optim.batches import StackHook
 from lightning_root.optim.binding import Named, module_behind, split
 from lightning_root.optim.checkpoint import align_by_name, packed, restore_precision, unpacked
 from lightning_root.optim.groups import (
@@ -31,7 +34,7 @@ from lightning_root.optim.groups import (
 )
 from lightning_root.optim.guard import check_bound, collect
 from lightning_root.optim.options import OrthogonalizationDtype, check_options, plain_coefficients
-from lightning_root.optim.update import StackHook, adamw_update_, root_update_
+from lightning_root.optim.update import root_update_
 from lightning_root.partition import MatrixView, Partition, Rules, partition_parameters
 from lightning_root.partition.names import canonical
 
@@ -76,6 +79,13 @@ class ROOT(torch.optim.Optimizer):
         fused: torch's fused AdamW kernel; None lets torch decide.
         ns_dtype: Arithmetic of the orthogonalization: "auto" is bfloat16 on CUDA devices and
             float32 elsewhere (float64 for float64 parameters).
+        ns_form: How the iteration is evaluated, which changes its speed and its rounding:
+            "standard" on the matrix, "gram" on its Gram matrix, "eigh" on the eigenvalues of that;
+            "auto" takes the cheapest by operation counts and rates of the machine, measured once;
+            "polar" gives the exact polar factor instead, whatever the coefficients.
+        outlier_quantile_mode: "exact", "sampled" (from 65536 entries of each matrix: the share
+            that is clipped has a standard deviation of 0.0012 at p = 0.9), or "auto": exact on
+            CPUs, where it is cheap, sampled elsewhere.
         rules: Globs on parameter names that override the split, first match wins. The value is
             "adamw", "root", or how a matrix rule cuts the parameter: {"*.qkv.weight": {"rows": 3}}
             for three equal row blocks, {"rows": [256, 64, 64]} for unequal ones, "columns"
@@ -134,6 +144,8 @@ class ROOT(torch.optim.Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         ns_dtype: OrthogonalizationDtype = "auto",
+        ns_form: FormOption = "auto",
+        outlier_quantile_mode: QuantileMode = "auto",
         rules: Mapping[str, Literal["root", "adamw"] | dict[str, Any]] | str | None = None,
     ) -> None:
         defaults = {
@@ -151,6 +163,8 @@ class ROOT(torch.optim.Optimizer):
             "foreach": foreach,
             "fused": fused,
             "ns_dtype": ns_dtype,
+            "ns_form": ns_form,
+            "outlier_quantile_mode": outlier_quantile_mode,
         }
         check_options(defaults)
         if isinstance(params, Tensor):
@@ -246,6 +260,7 @@ class ROOT(torch.optim.Optimizer):
         if not self._checked:
             check_bound(self.param_groups, self.module)
             settle_coefficients(self.param_groups, self._views)
+            settle_rates(self.param_groups)
             self._checked = True
         skipped = []
         for group, items, unusable in collect(self.param_groups, self.state, self._views):
@@ -292,7 +307,7 @@ class ROOT(torch.optim.Optimizer):
         """Have `hook` called within `step` with every stack of equal matrices.
 
         It sees momentum, clipped momentum and update before they are freed, which is what
-        diagnostics need; see `optim.Stack`. Without hooks nothing is kept for them.
+        diagnostics need; see `optim.batches.Stack`. Without hooks nothing is kept for them.
 
         Args:
             hook: Takes a `Stack`, whose tensors it must not modify.

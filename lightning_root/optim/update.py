@@ -1,69 +1,34 @@
-"""The two update rules, as functions of lists of tensors.
+"""ROOT's rule for matrices, as a function of a list of parameters.
 
-`root_update_` is ROOT's (arXiv:2511.20626, Algorithm 2, with the Nesterov look-ahead of the
-authors' script as an option), for matrices; `adamw_update_` is torch's AdamW for everything else.
-Both keep their state and do their arithmetic in float32 or better and round once, into the
-parameter.
+(arXiv:2511.20626, Algorithm 2, with the Nesterov look-ahead of the authors' script as an option.)
+State is kept and arithmetic done in float32 or better; a parameter is rounded once.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
-from lightning_root.coefficients import Coefficients, lookup
-from lightning_root.distributed import gather, scatter_like
-from lightning_root.functional import clip_outliers, newton_schulz, update_scale
-from lightning_root.optim.options import iteration_dtype
+from lightning_root.distributed import gather, is_sharded, scatter_like
+from lightning_root.functional import update_scale
+from lightning_root.kernels import run_in_order
+from lightning_root.optim.batches import (
+    Block,
+    Stack,
+    StackHook,
+    batches,
+    decay_and_descend_,
+    look_ahead_,
+    update_batch_,
+    work,
+)
+from lightning_root.optim.items import Item, portions, state_dtype, zeros_like
 from lightning_root.partition import MatrixView
 
-State: TypeAlias = dict[str, Any]
-
-STACK_ELEMENTS = 1 << 25
-"""At most this many elements (128 MiB of float32) are orthogonalized at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One parameter with a gradient, and its state."""
-
-    name: str
-    parameter: Tensor
-    gradient: Tensor
-    state: State
-    view: MatrixView
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """Matrices of one size in the middle of a step, as hooks see them; not to be modified.
-
-    Every tensor has the shape (k, m, n) with m <= n: what is taller than wide lies transposed.
-
-    Args:
-        names: Parameter and number of the matrix within it, for each of the k.
-        momentum: N, the momentum after the look-ahead.
-        clipped: B, what is orthogonalized: N held within its outlier threshold.
-        update: U, orthogonalized, before the scale.
-        scales: Factor on the learning rate, for each of the k.
-        coefficients: What it was orthogonalized with.
-        group: The options of the parameter group.
-    """
-
-    names: tuple[tuple[str, int], ...]
-    momentum: Tensor
-    clipped: Tensor
-    update: Tensor
-    scales: tuple[float, ...]
-    coefficients: Coefficients
-    group: Mapping[str, Any]
-
-
-StackHook: TypeAlias = Callable[[Stack], None]
+WHOLE_ELEMENTS: Final = 1 << 25
+"""Of sharded and low-precision parameters, so many elements have a whole update at a time."""
 
 
 def root_update_(
@@ -79,176 +44,108 @@ def root_update_(
         group: The options of their parameter group.
         hooks: Called with every stack of matrices once it is orthogonalized.
     """
-    for portion in _portions(items):
-        directions = [gather(direction) for direction in _momentum_(portion, group)]
-        updates = _updates(portion, directions, group, hooks)
-        for item, update in zip(portion, updates, strict=True):
-            _apply_(item.parameter, scatter_like(update, item.parameter), group)
-
-
-def adamw_update_(items: Sequence[Item], group: Mapping[str, Any]) -> None:
-    """One AdamW step, in place, by `torch.optim.adamw.adamw`."""
-    exact = [item for item in items if _state_dtype(item.parameter) == item.parameter.dtype]
-    rounded = [item for item in items if _state_dtype(item.parameter) != item.parameter.dtype]
-    if exact:
-        _adamw_(exact, [item.parameter for item in exact], group)
-    if rounded:
-        wide = [item.parameter.to(_state_dtype(item.parameter)) for item in rounded]
-        _adamw_(rounded, wide, group)
-        for item, value in zip(rounded, wide, strict=True):
-            item.parameter.copy_(value)
-
-
-def _portions(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Consecutive items of bounded size, at least one at a time."""
-    portion: list[Item] = []
-    elements = 0
-    for item in items:
-        size = item.parameter.numel()
-        if portion and elements + size > STACK_ELEMENTS:
-            yield portion
-            portion, elements = [], 0
-        portion.append(item)
-        elements += size
-    if portion:
-        yield portion
-
-
-def _momentum_(items: Sequence[Item], group: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Advance the momentum; return the directions to orthogonalize. Gradients stay as they are."""
     for item in items:
         if "momentum_buffer" not in item.state:
-            item.state["momentum_buffer"] = _zeros_like(item.parameter)
-    buffers = [item.state["momentum_buffer"] for item in items]
-    gradients = _gradients(items)
-    if group["maximize"]:
-        gradients = list(torch._foreach_neg(gradients))
-    momentum = float(group["momentum"])
-    torch._foreach_mul_(buffers, momentum)
-    torch._foreach_add_(buffers, gradients)
-    if not group["nesterov"]:
-        return buffers
-    return torch._foreach_add(gradients, buffers, alpha=momentum)
+            item.state["momentum_buffer"] = zeros_like(item.parameter)
+    direct = [item for item in items if _is_direct(item)]
+    _update_all(list(_blocks(direct, group)), group, hooks)
+    whole = [item for item in items if not _is_direct(item)]
+    for portion in portions(whole, WHOLE_ELEMENTS):
+        _update_whole_(portion, group, hooks)
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """One matrix of a parameter: where it is read, where its update goes."""
+def _is_direct(item: Item) -> bool:
+    """Whether the matrices can be updated where they lie, each for itself."""
+    parameter = item.parameter
+    tensors = (parameter, item.gradient)
+    return (
+        not is_sharded(parameter)
+        and parameter.dtype == state_dtype(parameter)
+        and all(item.view.is_view(tensor) for tensor in tensors)
+    )
 
-    name: tuple[str, int]
-    source: Tensor
-    target: Tensor
-    scale: float
+
+def _blocks(items: Sequence[Item], group: Mapping[str, Any]) -> Iterator[Block]:
+    """The matrices of parameters that can be updated where they lie."""
+    for item in items:
+        buffer = item.state["momentum_buffer"]
+        yield from _cut(item, item.gradient, buffer, item.parameter, True, group)
 
 
-def _updates(
-    items: Sequence[Item],
-    directions: Sequence[Tensor],
+def _cut(
+    item: Item,
+    gradient: Tensor | None,
+    momentum: Tensor,
+    target: Tensor,
+    direct: bool,
     group: Mapping[str, Any],
-    hooks: Sequence[StackHook],
-) -> list[Tensor]:
-    """One update per item, shaped like its parameter: scale * U for each of its matrices.
-
-    Matrices of equal size, whatever parameter they are cut from and however they lie, are
-    orthogonalized together.
-    """
-    updates = [torch.empty(d.shape, dtype=d.dtype, device=d.device) for d in directions]
-    stacks: dict[tuple[object, ...], list[_Block]] = defaultdict(list)
-    for item, direction, update in zip(items, directions, updates, strict=True):
-        for block in _blocks(item, direction, update, group):
-            source = block.source
-            stacks[(*source.shape, source.dtype, source.device)].append(block)
-    for blocks in stacks.values():
-        for block, result in zip(blocks, _orthogonalize(blocks, group, hooks), strict=True):
-            torch.mul(result, block.scale, out=block.target)
-    return updates
-
-
-def _blocks(
-    item: Item, direction: Tensor, update: Tensor, group: Mapping[str, Any]
-) -> Iterator[_Block]:
-    """The matrices of one parameter, laid wide."""
-    pairs = zip(item.view.cut(direction), item.view.cut(update), strict=True)
-    for number, (source, target) in enumerate(pairs):
-        rows, columns = source.shape[::-1] if item.view.transposed else source.shape
+) -> Iterator[Block]:
+    gradients = _matrices(item.view, gradient) if gradient is not None else None
+    momenta, targets = _matrices(item.view, momentum), _matrices(item.view, target)
+    for number, (matrix, place) in enumerate(zip(momenta, targets, strict=True)):
+        rows, columns = matrix.shape[::-1] if item.view.transposed else matrix.shape
         scale = update_scale(rows, columns, group["adjust_lr_fn"])
-        if source.shape[0] > source.shape[1]:
-            source, target = source.mT, target.mT
-        yield _Block((item.name, number), source, target, scale)
+        part = gradients[number] if gradients is not None else None
+        yield Block((item.name, number), part, matrix, place, direct, scale)
 
 
-def _orthogonalize(
-    blocks: Sequence[_Block], group: Mapping[str, Any], hooks: Sequence[StackHook]
-) -> Tensor:
-    """Orthogonalize k matrices of one size: (k, m, n), m <= n."""
-    momentum = torch.stack([block.source for block in blocks])
-    clipped = momentum
-    if group["outlier_quantile"] is not None:
-        clipped = clip_outliers(momentum, group["outlier_quantile"])
-    coefficients = lookup(momentum.shape[-2:], group["coefficients"], group["ns_steps"])
-    dtype = iteration_dtype(group["ns_dtype"], momentum)
-    update = newton_schulz(clipped, coefficients.triples, dtype=dtype)
-    for hook in hooks:
-        names = tuple(block.name for block in blocks)
-        scales = tuple(block.scale for block in blocks)
-        hook(Stack(names, momentum, clipped, update, scales, coefficients, group))
-    return update
+def _matrices(view: MatrixView, tensor: Tensor) -> Sequence[Tensor]:
+    plain = tensor.ndim == 2 and view.rows is None and view.columns is None
+    return (tensor,) if plain else view.cut(tensor)
+
+
+def _update_all(
+    blocks: Sequence[Block], group: Mapping[str, Any], hooks: Sequence[StackHook]
+) -> None:
+    """Update every block, on several threads where the matrices are on a CPU."""
+    found = batches(blocks)
+    jobs: list[Callable[[], Stack | None]] = [
+        partial(update_batch_, batch, group, bool(hooks)) for batch in found
+    ]
+    workers = _workers(found)
+    for stack in run_in_order(jobs, workers, ahead=workers if hooks else None):
+        for hook in hooks:
+            assert stack is not None
+            hook(stack)
+
+
+def _update_whole_(
+    items: Sequence[Item], group: Mapping[str, Any], hooks: Sequence[StackHook]
+) -> None:
+    """Parameters that are gathered from shards, or rounded: all their matrices, then each once."""
+    blocks: list[Block] = []
+    updates = []
+    for item in items:
+        momentum = gather(_look_ahead(item, group))
+        updates.append(torch.empty_like(momentum, memory_format=torch.contiguous_format))
+        blocks += _cut(item, None, momentum, updates[-1], False, group)
+    _update_all(blocks, group, hooks)
+    for item, update in zip(items, updates, strict=True):
+        _apply_(item.parameter, scatter_like(update, item.parameter), group)
+
+
+def _look_ahead(item: Item, group: Mapping[str, Any]) -> Tensor:
+    """N of a whole parameter, or of its shards."""
+    buffer: Tensor = item.state["momentum_buffer"]
+    direction = torch.empty_like(buffer)
+    look_ahead_(item.gradient, buffer, direction, group)
+    return direction
 
 
 def _apply_(parameter: Tensor, update: Tensor, group: Mapping[str, Any]) -> None:
     """W <- (1 - lr wd) W - lr update, rounded once."""
-    lr = group["lr"]
     value = parameter.to(update.dtype)  # the parameter itself, unless it is of low precision
-    value.mul_(1.0 - lr * group["weight_decay"])
-    if isinstance(lr, Tensor):
-        value.sub_(update * lr)
-    else:
-        value.add_(update, alpha=-lr)
+    decay_and_descend_([value], [update], 1.0, group)
     if value is not parameter:
         parameter.copy_(value)
 
 
-def _adamw_(items: Sequence[Item], parameters: list[Tensor], group: Mapping[str, Any]) -> None:
-    for item in items:
-        if "exp_avg" not in item.state:
-            item.state["step"] = _step_counter(item.parameter, group)
-            item.state["exp_avg"] = _zeros_like(item.parameter)
-            item.state["exp_avg_sq"] = _zeros_like(item.parameter)
-    beta1, beta2 = group["betas"]
-    adamw(
-        parameters,
-        _gradients(items),
-        [item.state["exp_avg"] for item in items],
-        [item.state["exp_avg_sq"] for item in items],
-        [],
-        [item.state["step"] for item in items],
-        foreach=group["foreach"],
-        fused=group["fused"],
-        amsgrad=False,
-        beta1=beta1,
-        beta2=beta2,
-        lr=group["lr"],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        maximize=group["maximize"],
-    )
-
-
-def _step_counter(parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """On the host, as torch keeps it, unless the fused kernel reads it on the device."""
-    device = parameter.device if group["fused"] else torch.device("cpu")
-    return torch.zeros((), dtype=torch.float32, device=device)
-
-
-def _gradients(items: Sequence[Item]) -> list[Tensor]:
-    return [item.gradient.to(_state_dtype(item.parameter)) for item in items]
-
-
-def _zeros_like(parameter: Tensor) -> Tensor:
-    return torch.zeros_like(
-        parameter, dtype=_state_dtype(parameter), memory_format=torch.preserve_format
-    )
-
-
-def _state_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.promote_types(parameter.dtype, torch.float32)
+def _workers(found: Sequence[Sequence[Block]]) -> int:
+    """How many threads share the work: all, unless one piece is most of it or it is elsewhere."""
+    threads = torch.get_num_threads()
+    on_cpu = all(batch[0].momentum.device.type == "cpu" for batch in found)
+    if threads == 1 or len(found) < 2 or not on_cpu:
+        return 1
+    amounts = [work(batch) for batch in found]
+    balanced = max(amounts) <= 2.0 * sum(amounts) / threads
+    return min(threads, len(found)) if balanced else 1

@@ -140,21 +140,14 @@ def test_low_precision_parameters_keep_float32_momentum_and_round_once(dtype):
         torch.testing.assert_close(weight.detach().double(), exact, rtol=0.51 * unit, atol=1e-4)
 
 
-def test_same_shape_matrices_are_orthogonalized_together(monkeypatch):
-    """One call for wide, tall and flattened matrices of equal size, others on their own."""
-    from lightning_root.optim import update
-
+def test_same_shape_matrices_are_orthogonalized_together():
+    """Plain and flattened matrices of equal size in one stack; tall ones lie in a stack of theirs."""
     seen = []
-    original = update.newton_schulz
-
-    def spy(matrix, *args, **kwargs):
-        seen.append(tuple(matrix.shape))
-        return original(matrix, *args, **kwargs)
-
-    monkeypatch.setattr(update, "newton_schulz", spy)
-    weights = [torch.nn.Parameter(torch.randn(s)) for s in [(8, 20), (20, 8), (8, 5, 2, 2), (9, 9)]]
+    shapes = [(8, 20), (20, 8), (8, 5, 2, 2), (9, 9)]
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     optimizer = ROOT([{"role": "root", "params": weights}])
+    optimizer.register_stack_hook(lambda stack: seen.append(tuple(stack.update.shape)))
     for weight in weights:
         weight.grad = torch.randn_like(weight)
     optimizer.step()
-    assert sorted(seen) == [(1, 9, 9), (3, 8, 20)]
+    assert sorted(seen) == [(1, 8, 20), (1, 9, 9), (2, 8, 20)]

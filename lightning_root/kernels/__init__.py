@@ -1,0 +1,8 @@
+"""Faster ways to the same results: each has a plain twin that it is tested against."""
+
+from lightning_root.kernels.forms import FORMS, Form
+from lightning_root.kernels.orthogonalize import FormOption, orthogonalize
+from lightning_root.kernels.products import symmetric_product
+from lightning_root.kernels.workers import run_in_order
+
+__all__ = ["FORMS", "Form", "FormOption", "orthogonalize", "run_in_order", "symmetric_product"]

@@ -1,0 +1,71 @@
+"""Different matrices on different CPU threads.
+
+One small or middle-sized matrix does not keep several threads busy, and an eigendecomposition or a
+selection hardly uses more than one. So each worker takes matrices of its own, with one thread for
+every operation. Who takes which has no influence on results. Where other processes use the machine
+too, this is also the difference between waiting for one lost core in every operation and never.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+os.register_at_fork(after_in_child=_pools.clear)  # a child process has none of the threads
+
+
+def run_in_order(
+    jobs: Iterable[Callable[[], Result]], workers: int, ahead: int | None = None
+) -> Iterator[Result]:
+    """Run independent jobs on several threads and yield what they return, in their order.
+
+    Args:
+        jobs: Called under `torch.no_grad()`.
+        workers: How many at a time; 1 runs them in the calling thread.
+        ahead: How many results may wait to be taken; None for any number.
+
+    Raises:
+        Exception: What a job raised, once the others that had begun are done.
+    """
+    if workers == 1:
+        for job in jobs:
+            yield job()
+        return
+    pool = _pool(workers)
+    begun: deque[Future[Result]] = deque()
+    try:
+        for job in jobs:
+            begun.append(pool.submit(_without_gradients, job))
+            if ahead is not None and len(begun) >= ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        for future in begun:
+            future.cancel()
+        wait(begun)
+
+
+def _without_gradients(job: Callable[[], Result]) -> Result:
+    with torch.no_grad():  # a thread's own setting
+        return job()
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """The threads, which stay until the process ends."""
+    if workers not in _pools:
+        everyone = Barrier(workers)
+        pool = ThreadPoolExecutor(workers, "lightning_root", torch.set_num_threads, (1,))
+        for started in [pool.submit(everyone.wait) for _ in range(workers)]:
+            started.result()
+        # It has also set what threads of the future begin with.
+        torch.set_num_threads(torch.get_num_threads())
+        _pools[workers] = pool
+    return _pools[workers]

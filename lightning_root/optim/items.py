@@ -1,0 +1,50 @@
+"""What both update rules work on: parameters with a gradient, and their state in full precision."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_root.partition import MatrixView
+
+State: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One parameter with a gradient, and its state."""
+
+    name: str
+    parameter: Tensor
+    gradient: Tensor
+    state: State
+    view: MatrixView
+
+
+def portions(items: Sequence[Item], elements: int) -> Iterator[list[Item]]:
+    """Consecutive items of at most so many elements together, at least one at a time."""
+    portion: list[Item] = []
+    total = 0
+    for item in items:
+        size = item.parameter.numel()
+        if portion and total + size > elements:
+            yield portion
+            portion, total = [], 0
+        portion.append(item)
+        total += size
+    if portion:
+        yield portion
+
+
+def state_dtype(parameter: Tensor) -> torch.dtype:
+    """float32, or float64 for float64 parameters."""
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
+def zeros_like(parameter: Tensor) -> Tensor:
+    """State for a parameter, laid out as it is."""
+    return torch.zeros_like(
+        parameter, dtype=state_dtype(parameter), memory_format=torch.preserve_format
+    )
