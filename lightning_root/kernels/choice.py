@@ -32,22 +32,22 @@ def costs(
 ) -> dict[Form, float]:
     """Expected time of each form, in units of the plain product of two m x m matrices.
 
-    With w = n / m, s the time of a symmetric product and e that of an eigendecomposition, T steps
-    in r segments:
+    With w = n / m, s the time of a symmetric product, f that of one with a sum and e that of an
+    eigendecomposition, T steps in r segments:
 
     .. code-block:: text
 
-        standard   T (s w + s + w)
+        standard   T (s w + s + f w)
         gram       r (s w + w) + (3 T - 2 r) s + T - r
         eigh       r (s w + e + s + w)
     """
     m, n = shape
     wide = n / m
-    eigh, symmetric = rates.at(m)
+    eigh, symmetric, fused = rates.at(m)
     steps, parts = len(triples), len(segments(triples, dtype))
     ends = parts * (symmetric * wide + wide)
     return {
-        "standard": steps * (symmetric * wide + symmetric + wide),
+        "standard": steps * (symmetric * wide + symmetric + fused * wide),
         "gram": ends + (3 * steps - 2 * parts) * symmetric + steps - parts,
         "eigh": ends + parts * (eigh + symmetric),
     }

@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from lightning_root.coefficients.schedules import NEWTON_SCHULZ
 from lightning_root.functional import Triple
 from lightning_root.functional.orthogonalize import iterate, unit_frobenius
 from lightning_root.kernels.products import gram_matrix, quadratic, symmetric_product
@@ -102,7 +103,7 @@ def _gram(gram: Tensor, triples: Sequence[Triple]) -> Tensor:
     for number, (a, b, c) in enumerate(triples, 1):
         p = quadratic(gram, b, c)
         p.diagonal(dim1=-2, dim2=-1).add_(a)
-        q = p if q is None else p @ q
+        q = p if q is None else torch.matmul(p, q)
         if number < len(triples):
             gram = symmetric_product(p, symmetric_product(p, gram))
     assert q is not None
@@ -124,7 +125,10 @@ def _eigh(gram: Tensor, triples: Sequence[Triple]) -> Tensor:
 def _polar(x: Tensor) -> Tensor:
     """U V' = (X X')^(-1/2) X, in float64; directions without content give zero."""
     wide = x.double()
-    eigenvalues, vectors = torch.linalg.eigh(symmetric_product(wide, wide.mT, mirror=False))
+    try:
+        eigenvalues, vectors = torch.linalg.eigh(symmetric_product(wide, wide.mT, mirror=False))
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return iterate(unit_frobenius(wide), (NEWTON_SCHULZ,) * 30).to(x.dtype)
     # Below the rounding of x itself there is nothing to bring up to 1.
     negligible = (torch.finfo(_at_least_single(x.dtype)).eps * math.sqrt(x.shape[-1])) ** 2
     floor = eigenvalues[..., -1:] * negligible

@@ -46,6 +46,8 @@ def symmetric_product(a: Tensor, b: Tensor, *, mirror: bool = True) -> Tensor:
         tensor([[ 5., 14.],
                 [14., 50.]])
     """
+    if a.ndim == 3:
+        return torch.bmm(a, b)
     if not _in_blocks(a, b):
         return a @ b
     m = a.shape[-2]

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from lightning_root.coefficients.files import read_json, write_json
 from lightning_root.coefficients.store import cache_folder
-from lightning_root.kernels.products import symmetric_product
+from lightning_root.kernels.products import quadratic
 
-SIZES: Final = (64, 128, 256, 512, 1024)
+SIZES: Final = (64, 128, 256, 384, 512, 768, 1024)
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,31 @@ class Rates:
 
     Args:
         eigh: Of an eigendecomposition.
-        symmetric: Of a symmetric product.
+        symmetric: Of b R + c R^2, whose product is symmetric.
+        fused: Of a product that is added to a matrix.
     """
 
     eigh: tuple[float, ...]
     symmetric: tuple[float, ...]
+    fused: tuple[float, ...]
 
-    def at(self, m: int) -> tuple[float, float]:
-        """Both for matrices of m rows, linear in log m between the sizes and constant beyond."""
-        place = math.log(max(m, 1) / SIZES[0]) / math.log(SIZES[1] / SIZES[0])
-        place = min(max(place, 0.0), len(SIZES) - 1.0)
-        low = min(int(place), len(SIZES) - 2)
-        weight = place - low
-        eigh, symmetric = (
+    def at(self, m: int) -> tuple[float, float, float]:
+        """All three for m rows, linear in log m between the sizes and constant beyond."""
+        m = min(max(m, SIZES[0]), SIZES[-1])
+        low = max(i for i, size in enumerate(SIZES[:-1]) if size <= m)
+        weight = math.log(m / SIZES[low]) / math.log(SIZES[low + 1] / SIZES[low])
+        eigh, symmetric, fused = (
             (1.0 - weight) * values[low] + weight * values[low + 1]
-            for values in (self.eigh, self.symmetric)
+            for values in (self.eigh, self.symmetric, self.fused)
         )
-        return eigh, symmetric
+        return eigh, symmetric, fused
 
 
-STANDING: Final = Rates(eigh=(22.0, 27.0, 15.0, 9.0, 7.0), symmetric=(1.0, 1.0, 0.98, 0.8, 0.78))
+STANDING: Final = Rates(
+    eigh=(33.0, 25.0, 15.0, 10.8, 9.2, 7.0, 7.0),
+    symmetric=(1.1, 1.1, 1.0, 0.82, 0.8, 0.73, 0.73),
+    fused=(1.2, 1.15, 1.1, 1.1, 1.1, 1.08, 1.05),
+)
 """Of one AVX-512 core with MKL."""
 
 _known: dict[int, Rates] = {}
@@ -77,18 +83,25 @@ def adopt_rates(others: Mapping[int, Rates]) -> None:
 
 
 def measure() -> Rates:
-    """Time both operations at all sizes, with the threads that the caller has."""
-    eigh, symmetric = [], []
+    """Time the operations at all sizes, with the threads that the caller has."""
+    found: dict[str, list[float]] = {name: [] for name in _OPERATIONS}
     for m in SIZES:
         x = torch.randn(m, m, generator=torch.Generator().manual_seed(m))
         gram = x @ x.mT / x.square().sum()
         product = _seconds(lambda x: x @ x, gram)
-        eigh.append(_seconds(torch.linalg.eigh, gram) / product)
-        symmetric.append(_seconds(lambda x: symmetric_product(x, x), gram) / product)
-    return Rates(tuple(eigh), tuple(symmetric))
+        for name, operation in _OPERATIONS.items():
+            found[name].append(_seconds(operation, gram) / product)
+    return Rates(**{name: tuple(values) for name, values in found.items()})
 
 
-def _seconds(run: Callable[[torch.Tensor], object], x: torch.Tensor, least: float = 0.06) -> float:
+_OPERATIONS: Final[Mapping[str, Callable[[Tensor], object]]] = {
+    "eigh": torch.linalg.eigh,
+    "symmetric": lambda x: quadratic(x, 1.0, 1.0),
+    "fused": lambda x: torch.addmm(x, x, x, beta=2.0),
+}
+
+
+def _seconds(run: Callable[[Tensor], object], x: Tensor, least: float = 0.06) -> float:
     """The shortest of at least three runs that take `least` seconds together.
 
     With one thread, what other processes take of it does not count.
@@ -107,11 +120,11 @@ def _read(file: Path) -> Rates | None:
     """None if it is missing or damaged."""
     try:
         values = read_json(file)
-        found = Rates(*(tuple(map(float, values[name])) for name in ("eigh", "symmetric")))
+        found = Rates(**{name: tuple(map(float, values[name])) for name in _OPERATIONS})
     except (KeyError, TypeError, ValueError):
         return None
-    numbers = (*found.eigh, *found.symmetric)
-    sound = len(numbers) == 2 * len(SIZES) and all(1e-3 < number < 1e6 for number in numbers)
+    lists = asdict(found).values()
+    sound = all(len(v) == len(SIZES) and all(1e-3 < x < 1e6 for x in v) for v in lists)
     return found if sound else None
 
 

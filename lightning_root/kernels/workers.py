@@ -53,6 +53,11 @@ def run_in_order(
         wait(begun)
 
 
+def _take_one_thread() -> None:
+    torch.get_num_threads()  # a thread's first question sets it to the number of all others
+    torch.set_num_threads(1)
+
+
 def _without_gradients(job: Callable[[], Result]) -> Result:
     with torch.no_grad():  # a thread's own setting
         return job()
@@ -62,7 +67,7 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     """The threads, which stay until the process ends."""
     if workers not in _pools:
         everyone = Barrier(workers)
-        pool = ThreadPoolExecutor(workers, "lightning_root", torch.set_num_threads, (1,))
+        pool = ThreadPoolExecutor(workers, "lightning_root", _take_one_thread)
         for started in [pool.submit(everyone.wait) for _ in range(workers)]:
             started.result()
         # It has also set what threads of the future begin with.

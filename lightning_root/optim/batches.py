@@ -1,5 +1,6 @@
 """Matrices of one size, gathered from wherever they lie in parameters, and updated together."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,8 +95,10 @@ def work(batch: Sequence[Block]) -> int:
 
 def _parts(blocks: list[Block]) -> Iterator[list[Block]]:
     size, device = blocks[0].momentum.numel(), blocks[0].momentum.device.type
-    at_most = BATCH_ELEMENTS.get(device, OTHER_BATCH_ELEMENTS)
-    count = 1 if device == "cpu" and size >= SMALL else max(1, at_most // size)
+    count = max(1, BATCH_ELEMENTS.get(device, OTHER_BATCH_ELEMENTS) // size)
+    if device == "cpu":
+        fair = math.ceil(len(blocks) / torch.get_num_threads())  # something for every thread
+        count = 1 if size >= SMALL else min(count, fair)
     for start in range(0, len(blocks), count):
         yield blocks[start : start + count]
 

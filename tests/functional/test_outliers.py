@@ -117,3 +117,46 @@ def test_bad_matrices_are_named():
         outlier_threshold(torch.ones(3), 0.9)
     with pytest.raises(TypeError, match="`matrix` must be a floating point tensor"):
         outlier_threshold(torch.ones(3, 3, dtype=torch.int32), 0.9)
+
+
+def clipped_share(matrix, threshold):
+    return (matrix.abs() > threshold).double().mean().item()
+
+
+@pytest.mark.parametrize("columns", [768, 1024, 1000, 4096])
+def test_a_sample_clips_the_share_that_it_says(columns):
+    """Standard deviation sqrt(p (1 - p) / 65536) = 0.0012, where loud columns lie evenly."""
+    matrix = heavy_tailed(1024, columns)
+    matrix[:, ::16] *= 10.0  # a stride that divides the row length would see these alone, or never
+    threshold = outlier_threshold(matrix, 0.9, mode="sampled")
+    assert clipped_share(matrix, threshold) == pytest.approx(0.1, abs=5 * 0.0012)
+
+
+def test_a_plain_stride_would_fail_where_a_coprime_one_does_not():
+    """That the test above can fail."""
+    matrix = heavy_tailed(1024, 1024)
+    matrix[:, ::16] *= 10.0
+    threshold = torch.quantile(matrix.flatten()[:: 1024 * 1024 // 65536].abs(), 0.9)
+    assert clipped_share(matrix, threshold) < 0.01
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (3, 200, 300)])
+def test_small_matrices_are_not_sampled(shape):
+    matrix = heavy_tailed(*shape)
+    exact = outlier_threshold(matrix, 0.9)
+    assert torch.equal(outlier_threshold(matrix, 0.9, mode="sampled"), exact)
+
+
+def test_the_largest_magnitude_is_not_sampled():
+    matrix = heavy_tailed(600, 700)
+    assert outlier_threshold(matrix, 1.0, mode="sampled") == matrix.abs().max()
+
+
+def test_on_a_cpu_auto_is_exact():
+    matrix = heavy_tailed(600, 700)
+    assert outlier_threshold(matrix, 0.9, mode="auto") == outlier_threshold(matrix, 0.9)
+
+
+def test_an_unknown_mode_is_named():
+    with pytest.raises(ValueError, match=r"`mode` must be one of .*got 'fast'"):
+        outlier_threshold(torch.ones(2, 2), 0.9, mode="fast")

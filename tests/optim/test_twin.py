@@ -44,6 +44,9 @@ CHANGES = [
     {"adjust_lr_fn": "original"},
     {"adjust_lr_fn": None},
     {"maximize": True},
+    {"ns_form": "standard"},
+    {"ns_form": "gram"},
+    {"ns_form": "eigh"},
     {"coefficients": "published"},
     {"coefficients": "paper"},
     {"coefficients": "muon"},
@@ -141,7 +144,7 @@ def test_low_precision_parameters_keep_float32_momentum_and_round_once(dtype):
 
 
 def test_same_shape_matrices_are_orthogonalized_together():
-    """Plain and flattened matrices of equal size in one stack; tall ones lie in a stack of theirs."""
+    """Plain and flattened matrices of equal size in one stack; tall ones in a stack of theirs."""
     seen = []
     shapes = [(8, 20), (20, 8), (8, 5, 2, 2), (9, 9)]
     weights = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]

@@ -1,0 +1,101 @@
+"""What makes a step fast changes nothing but rounding: forms, threads, stacks, memory."""
+
+import pytest
+import torch
+
+from examples.benchmarks.speed.memory import allocated
+from lightning_root import ROOT
+from lightning_root.optim import batches
+
+SHAPES = (
+    [(40, 40)] * 3 + [(24, 90)] * 5 + [(90, 24)] * 2 + [(16, 3, 3, 3)] * 2 + [(300, 310), (7, 5)]
+)
+
+
+def trained(steps=3, hooks=False, shapes=SHAPES, dtype=torch.float32, **options):
+    """Weights after some steps on gradients of different sizes."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [
+        torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes
+    ]
+    optimizer = ROOT([{"role": "root", "params": weights}], lr=0.02, **options)
+    seen = []
+    if hooks:
+        optimizer.register_stack_hook(lambda stack: seen.append(stack.update.sum()))
+    for _ in range(steps):
+        for number, weight in enumerate(weights):
+            gradient = torch.randn(weight.shape, generator=generator) * 10.0 ** (number % 7 - 3)
+            weight.grad = gradient.to(dtype)
+        optimizer.step()
+    return [weight.detach() for weight in weights]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_number_of_threads_changes_only_rounding(threads, count):
+    alone = trained(ns_form="gram")
+    threads(count)
+    for a, b in zip(alone, trained(ns_form="gram"), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_hooks_change_no_bit(threads, count):
+    threads(count)
+    pairs = zip(trained(), trained(hooks=True), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_from_run_to_run_no_bit_changes(threads):
+    threads(2)
+    first, second = trained(), trained()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("elements", [1, 3000, 1 << 30])
+def test_how_many_go_into_a_stack_changes_only_rounding(monkeypatch, elements):
+    usual = trained(steps=1, ns_form="gram")
+    monkeypatch.setitem(batches.BATCH_ELEMENTS, "cpu", elements)
+    other = trained(steps=1, ns_form="gram")
+    for a, b in zip(usual, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_half_of_the_precision_gives_the_same_update():
+    """bfloat16 parameters iterate in float32 on a CPU: they differ by their own rounding alone."""
+    exact, rounded = trained(steps=1), trained(steps=1, dtype=torch.bfloat16)
+    for weight, low in zip(exact, rounded, strict=True):
+        torch.testing.assert_close(low.float(), weight, rtol=2**-7, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(400, 1600)] * 3, [(500, 500)] * 4, [(64, 256)] * 64, [(1600, 400)] * 2]
+)
+def test_a_step_needs_little_memory_beside_the_state(shapes):
+    """Three times what is orthogonalized at a time, five times one large matrix, however many.
+
+    Of the five, an eigendecomposition takes three where the matrix is square.
+    """
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    optimizer = ROOT([{"role": "root", "params": weights}])
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    optimizer.step()  # makes the state
+    peak = allocated(optimizer.step)
+    matrix = weights[0].numel()
+    batch = min(batches.BATCH_ELEMENTS["cpu"], matrix * len(weights))
+    assert 0 < peak <= 4 * max(3 * batch, 5 * matrix) + (64 << 10)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("ns_form", "fast"), ("outlier_quantile_mode", "about")]
+)
+def test_unknown_choices_are_named(option, value):
+    with pytest.raises(ValueError, match=rf"`{option}` must be one of .*got '{value}'"):
+        ROOT([torch.nn.Parameter(torch.ones(2, 2))], **{option: value})
