@@ -52,7 +52,7 @@ def symmetric_product(a: Tensor, b: Tensor, *, mirror: bool = True) -> Tensor:
         return a @ b
     m = a.shape[-2]
     out = a.new_empty(m, m)
-    rows = _block_rows(m)
+    rows = block_rows(m)
     for start in range(0, m, rows):
         stop = min(start + rows, m)
         torch.mm(a[start:stop], b[:, :stop], out=out[start:stop, :stop])
@@ -65,6 +65,6 @@ def _in_blocks(a: Tensor, b: Tensor) -> bool:
     return a.ndim == 2 and a.shape[0] >= LEAST_ROWS and a.device.type == b.device.type == "cpu"
 
 
-def _block_rows(m: int) -> int:
+def block_rows(m: int) -> int:
     """Thin blocks save operations, thick ones run faster: what was fastest with AVX-512."""
     return 96 if m < 512 else 128 if m < 1536 else 256

@@ -1,0 +1,101 @@
+"""Ways of evaluating the polynomial iteration, as data: what is published, and ours."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from examples.benchmarks.speed.muon import fused_newton_schulz
+from examples.benchmarks.speed.operations import Count, standard
+from lightning_root.functional import Triple, newton_schulz
+from lightning_root.kernels import orthogonalize
+from lightning_root.kernels.products import LEAST_ROWS, block_rows
+
+Orthogonalize: TypeAlias = Callable[[Tensor, Sequence[Triple]], Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way of doing it.
+
+    Args:
+        run: Takes a matrix (m, n), m <= n, or a stack (k, m, n), and one triple per step.
+        operations: How many it does, from m, n and the number of steps.
+        about: In a few words.
+    """
+
+    run: Orthogonalize
+    operations: Count
+    about: str
+
+
+def published(matrix: Tensor, triples: Sequence[Triple]) -> Tensor:
+    """The iteration as the authors' script and most of Muon's have it, one matrix at a time."""
+    if matrix.ndim == 3:
+        return torch.stack([published(single, triples) for single in matrix])
+    x: Tensor = matrix / (torch.linalg.vector_norm(matrix) + 1e-7)
+    for a, b, c in triples:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+def fused_singly(matrix: Tensor, triples: Sequence[Triple]) -> Tensor:
+    """Fused sums, one matrix at a time: each stays in the cache, and no product is batched."""
+    if matrix.ndim == 2:
+        return fused_newton_schulz(matrix, triples)
+    return torch.stack([fused_newton_schulz(single, triples) for single in matrix])
+
+
+def executed_standard(m: int, n: int, steps: int) -> float:
+    """What this project's standard form does: symmetric products by blocks where it has them."""
+    share = symmetric_share(m)
+    return steps * (2 * m * m * n * (1 + share) + 2 * m**3 * share)
+
+
+def executed_gram(m: int, n: int, steps: int) -> float:
+    """What this project's Gram form does in one segment; the products of Q are whole ones."""
+    share = symmetric_share(m)
+    ends = 2 * m * m * n * (1 + share)
+    return ends + 2 * m**3 * (share * (3 * steps - 2) + steps - 1)
+
+
+def executed_eigh(m: int, n: int, steps: int) -> float:
+    """The products of this project's third form, and 9 m^3 for the eigendecomposition."""
+    share = symmetric_share(m)
+    return 2 * m * m * n * (1 + share) + 2 * m**3 * share + 9 * m**3
+
+
+def symmetric_share(m: int) -> float:
+    """Share of a whole product that is computed of a symmetric one."""
+    rows = block_rows(m) if m >= LEAST_ROWS else m
+    return sum(min(start + rows, m) * min(rows, m - start) for start in range(0, m, rows)) / m**2
+
+
+BASELINE = "published"
+
+FORMS: dict[str, Form] = {
+    BASELINE: Form(published, standard, "three products and elementwise sums, a matrix at a time"),
+    "fused": Form(fused_newton_schulz, standard, "sums fused into the products, scratch memory"),
+    "fused, singly": Form(fused_singly, standard, "the same, a matrix at a time"),
+    "newton_schulz": Form(newton_schulz, standard, "this project, `functional.newton_schulz`"),
+    "ours, standard": Form(
+        partial(orthogonalize, form="standard"),
+        executed_standard,
+        'this project, `kernels.orthogonalize(form="standard")`: symmetric products by blocks',
+    ),
+    "ours, gram": Form(
+        partial(orthogonalize, form="gram"),
+        executed_gram,
+        'this project, `form="gram"`: on the Gram matrix, symmetric products by blocks',
+    ),
+    "ours, eigh": Form(
+        partial(orthogonalize, form="eigh"),
+        executed_eigh,
+        'this project, `form="eigh"`: through the eigenvalues of the Gram matrix',
+    ),
+}
+"""What is measured; a new form is one line."""
