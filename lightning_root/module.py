@@ -7,8 +7,10 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.coefficients.lookup import needs_fit
 from lightning_root.optim import ROOT, WarmupDecayLR
@@ -80,7 +82,8 @@ class ROOTBinder(Callback):
     replace its parameters. The Trainer calls this callback after that and before a checkpoint is
     restored. The split is printed, and written to `partition.txt` beside the logs. The callback
     also takes in parameters that are unfrozen during training, hands the length of the run to
-    `WarmupDecayLR` and has it stepped per step. It holds no state. `ROOTMixin` and `ROOTCLI` add
+    `WarmupDecayLR` and has it stepped per step. Under DDP it has the ranks share the work on the
+    matrices (see `ROOT.share`). It holds no state. `ROOTMixin` and `ROOTCLI` add
     it by themselves; elsewhere:
 
         trainer = Trainer(callbacks=[ROOTBinder()])
@@ -90,6 +93,9 @@ class ROOTBinder(Callback):
         """Bind every ROOT of the Trainer and resolve its schedules."""
         optimizers = [o for o in trainer.optimizers if isinstance(o, ROOT)]
         partitions = [optimizer.bind(optimizer.module or pl_module) for optimizer in optimizers]
+        replicas = _replicas(trainer)
+        for optimizer in optimizers:
+            optimizer.share(replicas if optimizer.share_updates else None)
         if partitions and _first_binder(trainer) is self:
             _show(trainer, "\n\n".join(str(partition) for partition in partitions))
             _announce_fits(optimizers)
@@ -159,6 +165,15 @@ class ROOTMixin:
         inherited = super().configure_callbacks()  # type: ignore[misc]
         others = inherited if isinstance(inherited, list | tuple) else [inherited]
         return [*others, ROOTBinder()]
+
+
+def _replicas(trainer: Trainer) -> dist.ProcessGroup | None:
+    """The ranks that hold the same parameters and, after the backward pass, the same gradients."""
+    model = trainer.strategy.model
+    if not isinstance(model, DistributedDataParallel):
+        return None
+    group: dist.ProcessGroup = model.process_group
+    return group
 
 
 def _show(trainer: Trainer, table: str) -> None:

@@ -41,7 +41,7 @@ class ROOTRefit(Callback):
     Args:
         every_n_steps: Optimizer steps between captures. A capture takes milliseconds for small
             matrices (see `max_dim`), a fit less than a second of one CPU core, and there is at most
-            one per capture, mostly none. Spectra move fast before step 50 and little after step 100.
+            one per capture, mostly none. Spectra move fast before step 50, little after step 100.
         min_gain: By which share of it the error must fall for a fit to be made and used, in [0, 1];
             with 1 there is none.
         captured_share: Weight of the captured spectrum in what is fitted to, in (0, 1]; the rest is

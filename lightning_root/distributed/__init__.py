@@ -1,4 +1,4 @@
-"""How sharded matrices are brought together and handed back."""
+"""How the work on matrices is shared, and how sharded ones are brought together and handed back."""
 
 from lightning_root.distributed.exchange import (
     all_ranks_agree,
@@ -7,5 +7,47 @@ from lightning_root.distributed.exchange import (
     reshard,
     scatter_like,
 )
+from lightning_root.distributed.ownership import OwnershipPlan, plan_ownership
+from lightning_root.distributed.ownership_cost import (
+    COSTS,
+    Cost,
+    CostForm,
+    Shape,
+    cheapest_operations,
+    standard_operations,
+)
+from lightning_root.distributed.ownership_matrices import Matrices, Piece, matrices_in
+from lightning_root.distributed.ownership_traffic import Placement, bytes_bound
+from lightning_root.distributed.replicas import (
+    Bucket,
+    Matrix,
+    Replicas,
+    empty_bucket,
+    slots,
+)
 
-__all__ = ["all_ranks_agree", "gather", "is_sharded", "reshard", "scatter_like"]
+__all__ = [
+    "COSTS",
+    "Bucket",
+    "Cost",
+    "CostForm",
+    "Matrices",
+    "Matrix",
+    "OwnershipPlan",
+    "Piece",
+    "Placement",
+    "Replicas",
+    "Shape",
+    "all_ranks_agree",
+    "bytes_bound",
+    "cheapest_operations",
+    "empty_bucket",
+    "gather",
+    "is_sharded",
+    "matrices_in",
+    "plan_ownership",
+    "reshard",
+    "scatter_like",
+    "slots",
+    "standard_operations",
+]

@@ -60,7 +60,7 @@ class Block:
         name: Parameter and number of the matrix within it.
         gradient: G; None where `momentum` is already N.
         momentum: M, before this step.
-        target: The matrix itself, or its place in an update of the whole parameter.
+        target: The matrix itself, or a place for its update U.
         direct: Whether `target` is the matrix itself.
         scale: Factor on the learning rate.
     """
@@ -104,7 +104,7 @@ def _parts(blocks: list[Block]) -> Iterator[list[Block]]:
 
 
 def update_batch_(batch: Sequence[Block], group: Mapping[str, Any], keep: bool) -> Stack | None:
-    """One step of matrices of one size; of those that are not direct only scale U is computed.
+    """One step of matrices of one size; of those that are not direct only U is computed.
 
     M <- mu M + G; N <- G + mu M (Nesterov) or M; B <- clamp(N, -eps, eps); U <- orthogonalize(B);
     W <- (1 - lr wd) W - lr scale U.
@@ -156,15 +156,27 @@ def look_ahead_(gradient: Tensor, momentum: Tensor, out: Tensor, group: Mapping[
         out: N.
         group: With `momentum`, `nesterov` and `maximize`, for which G counts negative.
     """
-    mu = float(group["momentum"])
+    gradient = _advance_(gradient, momentum, group)
+    if group["nesterov"]:
+        torch.add(gradient, momentum, alpha=float(group["momentum"]), out=out)
+    else:
+        out.copy_(momentum)
+
+
+def advance_(blocks: Iterable[Block], group: Mapping[str, Any]) -> None:
+    """M <- mu M + G alone, for matrices that are orthogonalized elsewhere."""
+    for block in blocks:
+        if block.gradient is not None:
+            _advance_(block.gradient, block.momentum, group)
+
+
+def _advance_(gradient: Tensor, momentum: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """M <- mu M + G; return G as it counted."""
     gradient = gradient.to(momentum.dtype)
     if group["maximize"]:
         gradient = gradient.neg()
-    torch.add(gradient, momentum, alpha=mu, out=momentum)
-    if group["nesterov"]:
-        torch.add(gradient, momentum, alpha=mu, out=out)
-    else:
-        out.copy_(momentum)
+    torch.add(gradient, momentum, alpha=float(group["momentum"]), out=momentum)
+    return gradient
 
 
 def _clamped(matrices: Tensor, bounds: Tensor, out: Tensor | None) -> Tensor:
@@ -179,13 +191,12 @@ def _clamped(matrices: Tensor, bounds: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _apply_(batch: Sequence[Block], update: Tensor, group: Mapping[str, Any]) -> None:
-    """Into the matrices, or scaled into an update of the whole parameter."""
-    targets, parts, scale = [block.target for block in batch], list(update), batch[0].scale
+    """Into the matrices, or as it is to where the targets are."""
+    targets, parts = [block.target for block in batch], list(update)
     if batch[0].direct:
-        decay_and_descend_(targets, parts, scale, group)
+        decay_and_descend_(targets, parts, batch[0].scale, group)
     else:
-        for target, part in zip(targets, parts, strict=True):
-            torch.mul(part, scale, out=target)
+        torch._foreach_copy_(targets, parts)
 
 
 def decay_and_descend_(

@@ -79,10 +79,11 @@ def checked_steps(steps: object) -> int:
 
 
 def iteration_dtype(name: OrthogonalizationDtype, direction: Tensor) -> torch.dtype:
-    """Arithmetic of the iteration: bfloat16 on CUDA devices, else float32, for `"auto"`.
+    """Arithmetic of the iteration: for `"auto"` bfloat16 where devices are made for it.
 
-    float64 parameters are iterated in float64. CPUs without bfloat16 instructions are five times
-    slower in it, whatever the parameters' dtype.
+    Those are CUDA devices, and NPUs from Ascend 910B on; elsewhere it is float32. float64
+    parameters are iterated in float64. CPUs without bfloat16 instructions are five times slower in
+    it, whatever the parameters' dtype.
     """
     if name != "auto":
         return {
@@ -92,7 +93,13 @@ def iteration_dtype(name: OrthogonalizationDtype, direction: Tensor) -> torch.dt
         }[name]
     if direction.dtype == torch.float64:
         return torch.float64
-    return torch.bfloat16 if direction.device.type == "cuda" else torch.float32
+    return torch.bfloat16 if _made_for_bfloat16(direction.device) else torch.float32
+
+
+def _made_for_bfloat16(device: torch.device) -> bool:
+    if device.type == "npu":
+        return bool(torch.get_device_module(device).is_bf16_supported())
+    return device.type == "cuda"
 
 
 def _check_lr(lr: object) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
 from lightning_root.coefficients import CoefficientName
-from lightning_root.distributed import reshard
+from lightning_root.distributed import Replicas, reshard
 from lightning_root.functional import AdjustLR, QuantileMode
 from lightning_root.kernels import FormOption
 from lightning_root.optim.adamw import adamw_update_
@@ -91,6 +92,8 @@ class ROOT(torch.optim.Optimizer):
             for three equal row blocks, {"rows": [256, 64, 64]} for unequal ones, "columns"
             likewise, {"stack": 1} for a stack of matrices; see `MatrixView`. A name stands for the
             rules of a family that needs them: "xlnet", "funnel".
+        share_updates: Where Lightning's DDP replicates the model, each rank orthogonalizes a share
+            of the matrices and the updates are exchanged; False has every rank do all. See `share`.
 
     A parameter that holds several matrices (fused q, k and v, gates, experts, the groups of a
     convolution) is updated as those matrices are, each with its own threshold and scale, where the
@@ -120,7 +123,9 @@ class ROOT(torch.optim.Optimizer):
 
     partition: Partition | None
     skipped: Counter[str]
+    share_updates: bool
     _module: weakref.ref[nn.Module] | None
+    _replicas: Replicas | None
 
     def __init__(
         self,
@@ -147,6 +152,7 @@ class ROOT(torch.optim.Optimizer):
         ns_form: FormOption = "auto",
         outlier_quantile_mode: QuantileMode = "auto",
         rules: Mapping[str, Literal["root", "adamw"] | dict[str, Any]] | str | None = None,
+        share_updates: bool = True,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -169,6 +175,9 @@ class ROOT(torch.optim.Optimizer):
         check_options(defaults)
         if isinstance(params, Tensor):
             raise TypeError("`params` must be an iterable of tensors, got a tensor; pass [tensor]")
+        if not isinstance(share_updates, bool):
+            raise TypeError(f"`share_updates` must be True or False, got {share_updates!r}")
+        self.share_updates = share_updates
         self._rules: Rules | None = rules
         self._views: dict[str, MatrixView] = {}
         self._reset_runtime()
@@ -262,13 +271,16 @@ class ROOT(torch.optim.Optimizer):
             settle_coefficients(self.param_groups, self._views)
             settle_rates(self.param_groups)
             self._checked = True
-        skipped = []
+        skipped, finish = [], []
+        hooks = tuple(self._stack_hooks.values())
         for group, items, unusable in collect(self.param_groups, self.state, self._views):
             if group["role"] == "root":
-                root_update_(items, group, tuple(self._stack_hooks.values()))
-            else:
+                finish.append(root_update_(items, group, hooks, self._replicas))
+            else:  # while other ranks' updates are on their way
                 adamw_update_(items, group)
             skipped += unusable
+        for end_of_group in finish:
+            end_of_group()
         self._report(skipped)
         return loss
 
@@ -302,6 +314,23 @@ class ROOT(torch.optim.Optimizer):
         group["param_names"] = [name for name, _ in named]
         super().add_param_group({**group, "params": named})
         self.partition = described(self.param_groups, self._views)
+
+    def share(self, process_group: dist.ProcessGroup | None) -> None:
+        """Have ranks that hold the same parameters and gradients orthogonalize a share each.
+
+        As `DistributedDataParallel` leaves them. Which rank takes which matrix is planned from
+        names and shapes (`distributed.plan_ownership`); the updates travel in one asynchronous
+        collective for 128 MiB, while the next ones are computed and while AdamW works on the rest.
+        State is the same on all ranks, as without sharing, and so are checkpoints. Sharded
+        parameters (DTensor) are not concerned. `ROOTBinder` calls this where Lightning's DDP is
+        used. Hooks see the stacks of their own rank alone.
+
+        Args:
+            process_group: The ranks, all of which must call this and step together; None ends it.
+        """
+        self._replicas = None
+        if process_group is not None and process_group.size() > 1:
+            self._replicas = Replicas(process_group)
 
     def register_stack_hook(self, hook: StackHook) -> RemovableHandle:
         """Have `hook` called within `step` with every stack of equal matrices.
@@ -351,7 +380,7 @@ class ROOT(torch.optim.Optimizer):
         restore_precision(self.state, aligned["state"], self.param_groups, aligned["param_groups"])
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("_own_groups", "_selection", "_rules", "_views")
+        names = ("_own_groups", "_selection", "_rules", "_views", "share_updates")
         extra = {name: self.__dict__[name] for name in names}
         return {**super().__getstate__(), **extra}
 
@@ -366,6 +395,7 @@ class ROOT(torch.optim.Optimizer):
         self.skipped = Counter()
         self._module = None
         self._checked = False
+        self._replicas = None
         self._stack_hooks: OrderedDict[int, StackHook] = OrderedDict()
 
     def _assign(self, partition: Partition) -> None:

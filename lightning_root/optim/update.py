@@ -6,12 +6,13 @@ State is kept and arithmetic done in float32 or better; a parameter is rounded o
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from lightning_root.distributed import gather, is_sharded, scatter_like
+from lightning_root.distributed import Replicas, gather, is_sharded, scatter_like
 from lightning_root.functional import update_scale
 from lightning_root.kernels import run_in_order
 from lightning_root.optim.batches import (
@@ -25,6 +26,7 @@ from lightning_root.optim.batches import (
     work,
 )
 from lightning_root.optim.items import Item, portions, state_dtype, zeros_like
+from lightning_root.optim.sharing import share_updates_
 from lightning_root.partition import MatrixView
 
 WHOLE_ELEMENTS: Final = 1 << 25
@@ -32,8 +34,11 @@ WHOLE_ELEMENTS: Final = 1 << 25
 
 
 def root_update_(
-    items: Sequence[Item], group: Mapping[str, Any], hooks: Sequence[StackHook] = ()
-) -> None:
+    items: Sequence[Item],
+    group: Mapping[str, Any],
+    hooks: Sequence[StackHook] = (),
+    replicas: Replicas | None = None,
+) -> Callable[[], None]:
     """One ROOT step of matrices, in place.
 
     M <- mu M + G; N <- G + mu M (Nesterov) or M; B <- clamp(N, -eps, eps); U <- orthogonalize(B);
@@ -42,16 +47,24 @@ def root_update_(
     Args:
         items: Parameters of two or more dimensions, and how each is cut into matrices.
         group: The options of their parameter group.
-        hooks: Called with every stack of matrices once it is orthogonalized.
+        hooks: Called with every stack of matrices once it is orthogonalized on this rank.
+        replicas: Ranks that hold the same unsharded parameters and share the work.
+
+    Returns:
+        To be called before the parameters are used: waits for what other ranks have computed.
     """
     for item in items:
         if "momentum_buffer" not in item.state:
             item.state["momentum_buffer"] = zeros_like(item.parameter)
     direct = [item for item in items if _is_direct(item)]
-    _update_all(list(_blocks(direct, group)), group, hooks)
-    whole = [item for item in items if not _is_direct(item)]
-    for portion in portions(whole, WHOLE_ELEMENTS):
-        _update_whole_(portion, group, hooks)
+    finish = _update_all(list(_blocks(direct, group)), group, hooks, replicas)
+    sharded = [item for item in items if is_sharded(item.parameter)]
+    rounded = [item for item in items if not _is_direct(item) and not is_sharded(item.parameter)]
+    for portion in portions(sharded, WHOLE_ELEMENTS):
+        _update_whole_(portion, group, hooks, None)
+    for portion in portions(rounded, WHOLE_ELEMENTS):
+        _update_whole_(portion, group, hooks, replicas)
+    return finish
 
 
 def _is_direct(item: Item) -> bool:
@@ -95,9 +108,27 @@ def _matrices(view: MatrixView, tensor: Tensor) -> Sequence[Tensor]:
 
 
 def _update_all(
+    blocks: Sequence[Block],
+    group: Mapping[str, Any],
+    hooks: Sequence[StackHook],
+    replicas: Replicas | None,
+) -> Callable[[], None]:
+    """Update every block here, or those that this rank owns; the rest when called again."""
+    here = partial(_update_here, group=group, hooks=hooks)
+    if replicas is not None and blocks:
+        return share_updates_(blocks, group, replicas, here)
+    here(blocks)
+    return _nothing
+
+
+def _nothing() -> None:
+    """What is left to do where nothing is."""
+
+
+def _update_here(
     blocks: Sequence[Block], group: Mapping[str, Any], hooks: Sequence[StackHook]
 ) -> None:
-    """Update every block, on several threads where the matrices are on a CPU."""
+    """Update blocks, on several threads where the matrices are on a CPU."""
     found = batches(blocks)
     jobs: list[Callable[[], Stack | None]] = [
         partial(update_batch_, batch, group, bool(hooks)) for batch in found
@@ -110,18 +141,31 @@ def _update_all(
 
 
 def _update_whole_(
-    items: Sequence[Item], group: Mapping[str, Any], hooks: Sequence[StackHook]
+    items: Sequence[Item],
+    group: Mapping[str, Any],
+    hooks: Sequence[StackHook],
+    replicas: Replicas | None,
 ) -> None:
     """Parameters that are gathered from shards, or rounded: all their matrices, then each once."""
-    blocks: list[Block] = []
+    blocks: list[list[Block]] = []
     updates = []
     for item in items:
         momentum = gather(_look_ahead(item, group))
         updates.append(torch.empty_like(momentum, memory_format=torch.contiguous_format))
-        blocks += _cut(item, None, momentum, updates[-1], False, group)
-    _update_all(blocks, group, hooks)
-    for item, update in zip(items, updates, strict=True):
-        _apply_(item.parameter, scatter_like(update, item.parameter), group)
+        blocks.append(list(_cut(item, None, momentum, updates[-1], False, group)))
+    _update_all(list(chain.from_iterable(blocks)), group, hooks, replicas)()
+    for item, update, cut in zip(items, updates, blocks, strict=True):
+        scale = _common_scale_(cut)
+        _apply_(item.parameter, scatter_like(update, item.parameter), scale, group)
+
+
+def _common_scale_(blocks: Sequence[Block]) -> float:
+    """The scale of all matrices of a parameter; where they differ, put into the updates before."""
+    if len({block.scale for block in blocks}) == 1:
+        return blocks[0].scale
+    for block in blocks:
+        block.target.mul_(block.scale)
+    return 1.0
 
 
 def _look_ahead(item: Item, group: Mapping[str, Any]) -> Tensor:
@@ -132,10 +176,10 @@ def _look_ahead(item: Item, group: Mapping[str, Any]) -> Tensor:
     return direction
 
 
-def _apply_(parameter: Tensor, update: Tensor, group: Mapping[str, Any]) -> None:
-    """W <- (1 - lr wd) W - lr update, rounded once."""
+def _apply_(parameter: Tensor, update: Tensor, scale: float, group: Mapping[str, Any]) -> None:
+    """W <- (1 - lr wd) W - lr scale U, rounded once."""
     value = parameter.to(update.dtype)  # the parameter itself, unless it is of low precision
-    decay_and_descend_([value], [update], 1.0, group)
+    decay_and_descend_([value], [update], scale, group)
     if value is not parameter:
         parameter.copy_(value)
 

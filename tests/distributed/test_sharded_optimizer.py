@@ -68,7 +68,7 @@ def set_gradients(model, step, poison=None):
             gradient = torch.distributed.tensor.distribute_tensor(
                 gradient, parameter.device_mesh, parameter.placements
             )
-        parameter.grad = gradient
+        parameter.grad = gradient.to(parameter.dtype)
 
 
 def run(model, steps=STEPS, poison=None, **options):

@@ -458,7 +458,7 @@ def test_the_page_of_forms_shows_the_numbers_of_the_json(tmp_path):
         head, rows = table_after(text, "## " + "x".join(map(str, values["shape"])))
         assert [row[0].strip("`") for row in rows] == list(FORMS)
         batch, m, n = math.prod(values["shape"][:-2]), *values["shape"][-2:]
-        for cells, row in zip(rows, values["forms"].values(), strict=True):
+        for cells, (name, row) in zip(rows, values["forms"].items(), strict=True):
             assert row["seconds"] == pytest.approx(float(np.median(row["cpu"])))
             assert row["operations"] == batch * FORMS[name].operations(m, n, 5)
             best = max(numbers["limits"]["products"]["float32"].values())

@@ -1,0 +1,131 @@
+"""Ranks that hold the same parameters, and what each of them does for all.
+
+Every rank orthogonalizes the matrices that it owns and lays the updates into its part of a bucket;
+one asynchronous collective per bucket brings all parts to all ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_root.distributed.ownership import Matrices, plan_ownership
+
+BUCKET_ELEMENTS: Final = 1 << 25
+"""Of all ranks together: 128 MiB of float32 travel at a time."""
+
+_REMEMBERED_PLANS: Final = 8
+
+
+class Matrix(NamedTuple):
+    """One matrix that is to be orthogonalized by somebody."""
+
+    name: str
+    number: int
+    rows: int
+    columns: int
+
+
+@dataclass
+class Bucket:
+    """Some matrices of every rank, and the memory in which their updates travel.
+
+    Args:
+        members: For each rank the places of its matrices in the list that was shared out.
+        width: Elements of the largest part; the others are padded.
+    """
+
+    members: list[list[int]]
+    width: int
+
+
+@dataclass
+class Replicas:
+    """A process group whose ranks hold the same parameters and gradients.
+
+    Args:
+        group: The ranks.
+    """
+
+    group: dist.ProcessGroup
+    _plans: dict[tuple[Matrix, ...], list[Bucket]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self.group.size()
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is."""
+        return self.group.rank()
+
+    def buckets(self, matrices: Sequence[Matrix], steps: int) -> list[Bucket]:
+        """Who orthogonalizes what, and what travels together; the same on every rank.
+
+        Args:
+            matrices: All that this step orthogonalizes.
+            steps: T, of the iteration.
+        """
+        key = tuple(matrices)
+        if key not in self._plans:
+            if len(self._plans) >= _REMEMBERED_PLANS:
+                self._plans.clear()
+            self._plans[key] = self._planned(key, steps)
+        return self._plans[key]
+
+    def _planned(self, matrices: tuple[Matrix, ...], steps: int) -> list[Bucket]:
+        plan = plan_ownership(
+            [Matrices(m.name, m.number, (m.rows, m.columns)) for m in matrices],
+            self.size,
+            steps=steps,
+        )
+        owned: list[list[int]] = [[] for _ in range(self.size)]
+        for place, matrix in enumerate(matrices):
+            owned[plan.owner(matrix.name, matrix.number)].append(place)
+        sizes = [m.rows * m.columns for m in matrices]
+        parts = [_cut(places, sizes, BUCKET_ELEMENTS // self.size) for places in owned]
+        buckets = []
+        for number in range(max(len(of_rank) for of_rank in parts)):
+            members = [of_rank[number] if number < len(of_rank) else [] for of_rank in parts]
+            width = max(sum(sizes[place] for place in places) for places in members)
+            buckets.append(Bucket(members, width))
+        return buckets
+
+    def gather(self, part: Tensor, whole: Tensor) -> dist.Work:
+        """Bring the parts of all ranks, (width,), to all ranks, (size, width). Returns at once."""
+        work: dist.Work | None = dist.all_gather_into_tensor(
+            whole.flatten(), part, group=self.group, async_op=True
+        )
+        assert work is not None
+        return work
+
+
+def _cut(places: Sequence[int], sizes: Sequence[int], at_most: int) -> list[list[int]]:
+    """Consecutive places of at most so many elements together, at least one at a time."""
+    parts: list[list[int]] = []
+    total = 0
+    for place in places:
+        if not parts or total + sizes[place] > at_most:
+            parts.append([])
+            total = 0
+        parts[-1].append(place)
+        total += sizes[place]
+    return parts
+
+
+def slots(buffer: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Matrices of these shapes, one behind the other in a flat buffer: views."""
+    found, start = [], 0
+    for rows, columns in shapes:
+        found.append(buffer[start : start + rows * columns].view(rows, columns))
+        start += rows * columns
+    return found
+
+
+def empty_bucket(bucket: Bucket, like: Tensor) -> Tensor:
+    """Memory for the parts of all ranks, (size, width)."""
+    return torch.zeros(len(bucket.members), bucket.width, dtype=like.dtype, device=like.device)
