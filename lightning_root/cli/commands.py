@@ -29,8 +29,16 @@ def _compare(arguments: Sequence[str]) -> int:
     return run("compare", arguments)
 
 
+def _plan(arguments: Sequence[str]) -> int:
+    """Plan which of N ranks orthogonalizes which matrix, for any model."""
+    from lightning_root.cli.plan import run
+
+    return run(arguments)
+
+
 COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {
     "coefficients": _coefficients,
     "report": _report,
     "compare": _compare,
+    "plan": _plan,
 }

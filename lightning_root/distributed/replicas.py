@@ -13,6 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_root.distributed.ownership import Matrices, plan_ownership
+from lightning_root.distributed.ownership_cost import (
+    Cost,
+    cheapest_operations,
+    standard_operations,
+)
 
 BUCKET_ELEMENTS: Final = 1 << 25
 """Of all ranks together: 128 MiB of float32 travel at a time."""
@@ -51,7 +56,7 @@ class Replicas:
     """
 
     group: dist.ProcessGroup
-    _plans: dict[tuple[Matrix, ...], list[Bucket]] = field(default_factory=dict)
+    _plans: dict[tuple[tuple[Matrix, ...], int, str], list[Bucket]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -63,30 +68,34 @@ class Replicas:
         """Which of them this is."""
         return self.group.rank()
 
-    def buckets(self, matrices: Sequence[Matrix], steps: int) -> list[Bucket]:
+    def buckets(self, matrices: Sequence[Matrix], steps: int, device: torch.device) -> list[Bucket]:
         """Who orthogonalizes what, and what travels together; the same on every rank.
 
         Args:
             matrices: All that this step orthogonalizes.
             steps: T, of the iteration.
+            device: Where; accelerators evaluate the iteration in its standard form.
         """
-        key = tuple(matrices)
+        key = (tuple(matrices), steps, device.type)
         if key not in self._plans:
             if len(self._plans) >= _REMEMBERED_PLANS:
                 self._plans.clear()
-            self._plans[key] = self._planned(key, steps)
+            cost = cheapest_operations if device.type == "cpu" else standard_operations
+            self._plans[key] = self._planned(matrices, steps, cost)
         return self._plans[key]
 
-    def _planned(self, matrices: tuple[Matrix, ...], steps: int) -> list[Bucket]:
+    def _planned(self, matrices: Sequence[Matrix], steps: int, cost: Cost) -> list[Bucket]:
         plan = plan_ownership(
             [Matrices(m.name, m.number, (m.rows, m.columns)) for m in matrices],
             self.size,
             steps=steps,
+            cost=cost,
         )
         owned: list[list[int]] = [[] for _ in range(self.size)]
-        for place, matrix in enumerate(matrices):
-            owned[plan.owner(matrix.name, matrix.number)].append(place)
         sizes = [m.rows * m.columns for m in matrices]
+        # The largest first, so that the parts of one bucket are of one size.
+        for place in sorted(range(len(matrices)), key=lambda place: -sizes[place]):
+            owned[plan.owner(matrices[place].name, matrices[place].number)].append(place)
         parts = [_cut(places, sizes, BUCKET_ELEMENTS // self.size) for places in owned]
         buckets = []
         for number in range(max(len(of_rank) for of_rank in parts)):

@@ -39,15 +39,17 @@ def settle_coefficients(groups: Groups, views: Mapping[str, MatrixView]) -> None
 
 
 def settle_rates(groups: Groups) -> None:
-    """Measure the machine's rates if nobody has, and take over those of the lowest rank.
+    """Have all ranks choose forms by the rates of the lowest of them.
 
-    Ranks that evaluated the iteration in different forms would drift apart by rounding. An
-    accelerator needs no rates.
+    Ranks that evaluated the iteration in different forms would drift apart by rounding. One rank
+    alone measures when it has to choose. An accelerator needs no rates.
     """
     devices = {
         p.device.type for group in groups for p in group["params"] if group["role"] == "root"
     }
     if "cpu" not in devices or all(group["ns_form"] != "auto" for group in groups):
+        return
+    if not _are_several():
         return
     threads = torch.get_num_threads()
     rates(threads)
@@ -57,9 +59,13 @@ def settle_rates(groups: Groups) -> None:
         adopt_rates(known)
 
 
+def _are_several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def _of_all_ranks(entries: dict[Any, Any]) -> list[dict[Any, Any]]:
     """What each rank has, by rank; a collective, where there is more than one."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not _are_several():
         return [entries]
     from_ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(from_ranks, entries)

@@ -275,7 +275,7 @@ class ROOT(torch.optim.Optimizer):
         hooks = tuple(self._stack_hooks.values())
         for group, items, unusable in collect(self.param_groups, self.state, self._views):
             if group["role"] == "root":
-                finish.append(root_update_(items, group, hooks, self._replicas))
+                finish.append(root_update_(items, group, hooks, self._replicas, self._shards))
             else:  # while other ranks' updates are on their way
                 adamw_update_(items, group)
             skipped += unusable
@@ -386,6 +386,9 @@ class ROOT(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:  # of a state that was saved when there were fewer options
+            for option, value in self.defaults.items():
+                group.setdefault(option, value)
         if "skipped" not in self.__dict__:  # a copy or an unpickled object, not a loaded state
             self._reset_runtime()
             self.partition = described(self.param_groups, self._views)
@@ -396,6 +399,7 @@ class ROOT(torch.optim.Optimizer):
         self._module = None
         self._checked = False
         self._replicas = None
+        self._shards: dict[dist.ProcessGroup, Replicas] = {}
         self._stack_hooks: OrderedDict[int, StackHook] = OrderedDict()
 
     def _assign(self, partition: Partition) -> None:

@@ -41,7 +41,7 @@ class SharedUpdates:
             Matrix(*block.name, *shape) for block, shape in zip(blocks, self._shapes, strict=True)
         ]
         self._under_way: list[tuple[Bucket, Tensor, Tensor, dist.Work]] = []
-        for bucket in replicas.buckets(matrices, group["ns_steps"]):
+        for bucket in replicas.buckets(matrices, group["ns_steps"], blocks[0].momentum.device):
             whole = empty_bucket(bucket, blocks[0].momentum)
             part = torch.zeros_like(whole[0])
             own = bucket.members[replicas.rank]

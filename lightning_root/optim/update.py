@@ -4,15 +4,17 @@
 State is kept and arithmetic done in float32 or better; a parameter is rounded once.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from lightning_root.distributed import Replicas, gather, is_sharded, scatter_like
+from lightning_root.distributed import Replicas, gather, is_sharded, row_shards, scatter_like
 from lightning_root.functional import update_scale
 from lightning_root.kernels import run_in_order
 from lightning_root.optim.batches import (
@@ -26,6 +28,7 @@ from lightning_root.optim.batches import (
     work,
 )
 from lightning_root.optim.items import Item, portions, state_dtype, zeros_like
+from lightning_root.optim.sharding import ShardedUpdates, cut_by_rows
 from lightning_root.optim.sharing import share_updates_
 from lightning_root.partition import MatrixView
 
@@ -38,6 +41,7 @@ def root_update_(
     group: Mapping[str, Any],
     hooks: Sequence[StackHook] = (),
     replicas: Replicas | None = None,
+    shards: dict[dist.ProcessGroup, Replicas] | None = None,
 ) -> Callable[[], None]:
     """One ROOT step of matrices, in place.
 
@@ -49,6 +53,7 @@ def root_update_(
         group: The options of their parameter group.
         hooks: Called with every stack of matrices once it is orthogonalized on this rank.
         replicas: Ranks that hold the same unsharded parameters and share the work.
+        shards: The plans of ranks that hold rows of parameters, kept from step to step.
 
     Returns:
         To be called before the parameters are used: waits for what other ranks have computed.
@@ -57,14 +62,31 @@ def root_update_(
         if "momentum_buffer" not in item.state:
             item.state["momentum_buffer"] = zeros_like(item.parameter)
     direct = [item for item in items if _is_direct(item)]
-    finish = _update_all(list(_blocks(direct, group)), group, hooks, replicas)
-    sharded = [item for item in items if is_sharded(item.parameter)]
-    rounded = [item for item in items if not _is_direct(item) and not is_sharded(item.parameter)]
+    finish = [_update_all(list(_blocks(direct, group)), group, hooks, replicas)]
+    by_rows: dict[Any, list[Item]] = defaultdict(list)
+    sharded, rounded = [], []
+    for item in items:
+        if not is_sharded(item.parameter):
+            rounded += [] if _is_direct(item) else [item]
+        elif (cut := row_shards(item.parameter, item.gradient)) and cut_by_rows(item.view):
+            by_rows[cut.group, state_dtype(item.parameter), item.parameter.device].append(item)
+        else:
+            sharded.append(item)
+    shards = {} if shards is None else shards
+    here = partial(_update_here, group=group, hooks=hooks)
+    for (ranks, _, _), alike in by_rows.items():
+        planned = shards.setdefault(ranks, Replicas(ranks))
+        finish.append(ShardedUpdates(alike, group, planned, here).finish)
     for portion in portions(sharded, WHOLE_ELEMENTS):
         _update_whole_(portion, group, hooks, None)
     for portion in portions(rounded, WHOLE_ELEMENTS):
         _update_whole_(portion, group, hooks, replicas)
-    return finish
+    return partial(_all, finish)
+
+
+def _all(halves: Sequence[Callable[[], None]]) -> None:
+    for half in halves:
+        half()
 
 
 def _is_direct(item: Item) -> bool:

@@ -179,6 +179,7 @@ def _partition(
     trained = [entry for entry in entries if entry.trainable]
     decided = [_decide(entry, parsed, context, modules) for entry in trained]
     hints = {e.name: written(d.hint) for e, (d, _) in zip(trained, decided, strict=True) if d.hint}
+    names = [entry.name for entry in trained]
     return Partition(
         routes=tuple(
             Route(
@@ -187,7 +188,7 @@ def _partition(
                 role=decision.role,
                 reason=decision.reason,
                 view=view,
-                suggestion=_suggestion(entry.name, hints, [other.name for other in trained]),
+                suggestion=_suggestion(entry.name, hints, names),
             )
             for entry, (decision, view) in zip(trained, decided, strict=True)
         ),
