@@ -5,6 +5,7 @@ the cache folder, so that the same form is chosen from run to run and results st
 bit. Where nothing can be kept nothing is measured: standing values decide then.
 """
 
+import logging
 import math
 import os
 import platform
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 import torch
@@ -20,6 +22,8 @@ from torch import Tensor
 from lightning_root.coefficients.files import read_json, write_json
 from lightning_root.coefficients.store import cache_folder
 from lightning_root.kernels.products import quadratic
+
+_log = logging.getLogger(__name__)
 
 SIZES: Final = (64, 128, 256, 384, 512, 768, 1024)
 
@@ -58,6 +62,7 @@ STANDING: Final = Rates(
 """Of one AVX-512 core with MKL."""
 
 _known: dict[int, Rates] = {}
+_one_at_a_time = Lock()
 
 
 def rates(threads: int) -> Rates:
@@ -66,9 +71,10 @@ def rates(threads: int) -> Rates:
     Args:
         threads: How many an operation of the calling thread uses.
     """
-    if threads not in _known:
-        file = cache_folder() / "rates-1" / f"{_machine(threads)}.json"
-        _known[threads] = _read(file) or _kept(file, measure) or STANDING
+    with _one_at_a_time:  # others would disturb the measurement
+        if threads not in _known:
+            file = cache_folder() / "rates-1" / f"{_machine(threads)}.json"
+            _known[threads] = _read(file) or _kept(file, measure) or STANDING
     return _known[threads]
 
 
@@ -101,7 +107,7 @@ _OPERATIONS: Final[Mapping[str, Callable[[Tensor], object]]] = {
 }
 
 
-def _seconds(run: Callable[[Tensor], object], x: Tensor, least: float = 0.06) -> float:
+def _seconds(run: Callable[[Tensor], object], x: Tensor, least: float = 0.03) -> float:
     """The shortest of at least three runs that take `least` seconds together.
 
     With one thread, what other processes take of it does not count.
@@ -134,7 +140,9 @@ def _kept(file: Path, measure: Callable[[], Rates]) -> Rates | None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         draft.touch()
+        began = time.perf_counter()
         write_json(draft, asdict(measure()))
+        _log.info("measured this machine in %.1f s, once: %s", time.perf_counter() - began, file)
         os.replace(draft, file) if _read(file) is None else draft.unlink()
     except OSError:
         return None
