@@ -14,13 +14,23 @@ State: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One parameter with a gradient, and its state."""
+    """One parameter with a gradient, and its state.
+
+    Args:
+        name: Of the parameter.
+        parameter: The whole of it, or a DTensor, or some matrices of a stack.
+        gradient: Alike.
+        state: With `momentum_buffer`, alike, or AdamW's.
+        view: How it is cut into matrices.
+        first: Number of its first matrix within the parameter of that name.
+    """
 
     name: str
     parameter: Tensor
     gradient: Tensor
     state: State
     view: MatrixView
+    first: int = 0
 
 
 def portions(items: Sequence[Item], elements: int) -> Iterator[list[Item]]:

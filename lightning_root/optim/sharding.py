@@ -24,7 +24,6 @@ from lightning_root.distributed import (
 from lightning_root.functional import update_scale
 from lightning_root.optim.batches import Block, decay_and_descend_, look_ahead_
 from lightning_root.optim.items import Item
-from lightning_root.partition import MatrixView
 
 Update: TypeAlias = Callable[[Sequence[Block]], None]
 Range: TypeAlias = tuple[int, int]
@@ -196,6 +195,21 @@ def _local(tensor: Tensor) -> Tensor:
     return local
 
 
-def cut_by_rows(view: MatrixView) -> bool:
-    """Whether the first dimension of a parameter is the rows of its matrices, not a stack."""
-    return view.stack == 0
+def own_matrices(item: Item, shards: RowShards) -> Item:
+    """Those of a stack of matrices that lie whole on this rank.
+
+    Args:
+        item: With a view whose first dimension counts matrices.
+        shards: How that dimension is cut.
+    """
+    total = item.parameter.shape[0]
+    start, _ = shards.rows(total)[shards.group.rank()]
+    buffer = _local(item.state["momentum_buffer"])
+    return Item(
+        item.name,
+        _local(item.parameter),
+        _local(item.gradient),
+        {"momentum_buffer": buffer},
+        item.view,
+        first=start * (len(item.view.matrices(item.parameter.shape)) // total),
+    )

@@ -28,7 +28,7 @@ from lightning_root.optim.batches import (
     work,
 )
 from lightning_root.optim.items import Item, portions, state_dtype, zeros_like
-from lightning_root.optim.sharding import ShardedUpdates, cut_by_rows
+from lightning_root.optim.sharding import ShardedUpdates, own_matrices
 from lightning_root.optim.sharing import share_updates_
 from lightning_root.partition import MatrixView
 
@@ -64,16 +64,21 @@ def root_update_(
     direct = [item for item in items if _is_direct(item)]
     finish = [_update_all(list(_blocks(direct, group)), group, hooks, replicas)]
     by_rows: dict[Any, list[Item]] = defaultdict(list)
-    sharded, rounded = [], []
+    sharded, rounded, stacks = [], [], []
     for item in items:
         if not is_sharded(item.parameter):
             rounded += [] if _is_direct(item) else [item]
-        elif (cut := row_shards(item.parameter, item.gradient)) and cut_by_rows(item.view):
+        elif (cut := row_shards(item.parameter, item.gradient)) is None:
+            sharded.append(item)
+        elif item.view.stack == 0:
             by_rows[cut.group, state_dtype(item.parameter), item.parameter.device].append(item)
+        elif _is_direct(own := own_matrices(item, cut)):
+            stacks.append(own)
         else:
             sharded.append(item)
     shards = {} if shards is None else shards
     here = partial(_update_here, group=group, hooks=hooks)
+    here(list(_blocks([item for item in stacks if item.parameter.numel()], group)))
     for (ranks, _, _), alike in by_rows.items():
         planned = shards.setdefault(ranks, Replicas(ranks))
         finish.append(ShardedUpdates(alike, group, planned, here).finish)
@@ -121,7 +126,7 @@ def _cut(
         rows, columns = matrix.shape[::-1] if item.view.transposed else matrix.shape
         scale = update_scale(rows, columns, group["adjust_lr_fn"])
         part = gradients[number] if gradients is not None else None
-        yield Block((item.name, number), part, matrix, place, direct, scale)
+        yield Block((item.name, item.first + number), part, matrix, place, direct, scale)
 
 
 def _matrices(view: MatrixView, tensor: Tensor) -> Sequence[Tensor]:
