@@ -8,8 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_root.coefficients import lookup
-from lightning_root.optim.binding import Named, names_of
-from lightning_root.partition import MatrixView, Partition, Route
+from lightning_root.optim.binding import Named, names_of, split
+from lightning_root.partition import (
+    MatrixView,
+    Partition,
+    Route,
+    Rules,
+    partition_parameters,
+)
 from lightning_root.partition.names import canonical
 
 ROLES = ("root", "adamw")
@@ -79,6 +85,53 @@ def select(partition: Partition, parameters: Iterable[Tensor]) -> Partition:
     pairs = zip(partition.routes, partition.parameters, strict=True)
     chosen = [(route, parameter) for route, parameter in pairs if id(parameter) in wanted]
     return Partition(tuple(route for route, _ in chosen), tuple(p for _, p in chosen))
+
+
+def selected(partition: Partition, groups: Groups, module: nn.Module) -> Partition:
+    """The part of `partition` that was given as tensors, if those are the module's."""
+    bound = [parameter for group in groups for parameter in group["params"]]
+    if not bound or stale_names(groups, module):
+        return partition
+    return select(partition, bound)
+
+
+def split_new(
+    named: Named, groups: Groups, module: nn.Module | None, rules: Rules | None
+) -> Partition:
+    """Split parameters without a role: as the module's are where it has them, else by name.
+
+    Args:
+        named: What is to be added to `groups`.
+        groups: Those that there are.
+        module: Whose parameters these are, where that is known.
+        rules: As in `partition_parameters`.
+    """
+    parameters = [parameter for _, parameter in named]
+    if module is not None and any(p.requires_grad for p in module.parameters()):
+        partition = select(partition_parameters(module, rules=rules), parameters)
+        if len(partition.routes) == len(named):
+            return partition
+    nameless = all(name.startswith("parameter.") for name, _ in named)
+    return split(parameters if nameless else named, None, len(members(groups)))
+
+
+def fill(groups: Groups, partition: Partition) -> None:
+    """Put the parameters of a partition into the standing groups; added groups keep theirs.
+
+    Raises:
+        TypeError: If a parameter is not a floating point tensor; nothing has changed then.
+        ValueError: If one cannot have its role; nothing has changed then.
+    """
+    added = {id(p) for group in groups[len(ROLES) :] for p in group["params"]}
+    pairs = [
+        (group, [(name, p) for name, p in new["params"] if id(p) not in added])
+        for group, new in zip(groups, partition.groups(), strict=False)
+    ]
+    for group, named in pairs:
+        check_parameters(group, named, views_of(partition))
+    for group, named in pairs:
+        group["params"] = [parameter for _, parameter in named]
+        group["param_names"] = [name for name, _ in named]
 
 
 def replace_stale(groups: Groups, module: nn.Module, stale: Iterable[str]) -> None:

@@ -19,17 +19,19 @@ from lightning_root.kernels import FormOption
 from lightning_root.optim.adamw import adamw_update_
 from lightning_root.optim.agreement import settle_coefficients, settle_rates
 from lightning_root.optim.batches import StackHook
-from lightning_root.optim.binding import Named, module_behind, split
+from lightning_root.optim.binding import module_behind, split
 from lightning_root.optim.checkpoint import align_by_name, packed, restore_precision, unpacked
 from lightning_root.optim.groups import (
     ROLES,
     check_parameters,
     described,
+    fill,
     free_name,
     members,
     name_params,
     replace_stale,
-    select,
+    selected,
+    split_new,
     stale_names,
     views_of,
 )
@@ -227,7 +229,9 @@ class ROOT(torch.optim.Optimizer):
             self.partition = described(self.param_groups, self._views)
         else:
             partition = partition_parameters(module, rules=self._rules)
-            self._assign(self._selected(partition, module) if self._selection else partition)
+            if self._selection:
+                partition = selected(partition, self.param_groups, module)
+            self._assign(partition)
         self._module = weakref.ref(module)
         self._checked = False
         assert self.partition is not None
@@ -302,7 +306,12 @@ class ROOT(torch.optim.Optimizer):
         named = name_params(params, self.param_groups, self.module)
         role = group.pop("role", group.get("name") if group.get("name") in ROLES else None)
         if role is None:
-            self._add_split(named, group)
+            partition = split_new(named, self.param_groups, self.module, self._rules)
+            self._views |= views_of(partition)
+            for part in partition.groups():
+                if part["params"]:
+                    name = f"{group['name']}.{part['role']}" if "name" in group else part["role"]
+                    self.add_param_group({**group, **part, "name": name})
             return
         if role not in ROLES:
             raise ValueError(f"`role` must be one of {list(ROLES)}, got {role!r}")
@@ -403,48 +412,12 @@ class ROOT(torch.optim.Optimizer):
         self._stack_hooks: OrderedDict[int, StackHook] = OrderedDict()
 
     def _assign(self, partition: Partition) -> None:
-        """Put the parameters of a partition into the two standing groups.
-
-        Groups that were added later keep theirs.
-        """
-        added = {id(p) for group in self.param_groups[len(ROLES) :] for p in group["params"]}
-        pairs = [
-            (group, [(name, p) for name, p in new["params"] if id(p) not in added])
-            for group, new in zip(self.param_groups, partition.groups(), strict=False)
-        ]
-        for group, named in pairs:
-            check_parameters(group, named, views_of(partition))
-        for group, named in pairs:
-            group["params"] = [parameter for _, parameter in named]
-            group["param_names"] = [name for name, _ in named]
+        """Take the parameters of a partition; what is no longer bound loses its state."""
+        fill(self.param_groups, partition)
         bound = {parameter for _, _, parameter in members(self.param_groups)}
         kept = {parameter: state for parameter, state in self.state.items() if parameter in bound}
         self.state = defaultdict(dict, kept)
         self.partition, self._views = partition, views_of(partition)
-
-    def _selected(self, partition: Partition, module: nn.Module) -> Partition:
-        """The part of `partition` that was given as tensors, if those are the module's."""
-        bound = [parameter for group in self.param_groups for parameter in group["params"]]
-        if not bound or stale_names(self.param_groups, module):
-            return partition
-        return select(partition, bound)
-
-    def _add_split(self, named: Named, group: dict[str, Any]) -> None:
-        """Add parameters without a role: the module's split where it has them, else by name."""
-        parameters = [parameter for _, parameter in named]
-        module = self.module
-        partition = None
-        if module is not None and any(p.requires_grad for p in module.parameters()):
-            partition = select(partition_parameters(module, rules=self._rules), parameters)
-        if partition is None or len(partition.routes) < len(named):
-            nameless = all(name.startswith("parameter.") for name, _ in named)
-            start = len(members(self.param_groups))
-            partition = split(parameters if nameless else named, None, start)
-        self._views |= views_of(partition)
-        for part in partition.groups():
-            if part["params"]:
-                name = f"{group['name']}.{part['role']}" if "name" in group else part["role"]
-                self.add_param_group({**group, **part, "name": name})
 
     def _report(self, skipped: Sequence[str]) -> None:
         new = [name for name in skipped if name not in self.skipped]
