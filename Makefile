@@ -6,7 +6,8 @@
 #                          gigabytes of accelerator libraries. On a GPU or NPU machine name the
 #                          build that fits it (a version or a wheel file). Which index pip asks is
 #                          pip's own setting: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL or pip.conf.
-#   ARGS='...'             further options of the command that quickstart or test runs
+#   TORCH_NPU=...          the torch_npu that test-npu fetches into .npu; of the same release as torch
+#   ARGS='...'             further options of the command that quickstart, test or test-npu runs
 #
 # A changed PYTHON or TORCH takes effect after `make clean`.
 
@@ -16,12 +17,13 @@ PIP := $(BIN)/python -m pip
 CONSTRAINTS := .ci/constraints.txt
 PYTHON ?= python3.11 python3.12 python3.13 python3
 TORCH ?= $(shell grep '^torch==' $(CONSTRAINTS))
+TORCH_NPU ?= $(shell grep '^torch==' $(CONSTRAINTS) | sed 's/^torch==/torch-npu==/')
 ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check lint format install build wheel-check clean
+.PHONY: help quickstart test test-npu check lint format install build wheel-check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -31,6 +33,10 @@ quickstart: $(VENV)/.run ## train with ROOT on this machine: configs/quickstart.
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+# The wheel lies apart from .venv: installed there, it would break every `import torch` without CANN.
+test-npu: $(VENV)/.dev .npu/.made ## train on emulated Ascend NPUs: the real torch_npu, no hardware
+	$(BIN)/python -m pytest tests/npu --npu-required $(ARGS)
 
 check: lint ## lint, types, import directions, then the tests: what CI runs
 	$(BIN)/python -m pytest $(ARGS)
@@ -61,7 +67,7 @@ wheel-check: $(VENV)/.dev ## install the wheel in an empty environment and train
 	smoke="$$PWD/tests/wheel_smoke.py"; cd "$$work"; OMP_NUM_THREADS=1 venv/bin/python "$$smoke"
 
 clean: ## remove .venv, caches and build outputs
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .npu build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps below say what .venv holds; each step runs again only when a file it reads has changed.
@@ -101,3 +107,8 @@ $(VENV)/.run: $(VENV)/constraints.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/constraints.txt pyproject.toml
 	$(PIP) install -e '.[dev,examples,plot,zoo]' -c $(VENV)/constraints.txt
 	@touch $(VENV)/.run $@
+
+.npu/.made: $(VENV)/.made $(CONSTRAINTS)
+	rm -rf .npu
+	$(PIP) install --no-deps --target .npu $(TORCH_NPU)
+	@touch $@

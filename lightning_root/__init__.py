@@ -10,6 +10,12 @@ from lightning_root.diagnostics import (
     UpdateRMS,
 )
 from lightning_root.module import ROOTBinder, ROOTMixin, configure_optimizers
+from lightning_root.npu import (
+    NPUAccelerator,
+    NPUDDPStrategy,
+    NPUModelParallelStrategy,
+    SingleNPUStrategy,
+)
 from lightning_root.optim import ROOT, WarmupDecayLR
 from lightning_root.partition import MatrixView, Partition, Route, partition_parameters
 
@@ -18,6 +24,9 @@ __all__ = [
     "ROOTCLI",
     "Coefficients",
     "MatrixView",
+    "NPUAccelerator",
+    "NPUDDPStrategy",
+    "NPUModelParallelStrategy",
     "OrthogonalizationError",
     "OutlierFraction",
     "Partition",
@@ -26,6 +35,7 @@ __all__ = [
     "ROOTMonitor",
     "ROOTRefit",
     "Route",
+    "SingleNPUStrategy",
     "UpdateRMS",
     "WarmupDecayLR",
     "configure_optimizers",

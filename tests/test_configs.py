@@ -49,6 +49,7 @@ def cli(arguments, run=True):
 def test_there_are_configs_for_each_kind_of_machine():
     names = {Path(config).stem for config in CONFIGS}
     assert {"quickstart", "cpu", "gpu", "ddp", "fsdp2", "root", "muon", "adamw"} <= names
+    assert {"ascend", "ascend_ddp", "ascend_fsdp2"} <= names
 
 
 @pytest.mark.parametrize("config", CONFIGS)

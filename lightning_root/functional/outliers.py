@@ -154,8 +154,11 @@ def _select_by_sorting(magnitudes: Tensor, quantile: float) -> Tensor:  # (k, si
     ordered = magnitudes.sort(dim=-1).values
     nonzero = (magnitudes != 0).sum(dim=-1, keepdim=True)
     last = (nonzero - 1).clamp_(min=0)
-    lower = (last.double() * quantile).floor_().long()
-    weight = (last.double() * quantile - lower).to(magnitudes.dtype)
+    # NPUs make float32 of float64, in which `last` may be rounded up to a place that is not there.
+    wide = torch.float64 if magnitudes.device.type in ("cpu", "cuda") else torch.float32
+    position = last.to(wide) * quantile
+    lower = torch.minimum(position.long(), last)
+    weight = (position - lower).clamp_(0.0, 1.0).to(magnitudes.dtype)
     start = magnitudes.shape[-1] - 1 - last
     low = ordered.gather(-1, start + lower)
     high = ordered.gather(-1, start + torch.minimum(lower + 1, last))

@@ -120,7 +120,7 @@ class GlooPool:
     def _start(self) -> TemporaryDirectory[str]:
         """Start the processes and return the folder of their rendezvous files."""
         context = torch.multiprocessing.get_context("spawn")
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
             # Daemons: should the session die without `close`, they die with it.
@@ -170,7 +170,7 @@ class GlooPool:
         return answer
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
