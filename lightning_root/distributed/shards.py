@@ -37,11 +37,12 @@ def row_shards(parameter: Tensor, gradient: Tensor) -> RowShards | None:
     """How a parameter and its gradient are cut by rows, if that is all that is done to them.
 
     On a mesh of several dimensions (replicate x shard) the ranks are those of one replica. None for
-    plain tensors, other placements, and layouts that differ between the two.
+    plain tensors, other placements or memory formats, and layouts that differ between the two.
     """
     if not isinstance(parameter, DTensor) or not isinstance(gradient, DTensor):
         return None
-    if gradient.placements != parameter.placements:
+    alike = gradient.placements == parameter.placements
+    if not alike or not parameter.is_contiguous():  # rows must lie one behind the other
         return None
     placements = parameter.placements
     cuts = [i for i, placement in enumerate(placements) if not placement.is_replicate()]
