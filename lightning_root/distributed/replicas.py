@@ -6,7 +6,7 @@ one asynchronous collective per bucket brings all parts to all ranks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,11 @@ from lightning_root.distributed.ownership_cost import (
     standard_operations,
 )
 
-BUCKET_ELEMENTS: Final = 1 << 25
-"""Of all ranks together: 128 MiB of float32 travel at a time."""
+BUCKET_ELEMENTS: Final = 1 << 22
+"""Of all ranks together: 16 MiB of float32 updates travel while the next are computed."""
+
+EXCHANGE_ELEMENTS: Final = 1 << 25
+"""The same of rows that are brought together: 128 MiB, so that there are few exchanges."""
 
 _REMEMBERED_PLANS: Final = 8
 
@@ -47,6 +50,9 @@ class Bucket:
     width: int
 
 
+PlanKey: TypeAlias = tuple[tuple[Matrix, ...], int, str, int]
+
+
 @dataclass
 class Replicas:
     """A process group whose ranks hold the same parameters and gradients.
@@ -56,7 +62,7 @@ class Replicas:
     """
 
     group: dist.ProcessGroup
-    _plans: dict[tuple[tuple[Matrix, ...], int, str], list[Bucket]] = field(default_factory=dict)
+    _plans: dict[PlanKey, list[Bucket]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -68,23 +74,28 @@ class Replicas:
         """Which of them this is."""
         return self.group.rank()
 
-    def buckets(self, matrices: Sequence[Matrix], steps: int, device: torch.device) -> list[Bucket]:
+    def buckets(
+        self, matrices: Sequence[Matrix], steps: int, device: torch.device, elements: int
+    ) -> list[Bucket]:
         """Who orthogonalizes what, and what travels together; the same on every rank.
 
         Args:
             matrices: All that this step orthogonalizes.
             steps: T, of the iteration.
             device: Where; accelerators evaluate the iteration in its standard form.
+            elements: At most so many travel at a time, of all ranks together.
         """
-        key = (tuple(matrices), steps, device.type)
+        key = (tuple(matrices), steps, device.type, elements)
         if key not in self._plans:
             if len(self._plans) >= _REMEMBERED_PLANS:
                 self._plans.clear()
             cost = cheapest_operations if device.type == "cpu" else standard_operations
-            self._plans[key] = self._planned(matrices, steps, cost)
+            self._plans[key] = self._planned(matrices, steps, cost, elements)
         return self._plans[key]
 
-    def _planned(self, matrices: Sequence[Matrix], steps: int, cost: Cost) -> list[Bucket]:
+    def _planned(
+        self, matrices: Sequence[Matrix], steps: int, cost: Cost, elements: int
+    ) -> list[Bucket]:
         plan = plan_ownership(
             [Matrices(m.name, m.number, (m.rows, m.columns)) for m in matrices],
             self.size,
@@ -96,7 +107,7 @@ class Replicas:
         # The largest first, so that the parts of one bucket are of one size.
         for place in sorted(range(len(matrices)), key=lambda place: -sizes[place]):
             owned[plan.owner(matrices[place].name, matrices[place].number)].append(place)
-        parts = [_cut(places, sizes, BUCKET_ELEMENTS // self.size) for places in owned]
+        parts = [_cut(places, sizes, elements // self.size) for places in owned]
         buckets = []
         for number in range(max(len(of_rank) for of_rank in parts)):
             members = [of_rank[number] if number < len(of_rank) else [] for of_rank in parts]

@@ -329,7 +329,7 @@ class ROOT(torch.optim.Optimizer):
 
         As `DistributedDataParallel` leaves them. Which rank takes which matrix is planned from
         names and shapes (`distributed.plan_ownership`); the updates travel in one asynchronous
-        collective for 128 MiB, while the next ones are computed and while AdamW works on the rest.
+        collective for 16 MiB, while the next ones are computed and while AdamW works on the rest.
         State is the same on all ranks, as without sharing, and so are checkpoints. Sharded
         parameters (DTensor) are not concerned. `ROOTBinder` calls this where Lightning's DDP is
         used. Hooks see the stacks of their own rank alone.

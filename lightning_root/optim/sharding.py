@@ -21,6 +21,7 @@ from lightning_root.distributed import (
     overlap,
     pieces_of,
 )
+from lightning_root.distributed import replicas as plans
 from lightning_root.functional import update_scale
 from lightning_root.optim.batches import Block, decay_and_descend_, look_ahead_
 from lightning_root.optim.items import Item
@@ -108,7 +109,7 @@ class ShardedUpdates:
         ]
         matrices = [place.matrix for place in self._places]
         device = self._parts[0].direction.device
-        buckets = replicas.buckets(matrices, group["ns_steps"], device)
+        buckets = replicas.buckets(matrices, group["ns_steps"], device, plans.EXCHANGE_ELEMENTS)
         self._under_way = [(bucket, self._sent_back(bucket, update)) for bucket in buckets]
 
     def finish(self) -> None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_root.distributed import Bucket, Matrix, Replicas, empty_bucket, slots
+from lightning_root.distributed import replicas as plans
 from lightning_root.optim.batches import Block, advance_, decay_and_descend_
 
 Update: TypeAlias = Callable[[Sequence[Block]], None]
@@ -41,7 +42,9 @@ class SharedUpdates:
             Matrix(*block.name, *shape) for block, shape in zip(blocks, self._shapes, strict=True)
         ]
         self._under_way: list[tuple[Bucket, Tensor, Tensor, dist.Work]] = []
-        for bucket in replicas.buckets(matrices, group["ns_steps"], blocks[0].momentum.device):
+        for bucket in replicas.buckets(
+            matrices, group["ns_steps"], blocks[0].momentum.device, plans.BUCKET_ELEMENTS
+        ):
             whole = empty_bucket(bucket, blocks[0].momentum)
             part = torch.zeros_like(whole[0])
             own = bucket.members[replicas.rank]

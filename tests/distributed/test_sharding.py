@@ -60,7 +60,7 @@ def on_ranks(rank, ranks, name, mesh_shape, dtype, bucket, options):
     model = fully_shard(ALL_MODELS[name]().to(dtype), mesh=mesh)
     calls, gathered = [], []
     to_all, whole = dist.all_to_all_single, torch.distributed.tensor.DTensor.full_tensor
-    before, replicas.BUCKET_ELEMENTS = replicas.BUCKET_ELEMENTS, bucket
+    before, replicas.EXCHANGE_ELEMENTS = replicas.EXCHANGE_ELEMENTS, bucket
 
     def counted(output, part, *rest, **further):
         calls.append(part.numel())
@@ -77,7 +77,7 @@ def on_ranks(rank, ranks, name, mesh_shape, dtype, bucket, options):
     finally:
         dist.all_to_all_single = to_all
         torch.distributed.tensor.DTensor.full_tensor = whole
-        replicas.BUCKET_ELEMENTS = before
+        replicas.EXCHANGE_ELEMENTS = before
     return weights, seen, calls, gathered
 
 

@@ -123,8 +123,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_by_all(gloo_pool):
 def planned_on_ranks(rank, ranks):
     group = Replicas(dist.group.WORLD)
     matrices = [Matrix(f"layer.{i}", 0, 4 + i % 3, 9) for i in range(11)]
-    buckets = group.buckets(matrices, 5, torch.device("cpu"))
-    assert group.buckets(matrices, 5, torch.device("cpu")) is buckets  # planned once
+    buckets = group.buckets(matrices, 5, torch.device("cpu"), 1 << 20)
+    assert group.buckets(matrices, 5, torch.device("cpu"), 1 << 20) is buckets  # planned once
     return [bucket.members for bucket in buckets], [bucket.width for bucket in buckets]
 
 
