@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -18,6 +19,8 @@ import torch
 import torch.distributed as dist
 from hypothesis import settings
 
+from lightning_root.coefficients.files import write_json
+from lightning_root.kernels.rates import STANDING, adopt_rates, rates_file
 from tests.distributed.pool import GlooPool
 
 torch.set_num_threads(1)
@@ -30,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = TemporaryDirectory(prefix="lightning-root-tests-")
     config.add_cleanup(cache.cleanup)
     os.environ["LIGHTNING_ROOT_CACHE"] = cache.name
+    # All processes of the session choose the same forms, whatever else the machine is doing.
+    for threads in range(1, 9):
+        file = rates_file(threads)
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, asdict(STANDING))
+        adopt_rates({threads: STANDING})
 
 
 @pytest.fixture(autouse=True)

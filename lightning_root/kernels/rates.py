@@ -73,9 +73,14 @@ def rates(threads: int) -> Rates:
     """
     with _one_at_a_time:  # others would disturb the measurement
         if threads not in _known:
-            file = cache_folder() / "rates-1" / f"{_machine(threads)}.json"
+            file = rates_file(threads)
             _known[threads] = _read(file) or _kept(file, measure) or STANDING
     return _known[threads]
+
+
+def rates_file(threads: int) -> Path:
+    """Where the rates of this machine are kept."""
+    return cache_folder() / "rates-1" / f"{_machine(threads)}.json"
 
 
 def rates_in_use() -> dict[int, Rates]:
