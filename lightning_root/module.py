@@ -12,8 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_root.coefficients.lookup import needs_fit
+from lightning_root.coefficients.shapes import shape_text
 from lightning_root.optim import ROOT, WarmupDecayLR
+from lightning_root.optim.agreement import fits_needed
+from lightning_root.optim.groups import views_of
 from lightning_root.optim.schedule import ScheduleName
 
 
@@ -190,20 +192,17 @@ def _show(trainer: Trainer, table: str) -> None:
 def _announce_fits(optimizers: Sequence[ROOT]) -> None:
     """Say for which shapes the first step fits coefficients, or finds them in the cache."""
     shapes = {
-        (min(shape), max(shape))
+        shape
         for optimizer in optimizers
-        for group in optimizer.param_groups[:1]
-        for route in (optimizer.partition.routes if optimizer.partition else ())
-        if route.role == "root"
-        for shape in route.matrices
-        if min(shape) > 0 and needs_fit(shape, group["coefficients"], group["ns_steps"])
+        if optimizer.partition is not None
+        for shape, _, _ in fits_needed(optimizer.param_groups, views_of(optimizer.partition))
     }
     if shapes:
-        names = ", ".join(f"{m}x{n}" for m, n in sorted(shapes)[:5])
+        names = ", ".join(map(shape_text, sorted(shapes)[:5]))
         rank_zero_info(
-            f"ROOT fits coefficients for {len(shapes)} shapes at its first step ({names}), about a "
-            "second each; they are kept for later runs in the folder `LIGHTNING_ROOT_CACHE` or the "
-            "user's cache"
+            f"ROOT fits coefficients for {len(shapes)} shapes at its first step ({names}), less "
+            "than a second each; they are kept for later runs in the folder "
+            "`LIGHTNING_ROOT_CACHE` or the user's cache"
         )
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lightning_root.cli.coefficients.arguments import shape_text
 from lightning_root.cli.terminal import print_json, text_table, wrapped
+from lightning_root.coefficients.shapes import shape_text
 from lightning_root.distributed import COSTS, CostForm, Matrices, OwnershipPlan, Placement, Shape
 
 ELEMENT_BYTES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2}

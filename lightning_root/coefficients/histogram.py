@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.coefficients.files import read_json, write_json
+from lightning_root.coefficients.shapes import shape_of, shape_text
 from lightning_root.coefficients.spectra import Spectrum
 
 BINS: Final = 240
@@ -102,7 +103,7 @@ class SpectrumHistogram:
 
 def save_spectra(path: str | Path, spectra: Mapping[tuple[int, int], SpectrumHistogram]) -> None:
     """Write histograms by shape (m, n), m <= n, to one JSON file, a few kilobytes a shape."""
-    rows = {f"{m}x{n}": histogram.as_dict() for (m, n), histogram in spectra.items()}
+    rows = {shape_text(shape): histogram.as_dict() for shape, histogram in spectra.items()}
     write_json(path, {"format": FORMAT, "bins": BINS, "lowest": LOWEST, "spectra": rows})
 
 
@@ -120,11 +121,6 @@ def load_spectra(path: str | Path) -> dict[tuple[int, int], SpectrumHistogram]:
             "histogram for each shape. `save_spectra` and `ROOTRefit` write one"
         )
     try:
-        return {_shape(key): SpectrumHistogram.from_dict(row) for key, row in rows.items()}
+        return {shape_of(key): SpectrumHistogram.from_dict(row) for key, row in rows.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"`{path}` has a malformed histogram: {error}") from error
-
-
-def _shape(key: str) -> tuple[int, int]:
-    m, n = (int(size) for size in key.split("x"))
-    return m, n

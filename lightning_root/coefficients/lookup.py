@@ -17,6 +17,7 @@ from lightning_root.coefficients.schedules import (
     TABLE_1,
     Shape,
 )
+from lightning_root.coefficients.shapes import shape_text
 from lightning_root.coefficients.spectra import training_model
 from lightning_root.coefficients.store import FitKey, remembered
 from lightning_root.coefficients.table import in_table, shipped
@@ -80,23 +81,23 @@ def lookup(
         check_steps(steps)
         return _lookup_name(check_shape(shape), coefficients, steps)
     if isinstance(coefficients, Mapping):
-        m, n = check_shape(shape)
-        entry = coefficients.get(f"{m}x{n}")
+        name = shape_text(check_shape(shape))
+        entry = coefficients.get(name)
         if entry is None:
             return lookup(shape, coefficients.get(OTHERWISE, "adaptive"), steps)
-        return _explicit(as_schedule(entry, steps), f"set for {m}x{n}")
+        return _explicit(as_schedule(entry, steps), f"set for {name}")
     return _explicit(as_schedule(coefficients, steps), "given by the user")
 
 
 def needs_fit(shape: Sequence[int], coefficients: object, steps: int) -> bool:
     """Whether `lookup` fits, or reads the cache, for this shape: the same on every rank."""
-    m, n = check_shape(shape)
+    shape = check_shape(shape)
     if isinstance(coefficients, Mapping):
-        given = f"{m}x{n}" in coefficients
+        given = shape_text(shape) in coefficients
         return not given and needs_fit(shape, coefficients.get(OTHERWISE, "adaptive"), steps)
     if coefficients == "adaptive":
-        return not in_table((m, n))
-    return coefficients == "paper" and not (steps == 5 and (m, n) in TABLE_1)
+        return not in_table(shape)
+    return coefficients == "paper" and not (steps == 5 and shape in TABLE_1)
 
 
 def schedules_from_file(path: str | Path, steps: int) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def schedules_from_file(path: str | Path, steps: int) -> dict[str, Any]:
 
 def _key(entry: Coefficients) -> str:
     assert entry.shape is not None
-    return f"{entry.shape[0]}x{entry.shape[1]}"
+    return shape_text(entry.shape)
 
 
 @lru_cache(maxsize=4096)
@@ -136,8 +137,8 @@ def _lookup_name(shape: Shape, name: str, steps: int) -> Coefficients:
 def _listed(shape: Shape, name: str, steps: int) -> Coefficients:
     """What needs no fit."""
     if name == "adaptive":
-        triples, (m, n) = shipped(shape, steps)
-        return certified(triples, f"the shipped table, {m}x{n}", shape=shape)
+        triples, neighbour = shipped(shape, steps)
+        return certified(triples, f"the shipped table, {shape_text(neighbour)}", shape=shape)
     if name == "paper":
         return certified((TABLE_1[shape],) * steps, "arXiv:2511.20626, Table 1", shape=shape)
     if name == "published":

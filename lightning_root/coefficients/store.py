@@ -15,6 +15,7 @@ from lightning_root.coefficients.certificate import output_range
 from lightning_root.coefficients.files import load_coefficients, save_coefficients
 from lightning_root.coefficients.record import BOUND, Coefficients
 from lightning_root.coefficients.schedules import Shape
+from lightning_root.coefficients.shapes import shape_text
 
 _log = logging.getLogger(__name__)
 _VERSION: Final = 2
@@ -69,8 +70,8 @@ def forget() -> None:
 
 
 def _file(key: FitKey) -> Path:
-    m, n = key.shape
-    return cache_folder() / f"coefficients-{_VERSION}" / f"{key.name}-{m}x{n}-{key.steps}.json"
+    name = f"{key.name}-{shape_text(key.shape)}-{key.steps}.json"
+    return cache_folder() / f"coefficients-{_VERSION}" / name
 
 
 def _from_disk(key: FitKey) -> Coefficients | None:

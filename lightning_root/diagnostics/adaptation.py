@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_root.coefficients import Coefficients, lookup, save_coefficients, save_spectra
 from lightning_root.coefficients.lookup import OTHERWISE
+from lightning_root.coefficients.shapes import shape_of, shape_text
 from lightning_root.diagnostics.memory import Refit, SpectrumMemory, promise, refit, target
 from lightning_root.diagnostics.spectrum import Matrix, Shape, in_turn, matrices_by_shape
 from lightning_root.optim import ROOT
@@ -94,7 +95,7 @@ class Adaptation:
         for group in refittable(optimizer):
             given = group["coefficients"]
             mapping = given if isinstance(given, Mapping) else {OTHERWISE: given}
-            group["coefficients"] = {**mapping, text_of(shape): result.triples}
+            group["coefficients"] = {**mapping, shape_text(shape): result.triples}
         return True
 
     def write(self, folder: Path, optimizer: ROOT) -> list[str]:
@@ -112,7 +113,7 @@ class Adaptation:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        memory = {text_of(shape): known.as_dict() for shape, known in self.memory.items()}
+        memory = {shape_text(shape): known.as_dict() for shape, known in self.memory.items()}
         return {**{name: getattr(self, name) for name in _COUNTS}, "memory": memory}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -157,17 +158,6 @@ def in_use(optimizer: ROOT, shape: Shape) -> Coefficients:
     if len(groups) > 1:
         group = next((g for g in groups if shape in matrices_by_shape(optimizer, [g])), group)
     return lookup(shape, group["coefficients"], group["ns_steps"])
-
-
-def text_of(shape: Shape) -> str:
-    """`(192, 768)` as `coefficients` names it: "192x768"."""
-    return f"{shape[0]}x{shape[1]}"
-
-
-def shape_of(text: str) -> Shape:
-    """What `text_of` wrote."""
-    m, n = text.split("x")
-    return int(m), int(n)
 
 
 def _is_adaptive(group: Mapping[str, Any]) -> bool:

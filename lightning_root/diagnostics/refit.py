@@ -12,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_root.diagnostics.adaptation import LONGEST_FIT, Adaptation, refittable, text_of
+from lightning_root.coefficients.shapes import shape_text
+from lightning_root.diagnostics.adaptation import LONGEST_FIT, Adaptation, refittable
 from lightning_root.diagnostics.memory import Refit
 from lightning_root.diagnostics.spectrum import Shape, SpectrumCapture
 from lightning_root.optim import ROOT
@@ -180,7 +181,7 @@ class ROOTRefit(Callback):
         else:
             outcome = f", coefficients kept (a fit gives {result.error:.2g})"
         rank_zero_info(
-            f"{text_of(shape)}: error on captured momentum {result.error_before:.2g}{outcome}, "
+            f"{shape_text(shape)}: error on captured momentum {result.error_before:.2g}{outcome}, "
             f"step {self.steps}"
         )
         return result.error_before
@@ -235,7 +236,7 @@ def _of_all_ranks(trainer: Trainer, found: dict[Shape, Tensor]) -> dict[Shape, T
 
 
 def _tag(shape: Shape) -> str:
-    return f"root/coefficients/{text_of(shape)}"
+    return f"root/coefficients/{shape_text(shape)}"
 
 
 def _check_whole(name: str, value: object, least: int, hint: str) -> None:

@@ -22,6 +22,7 @@ from lightning_root.distributed.replicas import (
     Bucket,
     Matrix,
     Replicas,
+    cut_by_size,
     empty_bucket,
     slots,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "all_ranks_agree",
     "bytes_bound",
     "cheapest_operations",
+    "cut_by_size",
     "empty_bucket",
     "gather",
     "is_sharded",

@@ -6,7 +6,7 @@ one asynchronous collective per bucket brings all parts to all ranks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,9 @@ from lightning_root.distributed.ownership_cost import (
     cheapest_operations,
     standard_operations,
 )
+from lightning_root.distributed.shards import pieces_of
+
+Entry = TypeVar("Entry")
 
 BUCKET_ELEMENTS: Final = 1 << 22
 """Of all ranks together: 16 MiB of float32 updates travel while the next are computed."""
@@ -107,7 +110,10 @@ class Replicas:
         # The largest first, so that the parts of one bucket are of one size.
         for place in sorted(range(len(matrices)), key=lambda place: -sizes[place]):
             owned[plan.owner(matrices[place].name, matrices[place].number)].append(place)
-        parts = [_cut(places, sizes, elements // self.size) for places in owned]
+        parts = [
+            cut_by_size(places, [sizes[place] for place in places], elements // self.size)
+            for places in owned
+        ]
         buckets = []
         for number in range(max(len(of_rank) for of_rank in parts)):
             members = [of_rank[number] if number < len(of_rank) else [] for of_rank in parts]
@@ -124,26 +130,23 @@ class Replicas:
         return work
 
 
-def _cut(places: Sequence[int], sizes: Sequence[int], at_most: int) -> list[list[int]]:
-    """Consecutive places of at most so many elements together, at least one at a time."""
-    parts: list[list[int]] = []
+def cut_by_size(entries: Sequence[Entry], sizes: Sequence[int], at_most: int) -> list[list[Entry]]:
+    """Consecutive entries whose sizes add up to so much at most, at least one at a time."""
+    parts: list[list[Entry]] = []
     total = 0
-    for place in places:
-        if not parts or total + sizes[place] > at_most:
+    for entry, size in zip(entries, sizes, strict=True):
+        if not parts or total + size > at_most:
             parts.append([])
             total = 0
-        parts[-1].append(place)
-        total += sizes[place]
+        parts[-1].append(entry)
+        total += size
     return parts
 
 
 def slots(buffer: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Matrices of these shapes, one behind the other in a flat buffer: views."""
-    found, start = [], 0
-    for rows, columns in shapes:
-        found.append(buffer[start : start + rows * columns].view(rows, columns))
-        start += rows * columns
-    return found
+    pieces = pieces_of(buffer, [rows * columns for rows, columns in shapes])
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def empty_bucket(bucket: Bucket, like: Tensor) -> Tensor:

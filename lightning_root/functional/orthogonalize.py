@@ -15,6 +15,8 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor
 
+from lightning_root.functional.checks import check_matrix
+
 Triple: TypeAlias = tuple[float, float, float]
 """(a, b, c): sigma -> a sigma + b sigma^3 + c sigma^5."""
 
@@ -55,7 +57,7 @@ def newton_schulz(
         >>> torch.allclose(update.mT @ update, torch.eye(16), atol=1e-4)
         True
     """
-    _check_matrix(matrix)
+    check_matrix(matrix)
     triples = as_schedule(coefficients, steps)
     if matrix.numel() == 0:
         return matrix.clone()
@@ -153,13 +155,3 @@ def check_steps(steps: object) -> None:
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"`steps` must be a whole number >= 1, got {steps!r}; 5 is usual")
-
-
-def _check_matrix(matrix: Tensor) -> None:
-    if not matrix.is_floating_point():
-        raise TypeError(f"`matrix` must be a floating point tensor, got {matrix.dtype}")
-    if matrix.ndim < 2:
-        raise ValueError(
-            f"`matrix` must have at least 2 dimensions, got shape {tuple(matrix.shape)}; "
-            "vectors belong to AdamW"
-        )

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_root.functional.checks import check_matrix
+
 QuantileMode: TypeAlias = Literal["auto", "exact", "sampled"]
 """How the threshold is found; see `outlier_threshold`."""
 
@@ -75,10 +77,7 @@ def outlier_threshold(matrix: Tensor, quantile: float, *, mode: QuantileMode = "
         ValueError: If `quantile` is outside (0, 1], `mode` is unknown, or `matrix` has fewer than 2
             dimensions.
     """
-    if not matrix.is_floating_point():
-        raise TypeError(f"`matrix` must be a floating point tensor, got {matrix.dtype}")
-    if matrix.ndim < 2:
-        raise ValueError(f"`matrix` must have at least 2 dimensions, got {tuple(matrix.shape)}")
+    check_matrix(matrix)
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"`quantile` must be in (0, 1], got {quantile}; 0.9 is the paper's value")
     if mode not in QUANTILE_MODES:

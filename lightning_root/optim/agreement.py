@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from lightning_root.coefficients import lookup
 from lightning_root.coefficients.lookup import needs_fit
+from lightning_root.coefficients.schedules import Shape
 from lightning_root.coefficients.store import adopt, fits_in_use
 from lightning_root.kernels import run_in_order
 from lightning_root.kernels.rates import adopt_rates, rates, rates_in_use
@@ -17,19 +18,29 @@ from lightning_root.optim.guard import WHOLE
 from lightning_root.partition import MatrixView
 
 
+def fits_needed(groups: Groups, views: Mapping[str, MatrixView]) -> list[tuple[Shape, Any, int]]:
+    """Shape, coefficients and steps of what the first step fits, or finds in the cache.
+
+    Args:
+        groups: The parameter groups.
+        views: How parameters are cut into matrices, by name; the others are taken whole.
+    """
+    return [
+        ((min(shape), max(shape)), group["coefficients"], group["ns_steps"])
+        for group, name, parameter in members(groups)
+        if group["role"] == "root"
+        for shape in set(views.get(name, WHOLE).matrices(parameter.shape))
+        if min(shape) > 0 and needs_fit(shape, group["coefficients"], group["ns_steps"])
+    ]
+
+
 def settle_coefficients(groups: Groups, views: Mapping[str, MatrixView]) -> None:
     """Make the fits that the groups need, and take over those of the lowest rank that has them.
 
     Fits on different machines, or from different caches, may differ in the last digits. Shapes
     decide whether ranks talk at all, so that either all of them do or none.
     """
-    needed = [
-        (shape, group["coefficients"], group["ns_steps"])
-        for group, name, parameter in members(groups)
-        if group["role"] == "root"
-        for shape in set(views.get(name, WHOLE).matrices(parameter.shape))
-        if min(shape) > 0 and needs_fit(shape, group["coefficients"], group["ns_steps"])
-    ]
+    needed = fits_needed(groups, views)
     if not needed:
         return
     for shape, coefficients, steps in needed:

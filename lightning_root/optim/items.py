@@ -1,12 +1,13 @@
 """What both update rules work on: parameters with a gradient, and their state in full precision."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from lightning_root.distributed import cut_by_size
 from lightning_root.partition import MatrixView
 
 State: TypeAlias = dict[str, Any]
@@ -33,19 +34,9 @@ class Item:
     first: int = 0
 
 
-def portions(items: Sequence[Item], elements: int) -> Iterator[list[Item]]:
+def portions(items: Sequence[Item], elements: int) -> list[list[Item]]:
     """Consecutive items of at most so many elements together, at least one at a time."""
-    portion: list[Item] = []
-    total = 0
-    for item in items:
-        size = item.parameter.numel()
-        if portion and total + size > elements:
-            yield portion
-            portion, total = [], 0
-        portion.append(item)
-        total += size
-    if portion:
-        yield portion
+    return cut_by_size(items, [item.parameter.numel() for item in items], elements)
 
 
 def state_dtype(parameter: Tensor) -> torch.dtype:

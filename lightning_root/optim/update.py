@@ -61,13 +61,13 @@ def root_update_(
     for item in items:
         if "momentum_buffer" not in item.state:
             item.state["momentum_buffer"] = zeros_like(item.parameter)
-    direct = [item for item in items if _is_direct(item)]
-    finish = [_update_all(list(_blocks(direct, group)), group, hooks, replicas)]
     by_rows: dict[Any, list[Item]] = defaultdict(list)
-    sharded, rounded, stacks = [], [], []
+    direct: list[Item] = []
+    rounded: list[Item] = []
+    sharded, stacks = [], []
     for item in items:
         if not is_sharded(item.parameter):
-            rounded += [] if _is_direct(item) else [item]
+            (direct if _is_direct(item) else rounded).append(item)
         elif (cut := row_shards(item.parameter, item.gradient)) is None:
             sharded.append(item)
         elif item.view.stack == 0:
@@ -78,6 +78,7 @@ def root_update_(
             sharded.append(item)
     shards = {} if shards is None else shards
     here = partial(_update_here, group=group, hooks=hooks)
+    finish = [_update_all(list(_blocks(direct, group)), group, hooks, replicas)]
     here(list(_blocks([item for item in stacks if item.parameter.numel()], group)))
     for (ranks, _, _), alike in by_rows.items():
         planned = shards.setdefault(ranks, Replicas(ranks))

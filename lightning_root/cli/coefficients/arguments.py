@@ -16,6 +16,7 @@ from lightning_root.coefficients import (
     training_model,
 )
 from lightning_root.coefficients.schedules import Shape
+from lightning_root.coefficients.shapes import shape_text
 
 THEORY: Final[Mapping[str, Callable[[Shape, int], Spectrum]]] = {
     "training": lambda shape, steps: training_model(*shape, steps),
@@ -87,11 +88,6 @@ class Spectra:
         return histogram.spectrum(
             f"captured {shape_text(shape)} ({count} {'matrix' if count == 1 else 'matrices'})"
         )
-
-
-def shape_text(shape: Shape) -> str:
-    """A shape as it is written on the command line: 768x3072."""
-    return f"{shape[0]}x{shape[1]}"
 
 
 def read_shape(text: str) -> Shape:

@@ -4,11 +4,11 @@ import argparse
 import math
 from typing import Any
 
-from lightning_root.cli.coefficients.arguments import shape_text
 from lightning_root.cli.coefficients.sets import find_sets, is_bounded, title, why_unbounded
 from lightning_root.cli.coefficients.show import ABILITIES, LEGEND, abilities, print_sets
 from lightning_root.cli.terminal import interval, text_table
 from lightning_root.coefficients import Coefficients, output_range
+from lightning_root.coefficients.shapes import shape_text
 from lightning_root.functional import Triple
 
 

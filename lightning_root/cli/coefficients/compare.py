@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from lightning_root.cli.coefficients.arguments import Spectra, shape_text
+from lightning_root.cli.coefficients.arguments import Spectra
 from lightning_root.cli.coefficients.contest import Contest
 from lightning_root.cli.coefficients.picture import draw_contests
 from lightning_root.cli.coefficients.sets import (
@@ -20,6 +20,7 @@ from lightning_root.cli.terminal import interval, print_json, progress, small, t
 from lightning_root.coefficients import Coefficients
 from lightning_root.coefficients.record import certified
 from lightning_root.coefficients.schedules import NEWTON_SCHULZ, QUINTIC, Shape
+from lightning_root.coefficients.shapes import shape_text
 
 NAMES: Final[Mapping[str, str]] = {
     "Muon": "muon",

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from lightning_root.cli.coefficients.arguments import shape_text
 from lightning_root.cli.coefficients.sets import is_bounded
 from lightning_root.coefficients import Coefficients, Spectrum
 from lightning_root.coefficients.schedules import Shape
+from lightning_root.coefficients.shapes import shape_text
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_root.cli.coefficients.arguments import Spectra, shape_text
+from lightning_root.cli.coefficients.arguments import Spectra
 from lightning_root.cli.coefficients.contest import Contest
 from lightning_root.cli.coefficients.picture import draw_contests
 from lightning_root.cli.coefficients.sets import named, title
@@ -27,6 +27,7 @@ from lightning_root.coefficients import (
     save_coefficients,
 )
 from lightning_root.coefficients.schedules import Shape
+from lightning_root.coefficients.shapes import shape_text
 from lightning_root.coefficients.table import in_table
 
 FITTED = "fitted"

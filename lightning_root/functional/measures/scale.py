@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lightning_root.functional.checks import check_matrix
+
 SLICE_ELEMENTS = 1 << 20
 """Elements (4 MiB of float32) that work in slices has before it at a time: enough to keep an
 accelerator busy; a CPU is as fast with a quarter or with four times as many."""
@@ -32,13 +34,7 @@ def normalise(matrix: Tensor, name: str = "matrix") -> tuple[Tensor, Tensor]:
 
 def widen(matrix: Tensor, name: str = "matrix") -> Tensor:
     """Check `matrix` and detach it; float16 and bfloat16 become float32."""
-    if not matrix.is_floating_point():
-        raise TypeError(f"`{name}` must be a floating point tensor, got {matrix.dtype}")
-    if matrix.ndim < 2:
-        raise ValueError(
-            f"`{name}` must have at least 2 dimensions, got shape {tuple(matrix.shape)}; "
-            "a vector v is the matrix v[None]"
-        )
+    check_matrix(matrix, name, hint="a vector v is the matrix v[None]")
     return matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
 
 
