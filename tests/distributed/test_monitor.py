@@ -120,7 +120,7 @@ def test_all_ranks_watch_what_one_process_would(gloo_pool, name, tmp_path):
         assert [step for step, _ in logged[tag]] == [step for step, _ in points] == [1, 3]
         values = [value for _, value in logged[tag]]
         # Small errors are what rounding makes them; it differs with the matrices side by side.
-        assert values == pytest.approx([value for _, value in points], rel=1e-3)
+        assert values == pytest.approx([value for _, value in points], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
