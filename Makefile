@@ -105,7 +105,7 @@ $(VENV)/.run: $(VENV)/constraints.txt pyproject.toml
 
 # The tools include what running needs, so .run is up to date too.
 $(VENV)/.dev: $(VENV)/constraints.txt pyproject.toml
-	$(PIP) install -e '.[dev,examples,plot,zoo]' -c $(VENV)/constraints.txt
+	$(PIP) install -e '.[dev,examples,plot,zoo,eval]' -c $(VENV)/constraints.txt
 	@touch $(VENV)/.run $@
 
 .npu/.made: $(VENV)/.made $(CONSTRAINTS)

@@ -1,5 +1,6 @@
 """ROOT, the robust orthogonalized optimizer, for PyTorch Lightning."""
 
+from lightning_root.checkpoint_io import AtomicCheckpointIO
 from lightning_root.cli import ROOTCLI
 from lightning_root.coefficients import Coefficients, fit_coefficients, lookup
 from lightning_root.diagnostics import (
@@ -9,24 +10,30 @@ from lightning_root.diagnostics import (
     ROOTRefit,
     UpdateRMS,
 )
+from lightning_root.hybrid import HSDPStrategy
 from lightning_root.module import ROOTBinder, ROOTMixin, configure_optimizers
 from lightning_root.npu import (
     NPUAccelerator,
     NPUDDPStrategy,
     NPUModelParallelStrategy,
+    NPUShardedDDPStrategy,
     SingleNPUStrategy,
 )
 from lightning_root.optim import ROOT, WarmupDecayLR
 from lightning_root.partition import MatrixView, Partition, Route, partition_parameters
+from lightning_root.strategies import ShardedDDPStrategy
 
 __all__ = [
     "ROOT",
     "ROOTCLI",
+    "AtomicCheckpointIO",
     "Coefficients",
+    "HSDPStrategy",
     "MatrixView",
     "NPUAccelerator",
     "NPUDDPStrategy",
     "NPUModelParallelStrategy",
+    "NPUShardedDDPStrategy",
     "OrthogonalizationError",
     "OutlierFraction",
     "Partition",
@@ -35,6 +42,7 @@ __all__ = [
     "ROOTMonitor",
     "ROOTRefit",
     "Route",
+    "ShardedDDPStrategy",
     "SingleNPUStrategy",
     "UpdateRMS",
     "WarmupDecayLR",

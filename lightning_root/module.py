@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,10 +13,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.coefficients.shapes import shape_text
+from lightning_root.distributed import reshard
 from lightning_root.optim import ROOT, WarmupDecayLR
 from lightning_root.optim.agreement import fits_needed
-from lightning_root.optim.groups import views_of
+from lightning_root.optim.checkpoint import keyed_by_names
+from lightning_root.optim.groups import members, views_of
 from lightning_root.optim.schedule import ScheduleName
+from lightning_root.partition.names import canonical
 
 
 def configure_optimizers(
@@ -85,8 +88,8 @@ class ROOTBinder(Callback):
     restored. The split is printed, and written to `partition.txt` beside the logs. The callback
     also takes in parameters that are unfrozen during training, hands the length of the run to
     `WarmupDecayLR` and has it stepped per step. Under DDP it has the ranks share the work on the
-    matrices (see `ROOT.share`). It holds no state. `ROOTMixin` and `ROOTCLI` add
-    it by themselves; elsewhere:
+    matrices (see `ROOT.share`). In checkpoints the state is keyed by names. It holds no state.
+    `ROOTMixin` and `ROOTCLI` add it by themselves; elsewhere:
 
         trainer = Trainer(callbacks=[ROOTBinder()])
     """
@@ -97,7 +100,8 @@ class ROOTBinder(Callback):
         partitions = [optimizer.bind(optimizer.module or pl_module) for optimizer in optimizers]
         replicas = _replicas(trainer)
         for optimizer in optimizers:
-            optimizer.share(replicas if optimizer.share_updates else None)
+            if not optimizer.shards_state:  # the strategy shares more than this
+                optimizer.share(replicas if optimizer.share_updates else None)
         if partitions and _first_binder(trainer) is self:
             _show(trainer, "\n\n".join(str(partition) for partition in partitions))
             _announce_fits(optimizers)
@@ -111,13 +115,33 @@ class ROOTBinder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Take in parameters that have been unfrozen since, with a fresh state."""
-        del pl_module, batch, batch_idx
+        del batch, batch_idx
         for optimizer in trainer.optimizers:
+            if isinstance(optimizer, ROOT) and _finetunes_backbone(trainer):
+                _align_backbone(optimizer, pl_module)
             if isinstance(optimizer, ROOT) and (names := optimizer.unbound()):
                 module = optimizer.module
                 assert module is not None
                 optimizer.bind(module)
                 rank_zero_info(f"ROOT now trains {len(names)} more parameters: {names[:3]} ...")
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Key ROOT's state by parameter names, so that every strategy can load it.
+
+        With numbers, FSDP2 would take the order of the groups for that of the model.
+        """
+        states = checkpoint["optimizer_states"]
+        reshard(pl_module)
+        names = {p: canonical(name) for name, p in pl_module.named_parameters()}
+        for number, optimizer in enumerate(trainer.optimizers):
+            if not isinstance(optimizer, ROOT) or not states[number].get("state"):
+                continue  # only the first rank has one under some strategies
+            numbered = all(isinstance(key, int) for key in states[number]["state"])
+            if numbered and all(p in names for _, _, p in members(optimizer.param_groups)):
+                groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+                states[number] = keyed_by_names(states[number], groups)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how many updates were left out because of gradients that were not finite."""
@@ -145,9 +169,13 @@ class ROOTMixin:
     Attributes:
         root_options: Options of the factory `configure_optimizers`, to be set in the class or on
             the instance, for example {"lr": 2e-3, "warmup_steps": 100, "outlier_quantile": 0.95}.
+        clip_adamw_only: Have the Trainer's `gradient_clip_val` concern AdamW's part alone. The
+            matrices' updates have a size of their own whatever the gradients', and their large
+            norms then do not shrink the others' gradients.
     """
 
     root_options: Mapping[str, Any] = MappingProxyType({})
+    clip_adamw_only: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -161,6 +189,20 @@ class ROOTMixin:
         if inherited is None or inherited.__qualname__ == "LightningModule.configure_optimizers":
             return configure_optimizers(self, **self.root_options)  # type: ignore[arg-type]
         return _with_root(self, inherited())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer says: all gradients, or those of AdamW's part."""
+        if self.clip_adamw_only:
+            groups = [group for group in optimizer.param_groups if group.get("role") != "root"]
+            optimizer = SimpleNamespace(param_groups=groups)
+        super().configure_gradient_clipping(  # type: ignore[misc]
+            optimizer, gradient_clip_val, gradient_clip_algorithm
+        )
 
     def configure_callbacks(self) -> list[Any]:
         """The callbacks of the other bases, and the one that binds."""
@@ -176,6 +218,28 @@ def _replicas(trainer: Trainer) -> dist.ProcessGroup | None:
         return None
     group: dist.ProcessGroup = model.process_group
     return group
+
+
+def _finetunes_backbone(trainer: Trainer) -> bool:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(hasattr(callback, "unfreeze_backbone_at_epoch") for callback in callbacks)
+
+
+def _align_backbone(optimizer: ROOT, module: LightningModule) -> None:
+    """Give all groups of the backbone one learning rate.
+
+    `BackboneFinetuning` raises that of the last group epoch by epoch; of ROOT's two for a backbone
+    that is AdamW's.
+    """
+    backbone = {id(parameter) for parameter in module.backbone.parameters()}  # type: ignore[union-attr]
+    groups = [
+        group
+        for group in optimizer.param_groups
+        if group["params"] and all(id(parameter) in backbone for parameter in group["params"])
+    ]
+    if groups and groups[-1] is optimizer.param_groups[-1]:
+        for group in groups:
+            group["lr"] = groups[-1]["lr"]
 
 
 def _show(trainer: Trainer, table: str) -> None:

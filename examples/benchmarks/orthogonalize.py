@@ -3,6 +3,7 @@
     python -m examples.benchmarks.orthogonalize
     python -m examples.benchmarks.orthogonalize --quick             # seconds, to try it
     python -m examples.benchmarks.orthogonalize --shapes 768x3072 200x64x256
+    python -m examples.benchmarks.orthogonalize --device cuda --dtype bfloat16
 
 All forms evaluate the same polynomial, `coefficients="adaptive"` at 5 steps, of the same matrices,
 in turns. Their error is the distance to the same polynomial in float64.
@@ -22,7 +23,7 @@ from torch import Tensor
 from examples.benchmarks.page import markdown_table, provenance
 from examples.benchmarks.speed.clock import clock_of, interleave, quartiles, speed
 from examples.benchmarks.speed.command import DTYPES, Command
-from examples.benchmarks.speed.forms import BASELINE, FORMS, published
+from examples.benchmarks.speed.forms import BASELINE, FORMS, ON_GPUS, forms_for, published
 from examples.benchmarks.speed.machine import Limits, measure_limits
 from examples.benchmarks.speed.operations import FORMS as COUNTS
 from examples.benchmarks.speed.sets import loud_columns
@@ -93,12 +94,13 @@ def measure_shape(shape: StackShape, limits: Limits, options: argparse.Namespace
     """Time and error of every form on matrices of one shape."""
     triples: tuple[Triple, ...] = lookup(shape[-2:], "adaptive", STEPS).triples
     matrices = make_matrices(shape, options.seed, DTYPES[options.dtype], options.device)
-    errors: dict[str, dict[str, float]] = {name: {} for name in FORMS}
+    forms = forms_for(options.device)
+    errors: dict[str, dict[str, float]] = {name: {} for name in forms}
     for kind, matrix in matrices.items():
         exact = published(matrix.double(), triples)
-        for name, form in FORMS.items():
+        for name, form in forms.items():
             errors[name][kind] = error(form.run(matrix, triples), exact)
-    runs = {name: partial(form.run, matrices["full"], triples) for name, form in FORMS.items()}
+    runs = {name: partial(form.run, matrices["full"], triples) for name, form in forms.items()}
     for run in runs.values():
         for _ in range(WARM_UP):
             run()
@@ -112,7 +114,7 @@ def measure_shape(shape: StackShape, limits: Limits, options: argparse.Namespace
     clock = clock_of(options.device, options.threads)
     batch, m, n = torch.Size(shape[:-2]).numel(), *shape[-2:]
     rows = {}
-    for name, form in FORMS.items():
+    for name, form in forms.items():
         operations = batch * form.operations(m, n, STEPS)
         seconds = quartiles(getattr(times[name], clock)).median
         rows[name] = {
@@ -150,7 +152,7 @@ def page_text(numbers: Mapping[str, Any]) -> str:
         "||U - U64|| / ||U64|| in the Frobenius norm against the published form in float64, the "
         "largest of a stack; for clipped matrices with loud and quiet columns, of full rank, and "
         "for matrices of a quarter of full rank.",
-        _forms(),
+        _forms(shapes),
         *(part for values in shapes for part in _shape(values)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -166,8 +168,10 @@ def _counts(values: Mapping[str, Any]) -> list[str]:
     return ["x".join(map(str, values["shape"])), *bold]
 
 
-def _forms() -> str:
-    lines = [f"| `{name}` | {form.about} |" for name, form in FORMS.items()]
+def _forms(shapes: Sequence[Mapping[str, Any]]) -> str:
+    present = {name for values in shapes for name in values["forms"]}
+    forms = [(name, form) for name, form in (FORMS | ON_GPUS).items() if name in present]
+    lines = [f"| `{name}` | {form.about} |" for name, form in forms]
     return "\n".join(["| form | what it does |", "|---|---|", *lines])
 
 

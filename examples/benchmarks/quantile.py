@@ -2,6 +2,7 @@
 
     python -m examples.benchmarks.quantile
     python -m examples.benchmarks.quantile --quick      # seconds, to try it
+    python -m examples.benchmarks.quantile --device cuda
 
 ROOT clips its momentum there. Every way is timed on Gaussian matrices, in turns; then the share of
 entries that its threshold really clips is counted, on Gaussian matrices, on heavy tails, and on
@@ -24,7 +25,12 @@ from examples.benchmarks.speed.clock import clock_of, interleave, quartiles, spe
 from examples.benchmarks.speed.command import Command
 from examples.benchmarks.speed.machine import measure_limits
 from examples.benchmarks.speed.operations import standard
-from examples.benchmarks.speed.selections import BASELINE, SELECTIONS
+from examples.benchmarks.speed.selections import (
+    BASELINE,
+    ON_GPUS,
+    SELECTIONS,
+    selections_for,
+)
 from examples.benchmarks.speed.words import digits, how_timed, quick_warning, ratio
 
 MODULE = "examples.benchmarks.quantile"
@@ -70,13 +76,14 @@ def measure_shape(shape: tuple[int, int], options: argparse.Namespace) -> dict[s
     generator = torch.Generator().manual_seed(options.seed)
     matrices = {kind: make(*shape, generator) for kind, make in KINDS.items()}
     matrices = {kind: matrix.to(options.device) for kind, matrix in matrices.items()}
+    selections = selections_for(options.device)
     runs = {
         name: partial(selection.run, matrices["Gaussian"], QUANTILE)
-        for name, selection in SELECTIONS.items()
+        for name, selection in selections.items()
     }
     clipped = {  # and a warm-up
         name: {k: clipped_share(m, selection.run(m, QUANTILE)) for k, m in matrices.items()}
-        for name, selection in SELECTIONS.items()
+        for name, selection in selections.items()
     }
     size = "x".join(map(str, shape))
     times = interleave(runs, options.rounds, device=options.device, seed=options.seed, label=size)
@@ -89,7 +96,7 @@ def measure_shape(shape: tuple[int, int], options: argparse.Namespace) -> dict[s
             "speed": speed(times[name], times[BASELINE], clock),
             "clipped": clipped[name],
         }
-        for name in SELECTIONS
+        for name in selections
     }
     return {"shape": shape, "elements": elements, "selections": rows}
 
@@ -120,7 +127,7 @@ def page_text(numbers: Mapping[str, Any]) -> str:
         how_timed(about, numbers["clock"])
         + " **Speed** is that of the published way divided by this time. **Clipped** is the share "
         f"of entries beyond the threshold; {1 - QUANTILE:.1f} is asked for.",
-        _selections(),
+        _selections(shapes),
         "## Nanoseconds an element",
         markdown_table(head, _body(shapes, lambda row: digits(row["nanoseconds"]))),
         "## Speed",
@@ -143,15 +150,21 @@ def _iteration(shape: Sequence[int], rate: float) -> float:
     return 1e9 * standard(m, n, 5) / rate / (m * n)
 
 
-def _selections() -> str:
-    lines = [f"| `{name}` | {selection.about} |" for name, selection in SELECTIONS.items()]
+def _present(shapes: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [name for name in SELECTIONS | ON_GPUS if name in shapes[0]["selections"]]
+
+
+def _selections(shapes: Sequence[Mapping[str, Any]]) -> str:
+    known = SELECTIONS | ON_GPUS
+    lines = [f"| `{name}` | {known[name].about} |" for name in _present(shapes)]
     return "\n".join(["| way | what it does |", "|---|---|", *lines])
 
 
 def _body(
     shapes: Sequence[Mapping[str, Any]], cell: Callable[[Mapping[str, Any]], str]
 ) -> list[list[str]]:
-    return [[f"`{name}`", *(cell(v["selections"][name]) for v in shapes)] for name in SELECTIONS]
+    names = _present(shapes)
+    return [[f"`{name}`", *(cell(v["selections"][name]) for v in shapes)] for name in names]
 
 
 def _clipped(values: Mapping[str, Any]) -> list[str]:

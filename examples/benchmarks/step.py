@@ -44,6 +44,7 @@ from examples.benchmarks.speed.optimizers import (
     OPTIMIZERS,
     OURS,
     WITHOUT_THRESHOLD,
+    on_gpus,
     usual,
 )
 from examples.benchmarks.speed.sets import SETS, ParameterSet, make_gradients, make_parameters
@@ -213,6 +214,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = command.parse(arguments)
     options.sets = options.sets or (["tiny"] if options.quick else usual_sets)
     names = list(dict.fromkeys([BASELINE, *(options.optimizers or usual(options.device))]))
+    impossible = set(names) & set(on_gpus()) if options.device.type == "cpu" else ()
+    if impossible:
+        command.parser.error(
+            f"{', '.join(sorted(impossible))}: for GPUs only; give `--device cuda`, or leave it out"
+        )
     check_memory(command, options, names)
     start = time.perf_counter()
     limits = measure_limits(options.device, quick=options.quick)

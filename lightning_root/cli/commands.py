@@ -36,9 +36,17 @@ def _plan(arguments: Sequence[str]) -> int:
     return run(arguments)
 
 
+def _convert_checkpoint(arguments: Sequence[str]) -> int:
+    """Make a run's optimizer state ROOT's, or load everywhere."""
+    from lightning_root.cli.convert import run
+
+    return run(arguments)
+
+
 COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {
     "coefficients": _coefficients,
     "report": _report,
     "compare": _compare,
     "plan": _plan,
+    "convert-checkpoint": _convert_checkpoint,
 }

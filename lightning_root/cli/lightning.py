@@ -1,12 +1,15 @@
 """LightningCLI that knows ROOT."""
 
-from typing import Any, Literal
+import sys
+from typing import Any, Literal, NoReturn
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion
 from torch.optim import Optimizer
 
 from lightning_root.cli.commands import COMMANDS
+from lightning_root.cli.messages import one_line
 from lightning_root.module import ROOTBinder
 from lightning_root.optim import ROOT
 from lightning_root.partition import Rules, partition_parameters
@@ -54,8 +57,19 @@ class ROOTCLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer, with the binding callback."""
+        """The Trainer, with the binding callback.
+
+        Raises:
+            ValueError: If its strategy would start processes that do not get `--optimizer`.
+        """
         trainer: Trainer = super().instantiate_trainer(**kwargs)
+        started = getattr(trainer.strategy, "_start_method", None)
+        if started in ("spawn", "forkserver") and self._get(self.config_init, "optimizer"):
+            raise ValueError(
+                "`trainer.strategy` must be one whose processes get the options of `--optimizer`: "
+                f'those that "{started}" starts train with the module\'s own optimizer, or with '
+                'none; "ddp" is the usual choice'
+            )
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, ROOTBinder) for callback in callbacks):
             callbacks.append(ROOTBinder())
@@ -86,7 +100,16 @@ class PartitionTrainer(Trainer):
 
 
 class MainParser(LightningArgumentParser):
-    """LightningCLI's parser; `list_commands` adds those that `main` sends elsewhere to its help."""
+    """LightningCLI's parser, with errors of one line.
+
+    `list_commands` adds the commands that `main` sends elsewhere to its help.
+    """
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong and leave with status 2; values that are only tried raise."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        self.exit(2, f"error: {one_line(message)}\n")
 
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
         """Keep what more subcommands can be added to."""
@@ -110,6 +133,26 @@ class MainCLI(ROOTCLI):
         """LightningCLI's parser, whose help names all commands."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         self.parser.list_commands()
+
+    def instantiate_classes(self) -> None:
+        """LightningCLI's; what an option may not be is said in one line."""
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            if not str(error).startswith("`"):  # as we and Lightning name what is wrong
+                raise
+            self.parser.error(str(error))
+
+    @staticmethod
+    def configure_optimizers(lightning_module: LightningModule, *args: Any, **options: Any) -> Any:
+        """ROOTCLI's; rules that do not fit a model which is only complete now are one line too."""
+        try:
+            return ROOTCLI.configure_optimizers(lightning_module, *args, **options)
+        except (TypeError, ValueError) as error:
+            if not str(error).startswith("`"):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and refuse what is only listed: those commands have to come first."""

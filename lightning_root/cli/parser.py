@@ -20,6 +20,15 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
+class ModelParser(CommandParser):
+    """Its own options; all others are left for LightningCLI's parser, in `model`."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Own options, and nothing that is unknown."""
+        options, options.model = super().parse_known_args(args, namespace)
+        return options, []
+
+
 def run_command(parser: CommandParser, arguments: Sequence[str]) -> int:
     """Call the function that the arguments choose; what the user can mend is one line on stderr.
 

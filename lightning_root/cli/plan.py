@@ -5,10 +5,10 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Final, cast, get_args
 
 from lightning_root.cli.coefficients.arguments import read_output, read_steps
-from lightning_root.cli.parser import CommandParser, program, run_command
+from lightning_root.cli.parser import ModelParser, program, run_command
 from lightning_root.cli.plan_model import read_model
 from lightning_root.cli.plan_table import ELEMENT_BYTES, Plans, print_plans, print_plans_as_json
 from lightning_root.cli.plots import check_picture
@@ -31,15 +31,6 @@ examples:
 """
 
 
-class PlanParser(CommandParser):
-    """Its own options; all others are left for LightningCLI's parser, in `model`."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Own options, and nothing that is unknown."""
-        options, options.model = super().parse_known_args(args, namespace)
-        return options, []
-
-
 def run(arguments: Sequence[str]) -> int:
     """Print the plans that the arguments after `plan` ask for; the help, with status 2, if none.
 
@@ -53,10 +44,10 @@ def run(arguments: Sequence[str]) -> int:
     return 2
 
 
-def make_parser() -> PlanParser:
+def make_parser() -> ModelParser:
     """The parser of what LightningCLI's does not know."""
     called = f"{program()} plan"
-    parser = PlanParser(
+    parser = ModelParser(
         prog=called,
         usage=f"{called} (--config FILE | --model CLASS_PATH ...) --ranks N [N ...] [options]",
         description=DESCRIPTION,

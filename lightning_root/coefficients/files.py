@@ -3,7 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,12 +49,18 @@ def _entry(path: str | Path, row: Any) -> Coefficients:
 
 def write_json(path: str | Path, values: Mapping[str, Any], indent: int | None = 1) -> None:
     """Write a JSON file atomically: readers see the old file or the new one."""
+    with replaced_whole(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replaced_whole(path: str | Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place at the end if nothing is raised."""
     target = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(values, file, indent=indent)
-            file.write("\n")
+        yield Path(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except BaseException:

@@ -22,6 +22,7 @@ from lightning_root.distributed.replicas import (
     Bucket,
     Matrix,
     Replicas,
+    cost_on,
     cut_by_size,
     empty_bucket,
     slots,
@@ -33,6 +34,8 @@ from lightning_root.distributed.shards import (
     pieces_of,
     row_shards,
 )
+from lightning_root.distributed.state_owners import Kind, Parts, StateOwners
+from lightning_root.distributed.streams import Receive, Stream, send_streams
 
 __all__ = [
     "COSTS",
@@ -40,17 +43,23 @@ __all__ = [
     "Cost",
     "CostForm",
     "Exchange",
+    "Kind",
     "Matrices",
     "Matrix",
     "OwnershipPlan",
+    "Parts",
     "Piece",
     "Placement",
+    "Receive",
     "Replicas",
     "RowShards",
     "Shape",
+    "StateOwners",
+    "Stream",
     "all_ranks_agree",
     "bytes_bound",
     "cheapest_operations",
+    "cost_on",
     "cut_by_size",
     "empty_bucket",
     "gather",
@@ -62,6 +71,7 @@ __all__ = [
     "reshard",
     "row_shards",
     "scatter_like",
+    "send_streams",
     "slots",
     "standard_operations",
 ]

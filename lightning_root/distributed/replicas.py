@@ -4,7 +4,7 @@ Every rank orthogonalizes the matrices that it owns and lays the updates into it
 one asynchronous collective per bucket brings all parts to all ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
@@ -19,6 +19,7 @@ from lightning_root.distributed.ownership_cost import (
     standard_operations,
 )
 from lightning_root.distributed.shards import pieces_of
+from lightning_root.distributed.state_owners import StateOwners
 
 Entry = TypeVar("Entry")
 
@@ -29,6 +30,9 @@ EXCHANGE_ELEMENTS: Final = 1 << 25
 """The same of rows that are brought together: 128 MiB, so that there are few exchanges."""
 
 _REMEMBERED_PLANS: Final = 8
+
+# torch 2.13 warns of the old name, which is the only one of 2.11.
+_all_gather: Final = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Matrix(NamedTuple):
@@ -62,9 +66,11 @@ class Replicas:
 
     Args:
         group: The ranks.
+        owners: Which rank keeps which part of the state; None where each keeps all.
     """
 
     group: dist.ProcessGroup
+    owners: StateOwners | None = None
     _plans: dict[PlanKey, list[Bucket]] = field(default_factory=dict)
 
     @property
@@ -92,24 +98,18 @@ class Replicas:
         if key not in self._plans:
             if len(self._plans) >= _REMEMBERED_PLANS:
                 self._plans.clear()
-            cost = cheapest_operations if device.type == "cpu" else standard_operations
-            self._plans[key] = self._planned(matrices, steps, cost, elements)
+            self._plans[key] = self._planned(matrices, steps, cost_on(device), elements)
         return self._plans[key]
 
     def _planned(
         self, matrices: Sequence[Matrix], steps: int, cost: Cost, elements: int
     ) -> list[Bucket]:
-        plan = plan_ownership(
-            [Matrices(m.name, m.number, (m.rows, m.columns)) for m in matrices],
-            self.size,
-            steps=steps,
-            cost=cost,
-        )
+        owner = self._owner(matrices, steps, cost)
         owned: list[list[int]] = [[] for _ in range(self.size)]
         sizes = [m.rows * m.columns for m in matrices]
         # The largest first, so that the parts of one bucket are of one size.
         for place in sorted(range(len(matrices)), key=lambda place: -sizes[place]):
-            owned[plan.owner(matrices[place].name, matrices[place].number)].append(place)
+            owned[owner(matrices[place].name, matrices[place].number)].append(place)
         parts = [
             cut_by_size(places, [sizes[place] for place in places], elements // self.size)
             for places in owned
@@ -121,13 +121,25 @@ class Replicas:
             buckets.append(Bucket(members, width))
         return buckets
 
+    def _owner(
+        self, matrices: Sequence[Matrix], steps: int, cost: Cost
+    ) -> Callable[[str, int], int]:
+        """Who has the state, or whoever leaves the busiest rank with little to do."""
+        if (owners := self.owners) is not None:
+            return lambda name, number: owners.parts(name).owners[number]
+        listed = [Matrices(m.name, m.number, (m.rows, m.columns)) for m in matrices]
+        return plan_ownership(listed, self.size, steps=steps, cost=cost).owner
+
     def gather(self, part: Tensor, whole: Tensor) -> dist.Work:
         """Bring the parts of all ranks, (width,), to all ranks, (size, width). Returns at once."""
-        work: dist.Work | None = dist.all_gather_into_tensor(
-            whole.flatten(), part, group=self.group, async_op=True
-        )
+        work: dist.Work | None = _all_gather(whole.flatten(), part, self.group, async_op=True)
         assert work is not None
         return work
+
+
+def cost_on(device: torch.device) -> Cost:
+    """How operations are counted: accelerators evaluate the iteration in its standard form."""
+    return cheapest_operations if device.type == "cpu" else standard_operations
 
 
 def cut_by_size(entries: Sequence[Entry], sizes: Sequence[int], at_most: int) -> list[list[Entry]]:
@@ -149,6 +161,6 @@ def slots(buffer: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def empty_bucket(bucket: Bucket, like: Tensor) -> Tensor:
+def empty_bucket(bucket: Bucket, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for the parts of all ranks, (size, width)."""
-    return torch.zeros(len(bucket.members), bucket.width, dtype=like.dtype, device=like.device)
+    return torch.zeros(len(bucket.members), bucket.width, dtype=dtype, device=device)

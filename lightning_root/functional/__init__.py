@@ -6,20 +6,29 @@ from lightning_root.functional.measures import (
     orthogonalization_error,
     outlier_energy,
     outlier_fraction,
+    relative_kurtosis,
     relative_threshold,
     root_mean_square,
     singular_value_range,
     update_to_weight_ratio,
 )
 from lightning_root.functional.orthogonalize import Triple, as_schedule, newton_schulz
-from lightning_root.functional.outliers import QuantileMode, clip_outliers, outlier_threshold
+from lightning_root.functional.outliers import (
+    Quantile,
+    QuantileMode,
+    automatic_quantile,
+    clip_outliers,
+    outlier_threshold,
+)
 from lightning_root.functional.scaling import AdjustLR, update_scale
 
 __all__ = [
     "AdjustLR",
+    "Quantile",
     "QuantileMode",
     "Triple",
     "as_schedule",
+    "automatic_quantile",
     "clip_outliers",
     "cosine_similarity",
     "kurtosis",
@@ -28,6 +37,7 @@ __all__ = [
     "outlier_energy",
     "outlier_fraction",
     "outlier_threshold",
+    "relative_kurtosis",
     "relative_threshold",
     "root_mean_square",
     "singular_value_range",

@@ -3,6 +3,17 @@
 from lightning_root.kernels.forms import FORMS, Form
 from lightning_root.kernels.orthogonalize import FormOption, orthogonalize
 from lightning_root.kernels.products import symmetric_product
+from lightning_root.kernels.triton.tuning import KERNEL_OPTIONS, KernelOption, tuning_for
 from lightning_root.kernels.workers import run_in_order
 
-__all__ = ["FORMS", "Form", "FormOption", "orthogonalize", "run_in_order", "symmetric_product"]
+__all__ = [
+    "FORMS",
+    "KERNEL_OPTIONS",
+    "Form",
+    "FormOption",
+    "KernelOption",
+    "orthogonalize",
+    "run_in_order",
+    "symmetric_product",
+    "tuning_for",
+]

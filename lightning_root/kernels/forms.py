@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_root.coefficients.schedules import NEWTON_SCHULZ
 from lightning_root.functional import Triple
 from lightning_root.functional.orthogonalize import iterate, unit_frobenius
-from lightning_root.kernels.products import gram_matrix, quadratic, symmetric_product
+from lightning_root.kernels.products import PLAIN, Products
 
 Form: TypeAlias = Literal["standard", "gram", "eigh", "polar"]
 """`standard`, `gram` and `eigh` evaluate the iteration; `polar` gives its limit, U V'."""
@@ -50,7 +50,14 @@ def segments(triples: Sequence[Triple], dtype: torch.dtype) -> list[tuple[Triple
     return [tuple(part) for part in parts]
 
 
-def evaluate(x: Tensor, triples: Sequence[Triple], form: Form) -> Tensor:
+def evaluate(
+    x: Tensor,
+    triples: Sequence[Triple],
+    form: Form,
+    *,
+    products: Products = PLAIN,
+    of_norm_one: bool = False,
+) -> Tensor:
     """Divide by the Frobenius norm and iterate.
 
     Args:
@@ -59,40 +66,46 @@ def evaluate(x: Tensor, triples: Sequence[Triple], form: Form) -> Tensor:
             view gives a transposed result, without a copy.
         triples: One triple per step.
         form: How; see the module.
+        products: Who computes what is symmetric.
+        of_norm_one: x has been divided by its norm already.
 
     Returns:
         The same shape; zero for a zero matrix.
     """
     if form == "standard":
-        return iterate(unit_frobenius(x).to(x.dtype), triples, gram_matrix, quadratic)
+        unit = x if of_norm_one else unit_frobenius(x).to(x.dtype)
+        return iterate(unit, triples, products.gram_matrix, products.quadratic)
     if form == "polar":
         return _polar(x)
     if form == "eigh":
         try:
-            return _through_gram(x, triples, _eigh)
+            return _through_gram(x, triples, _eigh, products)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             pass  # it did not converge, or the matrix is not finite
-    return _through_gram(x, triples, _gram)
+    return _through_gram(x, triples, _gram, products)
 
 
 def _through_gram(
-    x: Tensor, triples: Sequence[Triple], factor: Callable[[Tensor, Sequence[Triple]], Tensor]
+    x: Tensor,
+    triples: Sequence[Triple],
+    factor: Callable[[Tensor, Sequence[Triple], Products], Tensor],
+    products: Products,
 ) -> Tensor:
     """Q X, where `factor` gives Q from R and part of the schedule."""
     for number, part in enumerate(segments(triples, x.dtype)):
-        gram = symmetric_product(x, x.mT, mirror=factor is _gram)
+        gram = products.symmetric(x, x.mT, mirror=factor is _gram)
         inverse_norm = None
         if number == 0:
             square = _trace(gram)
             square = square.masked_fill(square == 0, 1.0)
             gram /= square
             inverse_norm = square.rsqrt()
-        q = factor(gram, part)
+        q = factor(gram, part, products)
         x = _left(q if inverse_norm is None else q.mul_(inverse_norm), x)
     return x
 
 
-def _gram(gram: Tensor, triples: Sequence[Triple]) -> Tensor:
+def _gram(gram: Tensor, triples: Sequence[Triple], products: Products) -> Tensor:
     """Q from R, which is used up: 3 T - 2 symmetric products and T - 1 whole ones.
 
     Q is symmetric too, up to rounding, but to mirror one triangle of it would spoil it: where R is
@@ -101,16 +114,16 @@ def _gram(gram: Tensor, triples: Sequence[Triple]) -> Tensor:
     """
     q = None
     for number, (a, b, c) in enumerate(triples, 1):
-        p = quadratic(gram, b, c)
+        p = products.quadratic(gram, b, c)
         p.diagonal(dim1=-2, dim2=-1).add_(a)
         q = p if q is None else torch.matmul(p, q)
         if number < len(triples):
-            gram = symmetric_product(p, symmetric_product(p, gram))
+            gram = products.symmetric(p, products.symmetric(p, gram))
     assert q is not None
     return q
 
 
-def _eigh(gram: Tensor, triples: Sequence[Triple]) -> Tensor:
+def _eigh(gram: Tensor, triples: Sequence[Triple], products: Products) -> Tensor:
     """Q from R = V diag(lambda) V', of which the lower triangle is read."""
     eigenvalues, vectors = torch.linalg.eigh(gram)
     sigma = eigenvalues.clamp_(min=0.0).sqrt_()
@@ -119,21 +132,21 @@ def _eigh(gram: Tensor, triples: Sequence[Triple]) -> Tensor:
         square = sigma * sigma
         p = a + square * (b + c * square)
         q, sigma = q * p, sigma * p
-    return symmetric_product(vectors * q.unsqueeze(-2), vectors.mT)
+    return products.symmetric(vectors * q.unsqueeze(-2), vectors.mT)
 
 
 def _polar(x: Tensor) -> Tensor:
     """U V' = (X X')^(-1/2) X, in float64; directions without content give zero."""
     wide = x.double()
     try:
-        eigenvalues, vectors = torch.linalg.eigh(symmetric_product(wide, wide.mT, mirror=False))
+        eigenvalues, vectors = torch.linalg.eigh(PLAIN.symmetric(wide, wide.mT, mirror=False))
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return iterate(unit_frobenius(wide), (NEWTON_SCHULZ,) * 30).to(x.dtype)
     # Below the rounding of x itself there is nothing to bring up to 1.
     negligible = (torch.finfo(_at_least_single(x.dtype)).eps * math.sqrt(x.shape[-1])) ** 2
     floor = eigenvalues[..., -1:] * negligible
     inverse = eigenvalues.rsqrt().masked_fill(eigenvalues <= floor, 0.0)
-    q = symmetric_product(vectors * inverse.unsqueeze(-2), vectors.mT)
+    q = PLAIN.symmetric(vectors * inverse.unsqueeze(-2), vectors.mT)
     return _left(q, wide).to(x.dtype)
 
 

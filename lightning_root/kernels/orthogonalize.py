@@ -9,7 +9,9 @@ from torch import Tensor
 from lightning_root.functional import Triple
 from lightning_root.kernels.choice import cheapest_form
 from lightning_root.kernels.forms import FORMS, Form, evaluate
+from lightning_root.kernels.products import products_for
 from lightning_root.kernels.rates import rates
+from lightning_root.kernels.triton.tuning import DTYPES, Tuning
 
 FormOption: TypeAlias = Literal["auto", "standard", "gram", "eigh", "polar"]
 """What `ns_form` takes."""
@@ -25,6 +27,7 @@ def orthogonalize(
     form: FormOption = "auto",
     dtype: torch.dtype | None = None,
     largest: Tensor | None = None,
+    tuning: Tuning | None = None,
 ) -> Tensor:
     """What `functional.newton_schulz` computes, in less time; the two agree up to rounding.
 
@@ -42,6 +45,7 @@ def orthogonalize(
         dtype: Arithmetic of the iteration, at least float32 for `"eigh"` and `"polar"`. Default:
             that of `matrix`, and float32 for float16.
         largest: Largest magnitude of each matrix, shape (*batch), if it is known.
+        tuning: From `tuning_for`: where Triton's kernels are used. Default: nowhere.
 
     Returns:
         Shape and dtype of `matrix`; zero for a zero matrix, not finite where `matrix` is not.
@@ -67,25 +71,46 @@ def orthogonalize(
         dtype = torch.float32 if matrix.dtype == torch.float16 else matrix.dtype
     rows, columns = matrix.shape[-2:]
     if rows > columns:
-        turned = orthogonalize(matrix.mT, triples, form=form, dtype=dtype, largest=largest)
+        turned = orthogonalize(
+            matrix.mT, triples, form=form, dtype=dtype, largest=largest, tuning=tuning
+        )
         return turned.mT
     if form == "auto":
-        of_cpu = rates(torch.get_num_threads()) if matrix.device.type == "cpu" else None
-        form = cheapest_form((rows, columns), triples, dtype, of_cpu)
+        form = _cheapest_here(matrix, triples, dtype)
     if form in ("eigh", "polar"):  # there are no decompositions in lower precision
         dtype = torch.promote_types(dtype, torch.float32)
     batch = matrix.shape[:-2]
     x = _near_one(matrix, largest).to(dtype)
     x = x.reshape(-1, rows, columns) if len(batch) > 1 else x
-    result = _evaluate_flat(x, triples, form)
+    result = _evaluate_flat(x, triples, form, tuning)
     return result.reshape(matrix.shape).to(matrix.dtype)
 
 
-def _evaluate_flat(x: Tensor, triples: Sequence[Triple], form: Form) -> Tensor:
+def orthogonalize_unit(unit: Tensor, triples: Sequence[Triple], tuning: Tuning) -> Tensor:
+    """The standard form, of matrices (k, m, n) that have been divided by their Frobenius norm."""
+    if unit.shape[-2] > unit.shape[-1]:
+        return orthogonalize_unit(unit.mT, triples, tuning).mT
+    return _evaluate_flat(unit, triples, "standard", tuning, of_norm_one=True)
+
+
+def _cheapest_here(matrix: Tensor, triples: Sequence[Triple], dtype: torch.dtype) -> Form:
+    rows, columns = matrix.shape[-2:]
+    of_cpu = rates(torch.get_num_threads()) if matrix.device.type == "cpu" else None
+    return cheapest_form((rows, columns), triples, dtype, of_cpu)
+
+
+def _evaluate_flat(
+    x: Tensor,
+    triples: Sequence[Triple],
+    form: Form,
+    tuning: Tuning | None,
+    of_norm_one: bool = False,
+) -> Tensor:
     """(k, m, n) or (m, n); one matrix without the overhead of a batch."""
-    if x.ndim == 3 and len(x) == 1:
-        return evaluate(x[0], triples, form).unsqueeze(0)
-    return evaluate(x, triples, form)
+    flat = x[0] if x.ndim == 3 and len(x) == 1 else x
+    products = products_for(tuning if x.dtype in DTYPES else None, x)
+    result = evaluate(flat, triples, form, products=products, of_norm_one=of_norm_one)
+    return result.unsqueeze(0) if flat is not x else result
 
 
 def _near_one(matrix: Tensor, largest: Tensor | None) -> Tensor:

@@ -4,18 +4,18 @@ Block rows of the lower triangle are computed, each up to its diagonal block, an
 plain twin is `a @ b`.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from lightning_root.kernels.triton.tuning import Tuning
+
 LEAST_ROWS: Final = 256
 """Smaller products are done whole: the blocks would be too thin to be fast."""
-
-
-def gram_matrix(x: Tensor) -> Tensor:
-    """X X' for X of shape (*batch, m, n)."""
-    return symmetric_product(x, x.mT)
 
 
 def quadratic(r: Tensor, b: float, c: float) -> Tensor:
@@ -68,3 +68,41 @@ def _in_blocks(a: Tensor, b: Tensor) -> bool:
 def block_rows(m: int) -> int:
     """Thin blocks save operations, thick ones run faster: what was fastest with AVX-512."""
     return 96 if m < 512 else 128 if m < 1536 else 256
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Who computes what is symmetric.
+
+    Args:
+        symmetric: As `symmetric_product`, with its `mirror`.
+        quadratic: As `quadratic`.
+    """
+
+    symmetric: Callable[..., Tensor] = symmetric_product
+    quadratic: Callable[[Tensor, float, float], Tensor] = quadratic
+
+    def gram_matrix(self, x: Tensor) -> Tensor:
+        """X X' for X of shape (*batch, m, n)."""
+        return self.symmetric(x, x.mT)
+
+
+PLAIN: Final = Products()
+
+
+def products_for(tuning: Tuning | None, x: Tensor) -> Products:
+    """Triton's for matrices like x, where they are the faster ones, or else torch's.
+
+    Args:
+        tuning: From `tuning_for`.
+        x: Shape (*batch, m, n), m <= n.
+    """
+    tile = tuning.tile(x.shape[-2]) if tuning is not None else None
+    if tile is None:
+        return PLAIN
+    from lightning_root.kernels.triton import products
+
+    def symmetric(a: Tensor, b: Tensor, *, mirror: bool = True) -> Tensor:
+        return products.symmetric_product(a, b, tile)  # both halves cost what one does
+
+    return Products(symmetric, partial(products.quadratic, tile=tile))

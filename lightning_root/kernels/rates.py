@@ -5,7 +5,6 @@ the cache folder, so that the same form is chosen from run to run and results st
 bit. Where nothing can be kept nothing is measured: standing values decide then.
 """
 
-import logging
 import math
 import os
 import platform
@@ -14,16 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from lightning_root.coefficients.files import read_json, write_json
-from lightning_root.coefficients.store import cache_folder
+from lightning_root.kernels.kept import kept, machine_file
 from lightning_root.kernels.products import quadratic
-
-_log = logging.getLogger(__name__)
 
 SIZES: Final = (64, 128, 256, 384, 512, 768, 1024)
 
@@ -73,14 +69,15 @@ def rates(threads: int) -> Rates:
     """
     with _one_at_a_time:  # others would disturb the measurement
         if threads not in _known:
-            file = rates_file(threads)
-            _known[threads] = _read(file) or _kept(file, measure) or STANDING
+            _known[threads] = kept(rates_file(threads), measure, _read) or STANDING
     return _known[threads]
 
 
 def rates_file(threads: int) -> Path:
     """Where the rates of this machine are kept."""
-    return cache_folder() / "rates-1" / f"{_machine(threads)}.json"
+    return machine_file(
+        f"{_processor()} {os.cpu_count()} cores torch {torch.__version__} {threads} threads"
+    )
 
 
 def rates_in_use() -> dict[int, Rates]:
@@ -127,37 +124,12 @@ def _seconds(run: Callable[[Tensor], object], x: Tensor, least: float = 0.03) ->
     return min(times)
 
 
-def _read(file: Path) -> Rates | None:
-    """None if it is missing or damaged."""
-    try:
-        values = read_json(file)
-        found = Rates(**{name: tuple(map(float, values[name])) for name in _OPERATIONS})
-    except (KeyError, TypeError, ValueError):
-        return None
+def _read(values: Mapping[str, Any]) -> Rates | None:
+    """None if they are damaged."""
+    found = Rates(**{name: tuple(map(float, values[name])) for name in _OPERATIONS})
     lists = asdict(found).values()
     sound = all(len(v) == len(SIZES) and all(1e-3 < x < 1e6 for x in v) for v in lists)
     return found if sound else None
-
-
-def _kept(file: Path, measure: Callable[[], Rates]) -> Rates | None:
-    """Measured and kept; None if it cannot be kept. Who writes first decides for all."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.touch()
-        began = time.perf_counter()
-        write_json(draft, asdict(measure()))
-        _log.info("measured this machine in %.1f s, once: %s", time.perf_counter() - began, file)
-        os.replace(draft, file) if _read(file) is None else draft.unlink()
-    except OSError:
-        return None
-    return _read(file)
-
-
-def _machine(threads: int) -> str:
-    """What the rates depend on, as the name of a file."""
-    words = f"{_processor()} {os.cpu_count()} cores torch {torch.__version__} {threads} threads"
-    return "-".join("".join(c if c.isalnum() else " " for c in words).split())
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""The names `npu`, `npu_single`, `npu_ddp`, `npu_fsdp2` in Lightning's registries.
+"""The names of our accelerator and strategies in Lightning's registries.
 
 Lightning has no entry point for accelerators, so importing lightning_root registers them.
 `pytorch_lightning` has registries and base classes of its own: it gets classes on these when it is
@@ -21,10 +21,12 @@ from lightning_root.npu.strategies import (
     DataParallelNPUs,
     NPUDDPStrategy,
     NPUModelParallelStrategy,
+    NPUShardedDDPStrategy,
     OneNPU,
     ShardedNPUs,
     SingleNPUStrategy,
 )
+from lightning_root.strategies import ShardedDDPStrategy, ShardedState
 
 _TWIN: Final = "pytorch_lightning"
 
@@ -35,6 +37,8 @@ def register() -> None:
         "npu_single": SingleNPUStrategy,
         "npu_ddp": NPUDDPStrategy,
         "npu_fsdp2": NPUModelParallelStrategy,
+        "npu_ddp_sharded_state": NPUShardedDDPStrategy,
+        "ddp_sharded_state": ShardedDDPStrategy,
     }
     _register(AcceleratorRegistry, NPUAccelerator, StrategyRegistry, strategies)
     if _TWIN in sys.modules:
@@ -60,11 +64,19 @@ def _register_twin() -> None:
     single = _twin(SingleNPUStrategy, OneNPU, strategies.SingleDeviceStrategy)
     ddp = _twin(NPUDDPStrategy, DataParallelNPUs, strategies.DDPStrategy)
     sharded = _twin(NPUModelParallelStrategy, ShardedNPUs, strategies.ModelParallelStrategy)
+    parts = _twin(ShardedDDPStrategy, ShardedState, strategies.DDPStrategy)
+    npu_parts = _twin(NPUShardedDDPStrategy, ShardedState, ddp)
     _register(
         accelerators.AcceleratorRegistry,
         _twin(NPUAccelerator, NPUDevices, accelerators.Accelerator),
         strategies.StrategyRegistry,
-        {"npu_single": single, "npu_ddp": ddp, "npu_fsdp2": sharded},
+        {
+            "npu_single": single,
+            "npu_ddp": ddp,
+            "npu_fsdp2": sharded,
+            "npu_ddp_sharded_state": npu_parts,
+            "ddp_sharded_state": parts,
+        },
     )
 
 

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.npu.precision import on_npu
 from lightning_root.npu.runtime import npu
+from lightning_root.strategies import ShardedState
 
 
 class OnNPU:
@@ -208,6 +209,17 @@ class NPUDDPStrategy(DataParallelNPUs, DDPStrategy):
     Raises:
         ValueError: If the accelerator is another one, or the chip cannot compute in the precision
             asked for.
+    """
+
+
+class NPUShardedDDPStrategy(ShardedState, DataParallelNPUs, DDPStrategy):
+    """`NPUDDPStrategy` with 1/N of ROOT's state on each NPU: `strategy: npu_ddp_sharded_state`.
+
+    See `ShardedDDPStrategy`.
+
+    Raises:
+        TypeError: If an optimizer is not ROOT.
+        ValueError: As the two strategies that it is made of.
     """
 
 

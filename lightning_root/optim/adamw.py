@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from lightning_root.optim.items import Item, state_dtype, zeros_like
+from lightning_root.optim.items import Item, State, state_dtype, zeros_like
 
 
 def adamw_update_(items: Sequence[Item], group: Mapping[str, Any]) -> None:
     """One AdamW step, in place, by `torch.optim.adamw.adamw`.
+
+    With `capturable` each parameter for itself, by torch's fused kernel, which reads on the device
+    whether the gradient may be used.
 
     Args:
         items: Parameters of any shape.
@@ -31,9 +34,21 @@ def adamw_update_(items: Sequence[Item], group: Mapping[str, Any]) -> None:
 def _adamw_(items: Sequence[Item], parameters: list[Tensor], group: Mapping[str, Any]) -> None:
     for item in items:
         if "exp_avg" not in item.state:
-            item.state["step"] = _step_counter(item.parameter, group)
-            item.state["exp_avg"] = zeros_like(item.parameter)
-            item.state["exp_avg_sq"] = zeros_like(item.parameter)
+            item.state.update(fresh_averages(item.parameter, group))
+    if not group["capturable"]:
+        _by_torch_(items, parameters, group, None)
+        return
+    for item, parameter in zip(items, parameters, strict=True):
+        item.state["step"] = item.state["step"].to(parameter.device)  # of a state from a host
+        _by_torch_([item], [parameter], group, item.finite)
+
+
+def _by_torch_(
+    items: Sequence[Item],
+    parameters: list[Tensor],
+    group: Mapping[str, Any],
+    finite: Tensor | None,
+) -> None:
     beta1, beta2 = group["betas"]
     adamw(
         parameters,
@@ -43,7 +58,8 @@ def _adamw_(items: Sequence[Item], parameters: list[Tensor], group: Mapping[str,
         [],
         [item.state["step"] for item in items],
         foreach=group["foreach"],
-        fused=group["fused"],
+        fused=group["fused"] or group["capturable"],
+        found_inf=None if finite is None else finite.logical_not().float(),
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,
@@ -54,7 +70,17 @@ def _adamw_(items: Sequence[Item], parameters: list[Tensor], group: Mapping[str,
     )
 
 
+def fresh_averages(parameter: Tensor, group: Mapping[str, Any]) -> State:
+    """The state of a parameter that has not been updated yet."""
+    return {
+        "step": _step_counter(parameter, group),
+        "exp_avg": zeros_like(parameter),
+        "exp_avg_sq": zeros_like(parameter),
+    }
+
+
 def _step_counter(parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
     """On the host, as torch keeps it, unless the fused kernel reads it on the device."""
-    device = parameter.device if group["fused"] else torch.device("cpu")
+    on_device = group["fused"] or group["capturable"]
+    device = parameter.device if on_device else torch.device("cpu")
     return torch.zeros((), dtype=torch.float32, device=device)

@@ -13,8 +13,10 @@ from lightning_root.coefficients.schedules import Shape
 from lightning_root.coefficients.store import adopt, fits_in_use
 from lightning_root.kernels import run_in_order
 from lightning_root.kernels.rates import adopt_rates, rates, rates_in_use
+from lightning_root.kernels.triton.tuning import adopt_tunings, tuning_for, tunings_in_use
 from lightning_root.optim.groups import Groups, members
 from lightning_root.optim.guard import WHOLE
+from lightning_root.optim.options import iteration_dtype
 from lightning_root.partition import MatrixView
 
 
@@ -68,6 +70,22 @@ def settle_rates(groups: Groups) -> None:
         pass  # a worker's operations have one thread
     for known in reversed(_of_all_ranks(rates_in_use())):
         adopt_rates(known)
+
+
+def settle_kernels(groups: Groups) -> None:
+    """Measure Triton's kernels where groups need that, and choose by the lowest rank's numbers.
+
+    Before the first step, so that none is compiled or timed while a CUDA graph is captured.
+    """
+    on_gpu = False
+    for group in groups:
+        for parameter in group["params"] if group["role"] == "root" else ():
+            dtype = iteration_dtype(group["ns_dtype"], parameter)
+            tuning_for(group["kernels"], parameter.device, dtype)
+            on_gpu |= parameter.device.type == "cuda" and group["kernels"] == "auto"
+    if on_gpu and _are_several():
+        for known in reversed(_of_all_ranks(tunings_in_use())):
+            adopt_tunings(known)
 
 
 def _are_several() -> bool:

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +28,45 @@ def module_behind(params: object) -> nn.Module | None:
     local = params.gi_frame.f_locals
     module = local.get("self")
     return module if isinstance(module, nn.Module) and local.get("recurse") is True else None
+
+
+def check_params(params: object) -> None:
+    """Refuse what is not an ordered collection of parameters.
+
+    Raises:
+        TypeError: If it is one tensor, a module, a set, or nothing that can be walked.
+    """
+    hint = "pass `model.parameters()`, or a list of tensors, (name, tensor) pairs or groups"
+    if isinstance(params, Tensor):
+        raise TypeError("`params` must be an iterable of tensors, got a tensor; pass [tensor]")
+    if isinstance(params, set | frozenset):
+        raise TypeError(
+            "`params` must have an order, which tells states apart, got a set; pass a list"
+        )
+    if isinstance(params, str | Mapping) or not isinstance(params, Iterable):
+        raise TypeError(
+            f"`params` must be an iterable of tensors, got a {type(params).__name__}; {hint}"
+        )
+
+
+def group_params(param_group: object) -> list[Any]:
+    """What a new parameter group holds, one tensor or several.
+
+    Raises:
+        TypeError: If the group is not a dict, or its `params` are not an ordered collection.
+        ValueError: If it has no `params`.
+    """
+    if not isinstance(param_group, Mapping):
+        raise TypeError(
+            f"`param_group` must be a dict with a key 'params', got a {type(param_group).__name__}"
+        )
+    if "params" not in param_group:
+        raise ValueError(f"a parameter group must have a key 'params', got {list(param_group)}")
+    params = param_group["params"]
+    if isinstance(params, Tensor):
+        return [params]
+    check_params(params)
+    return list(params)
 
 
 def split(params: Sequence[Any], rules: Rules | None, start: int = 0) -> Partition:

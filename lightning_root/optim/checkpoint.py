@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_root.optim.adamw import fresh_averages
+from lightning_root.optim.items import momentum_dtype, state_dtype, zeros_like
 from lightning_root.optim.options import plain_coefficients
 
 StateDict = dict[str, Any]
@@ -14,6 +16,60 @@ Groups = Sequence[Mapping[str, Any]]
 
 ROLE_KEYS = {"root": "momentum_buffer", "adamw": "exp_avg"}
 """A state entry that only this role has."""
+
+
+def completed(
+    state_dict: StateDict, groups: Groups, device: torch.device | None = None
+) -> StateDict:
+    """Give parameters that have not been updated yet the zeros that they would begin with.
+
+    Some had no gradient so far. FSDP2 cannot load a state in which others are missing.
+
+    Args:
+        state_dict: From torch's `state_dict`; without any state it stays so.
+        groups: The parameter groups.
+        device: For the zeros. Default: the parameters'.
+    """
+    state = state_dict["state"]
+    if not state:
+        return state_dict
+    parameters = [(group, parameter) for group in groups for parameter in group["params"]]
+    whole = {
+        position: state[position] if position in state else _fresh(parameter, group, device)
+        for position, (group, parameter) in enumerate(parameters)
+    }
+    return {**state_dict, "state": whole}
+
+
+def _fresh(parameter: Tensor, group: Mapping[str, Any], device: torch.device | None) -> StateDict:
+    """The state of a parameter before its first update."""
+    if group["role"] == "root":
+        state: StateDict = {
+            "momentum_buffer": zeros_like(parameter, momentum_dtype(parameter, group))
+        }
+    else:
+        state = fresh_averages(parameter, group)
+    return {key: value.to(device) for key, value in state.items()} if device else state
+
+
+def keyed_by_names(state_dict: StateDict, names: Sequence[Sequence[str]]) -> StateDict:
+    """Put names in the place of numbers, which readers count in different orders.
+
+    Args:
+        state_dict: From `ROOT.state_dict()`.
+        names: Of the parameters of each group.
+    """
+    name_of = {
+        identity: name
+        for group, of_group in zip(state_dict["param_groups"], names, strict=True)
+        for identity, name in zip(group["params"], of_group, strict=True)
+    }
+    groups = [
+        {**group, "params": list(of_group)}
+        for group, of_group in zip(state_dict["param_groups"], names, strict=True)
+    ]
+    state = {name_of[identity]: state for identity, state in state_dict["state"].items()}
+    return {**state_dict, "state": state, "param_groups": groups}
 
 
 def packed(state_dict: StateDict) -> StateDict:
@@ -63,6 +119,12 @@ def align_by_name(state_dict: StateDict, groups: Groups) -> StateDict:
     saved_groups = state_dict["param_groups"]
     if not all("param_names" in saved for saved in saved_groups if saved["params"]):
         return state_dict
+    for saved in saved_groups:
+        if len(saved.get("param_names", ())) != len(saved["params"]):
+            raise ValueError(
+                f"the loaded state is damaged: its group {saved.get('name')!r} has "
+                f"{len(saved.get('param_names', ()))} names for {len(saved['params'])} parameters"
+            )
     saved_ids = {
         name: identity
         for saved in saved_groups
@@ -87,7 +149,7 @@ def align_by_name(state_dict: StateDict, groups: Groups) -> StateDict:
 def restore_precision(
     state: Mapping[Tensor, StateDict], saved: Mapping[Any, StateDict], groups: Groups, ids: Groups
 ) -> None:
-    """Put back, in place, the float32 state that torch's loading rounded to the parameter's dtype.
+    """Put back, in place, the state that torch's loading rounded to the parameter's dtype.
 
     And as copies: torch's loading keeps tensors that need no rounding, so that two optimizers
     would advance one state.
@@ -103,7 +165,9 @@ def restore_precision(
             for key, value in saved.get(identity, {}).items():
                 loaded = state[parameter][key]
                 if isinstance(value, Tensor):
-                    wanted = torch.promote_types(parameter.dtype, torch.float32)
+                    wanted = state_dtype(parameter)
+                    if key == "momentum_buffer":
+                        wanted = momentum_dtype(parameter, group)
                     dtype = value.dtype if key == "step" else wanted
                     state[parameter][key] = value.to(device=loaded.device, dtype=dtype, copy=True)
 

@@ -105,8 +105,16 @@ def split_new(
         groups: Those that there are.
         module: Whose parameters these are, where that is known.
         rules: As in `partition_parameters`.
+
+    Raises:
+        ValueError: If there are none.
     """
     parameters = [parameter for _, parameter in named]
+    if not parameters:
+        raise ValueError(
+            "`params` of a group without a `role` must hold a parameter, got none; give the group "
+            'the `role` "root" or "adamw"'
+        )
     if module is not None and any(p.requires_grad for p in module.parameters()):
         partition = select(partition_parameters(module, rules=rules), parameters)
         if len(partition.routes) == len(named):
@@ -168,11 +176,17 @@ def check_parameters(
 
     Raises:
         TypeError: If one is not a real floating point tensor.
-        ValueError: If one in a "root" group is not a matrix, or its coefficients are unbounded.
+        ValueError: If one is computed from others, or one in a "root" group is not a matrix, or
+            its coefficients are unbounded.
     """
     for name, parameter in named:
         if not parameter.is_floating_point():
             raise TypeError(f"`{name}` must be a real floating point tensor, got {parameter.dtype}")
+        if not (parameter.is_leaf or parameter.retains_grad):
+            raise ValueError(
+                f"`{name}` is computed from other tensors and has no gradient of its own (it is no "
+                "leaf); pass those instead"
+            )
         if group["role"] != "root":
             continue
         if parameter.ndim < 2:

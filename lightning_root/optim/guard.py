@@ -9,19 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from lightning_root.distributed import all_ranks_agree, is_sharded, reshard
+from lightning_root.optim.capture import SkipCounts, finite_flags
+from lightning_root.optim.flattened import refuse_flattened
 from lightning_root.optim.groups import Group, Groups, members, stale_names
 from lightning_root.optim.items import Item
+from lightning_root.optim.norms import norms
 from lightning_root.partition import MatrixView
+from lightning_root.partition.names import canonical
 
 WHOLE = MatrixView()
 
 
-def check_bound(groups: Groups, module: nn.Module | None) -> None:
+def check_bound(groups: Groups, module: nn.Module | None, added: Groups = ()) -> None:
     """Check, at the first step, that there are parameters and that they are the module's.
 
+    Args:
+        groups: The parameter groups.
+        module: Whose parameters these are, where that is known.
+        added: Those of the groups that may also hold parameters of something else, a loss.
+
     Raises:
-        RuntimeError: If there are none, or a bound one is no longer the module's.
+        RuntimeError: If there are none, or a bound one is no longer the module's or has been
+            flattened.
     """
+    refuse_flattened(groups)
     if not any(group["params"] for group in groups):
         raise RuntimeError(
             "ROOT has no parameters: it was created empty and never bound. Call "
@@ -38,6 +49,10 @@ def check_bound(groups: Groups, module: nn.Module | None) -> None:
         return
     reshard(module)
     stale = stale_names(groups, module)
+    if stale and added:
+        own = {canonical(name) for name, _ in module.named_parameters()}
+        others = {name for name in stale_names(added, module) if canonical(name) not in own}
+        stale = [name for name in stale if name not in others]
     if stale:
         raise RuntimeError(
             f"{len(stale)} of ROOT's parameters are no longer the model's (first: {stale[:3]}): "
@@ -48,7 +63,10 @@ def check_bound(groups: Groups, module: nn.Module | None) -> None:
 
 
 def collect(
-    groups: Groups, state: defaultdict[Tensor, Any], views: Mapping[str, MatrixView]
+    groups: Groups,
+    state: defaultdict[Tensor, Any],
+    views: Mapping[str, MatrixView],
+    counts: SkipCounts,
 ) -> list[tuple[Group, list[Item], list[str]]]:
     """Per group, what to update, and the names of parameters whose gradient is not finite.
 
@@ -56,6 +74,8 @@ def collect(
         groups: The parameter groups.
         state: The optimizer's state.
         views: How parameters are cut into matrices, by name; the others are taken whole.
+        counts: Where groups with `capturable` count what is not finite. All their parameters are
+            to be updated, by the flags that come with them.
 
     Raises:
         TypeError: If a gradient is sparse or complex.
@@ -67,23 +87,49 @@ def collect(
     ]
     for _, name, _, gradient in entries:
         check_layout(name, gradient)
-    # Momentum and its look-ahead may grow to 1 / (1 - mu) times the gradient.
-    headroom = [
-        2.0 / (1.0 - group["momentum"]) if group["role"] == "root" else 1.0
-        for group, _, _, _ in entries
-    ]
-    flags = usable([gradient for _, _, _, gradient in entries], headroom)
+    flags = _flags(entries, counts)
     found: dict[int, tuple[Group, list[Item], list[str]]] = {
         id(group): (group, [], []) for group in groups
     }
     for (group, name, parameter, gradient), finite in zip(entries, flags, strict=True):
         _, items, unusable = found[id(group)]
-        if not finite:
+        on_device = finite if isinstance(finite, Tensor) else None
+        if on_device is None and not finite:
             unusable.append(name)
         elif parameter.numel():
             view = views.get(name, WHOLE)
-            items.append(Item(name, parameter, gradient, state[parameter], view))
+            item = Item(name, parameter, gradient, state[parameter], view, finite=on_device)
+            items.append(item)
     return list(found.values())
+
+
+def _flags(
+    entries: Sequence[tuple[Group, str, Tensor, Tensor]], counts: SkipCounts
+) -> list[bool | Tensor]:
+    """Whether each gradient is finite; a tensor without dimensions in groups with `capturable`."""
+    flags: list[bool | Tensor] = [True] * len(entries)
+    on_host = [number for number, entry in enumerate(entries) if not entry[0]["capturable"]]
+    headroom = [_headroom(entries[number][0]) for number in on_host]
+    for number, flag in zip(
+        on_host, usable([entries[number][3] for number in on_host], headroom), strict=True
+    ):
+        flags[number] = flag
+    by_group: dict[int, list[int]] = defaultdict(list)
+    for number, (group, _, parameter, _) in enumerate(entries):
+        if group["capturable"] and parameter.numel():
+            by_group[id(group)].append(number)
+    for numbers in by_group.values():
+        gradients = [entries[number][3] for number in numbers]
+        finite = finite_flags(gradients, _headroom(entries[numbers[0]][0]))
+        counts.add([entries[number][1] for number in numbers], finite)
+        for number, one in zip(numbers, finite.unbind(), strict=True):
+            flags[number] = one
+    return flags
+
+
+def _headroom(group: Group) -> float:
+    """Momentum and its look-ahead may grow to 1 / (1 - mu) times the gradient."""
+    return 2.0 / (1.0 - group["momentum"]) if group["role"] == "root" else 1.0
 
 
 def check_layout(name: str, gradient: Tensor) -> None:
@@ -118,7 +164,7 @@ def usable(gradients: Sequence[Tensor], headroom: Sequence[float]) -> list[bool]
     if not gradients:
         return []
     local = [g.to_local() if is_sharded(g) else g for g in gradients]  # type: ignore[attr-defined]
-    flags = _fit_float32(_norms(local), headroom).tolist()
+    flags = _fit_float32(norms(local), headroom).tolist()
     doubtful = [number for number, flag in enumerate(flags) if not flag]
     if doubtful:
         largest = [_largest(local[number]) for number in doubtful]
@@ -129,20 +175,6 @@ def usable(gradients: Sequence[Tensor], headroom: Sequence[float]) -> list[bool]
         device = local[0].device
         flags = all_ranks_agree(torch.tensor(flags, device=device), gradients).tolist()
     return [bool(flag) for flag in flags]
-
-
-def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Euclidean norms, in at least float32, by as few operations as devices and dtypes allow."""
-    norms: list[Tensor] = [torch.zeros(())] * len(tensors)
-    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
-    for number, tensor in enumerate(tensors):
-        kinds[tensor.device, tensor.dtype].append(number)
-    for numbers in kinds.values():
-        for number, norm in zip(
-            numbers, torch._foreach_norm([tensors[n] for n in numbers]), strict=True
-        ):
-            norms[number] = norm
-    return norms
 
 
 def _fit_float32(values: Sequence[Tensor], headroom: Sequence[float]) -> Tensor:

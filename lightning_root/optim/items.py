@@ -1,6 +1,6 @@
 """What both update rules work on: parameters with a gradient, and their state in full precision."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,6 +24,7 @@ class Item:
         state: With `momentum_buffer`, alike, or AdamW's.
         view: How it is cut into matrices.
         first: Number of its first matrix within the parameter of that name.
+        finite: Whether the gradient may be used, on the device; None where it may.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Item:
     state: State
     view: MatrixView
     first: int = 0
+    finite: Tensor | None = None
 
 
 def portions(items: Sequence[Item], elements: int) -> list[list[Item]]:
@@ -44,8 +46,17 @@ def state_dtype(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
-def zeros_like(parameter: Tensor) -> Tensor:
-    """State for a parameter, laid out as it is."""
-    return torch.zeros_like(
-        parameter, dtype=state_dtype(parameter), memory_format=torch.preserve_format
-    )
+def momentum_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    """In which the momentum of a matrix is kept."""
+    return torch.bfloat16 if group["momentum_dtype"] == "bfloat16" else state_dtype(parameter)
+
+
+def shared_dtype(momentum: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    """In which the updates of matrices travel between ranks."""
+    return torch.bfloat16 if group["share_dtype"] == "bfloat16" else state_dtype(momentum)
+
+
+def zeros_like(parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """State for a parameter, laid out as it is; by default of its `state_dtype`."""
+    dtype = dtype or state_dtype(parameter)
+    return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, SupportsFloat, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -13,10 +13,16 @@ from lightning_root.coefficients import COEFFICIENT_NAMES, lookup
 from lightning_root.coefficients.lookup import OTHERWISE, schedules_from_file
 from lightning_root.functional.outliers import QUANTILE_MODES
 from lightning_root.functional.scaling import ADJUST_LR_NAMES
-from lightning_root.kernels import FORMS
+from lightning_root.kernels import FORMS, KERNEL_OPTIONS
 
 OrthogonalizationDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float64"]
 _DTYPE_NAMES = get_args(OrthogonalizationDtype)
+
+KeptDtype: TypeAlias = Literal["auto", "bfloat16"]
+"""float32 (float64 for float64 parameters), or half the bytes."""
+
+MOST_STEPS: Final = 100
+"""Of the iteration. Nothing is gained beyond a tenth of it, and a slip of the hand would hang."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -35,14 +41,24 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_quantile(options["outlier_quantile"])
     _check_choice("adjust_lr_fn", options["adjust_lr_fn"], (*ADJUST_LR_NAMES, None))
     _check_choice("ns_dtype", options["ns_dtype"], _DTYPE_NAMES)
+    _check_choice("momentum_dtype", options["momentum_dtype"], get_args(KeptDtype))
+    _check_choice("share_dtype", options["share_dtype"], get_args(KeptDtype))
     _check_choice("ns_form", options["ns_form"], ("auto", *FORMS))
     _check_choice("outlier_quantile_mode", options["outlier_quantile_mode"], QUANTILE_MODES)
     _check_coefficients(options["coefficients"], options["ns_steps"])
-    for name in ("nesterov", "maximize"):
+    _check_choice("kernels", options["kernels"], KERNEL_OPTIONS)
+    for name in ("nesterov", "maximize", "capturable"):
         if not isinstance(options[name], bool):
             raise TypeError(f"`{name}` must be True or False, got {options[name]!r}")
+    for name in ("foreach", "fused"):
+        if not isinstance(options[name], bool | None):
+            raise TypeError(f"`{name}` must be True, False or None, got {options[name]!r}")
     if options["foreach"] and options["fused"]:
         raise ValueError("`foreach` and `fused` exclude each other; leave one of them None")
+    if options["capturable"] and (options["foreach"] or options["fused"] is False):
+        raise ValueError(
+            "`capturable=True` needs torch's fused AdamW; leave `foreach` and `fused` None"
+        )
 
 
 def plain_coefficients(coefficients: object, steps: object) -> Any:
@@ -56,25 +72,37 @@ def plain_coefficients(coefficients: object, steps: object) -> Any:
     if isinstance(coefficients, Path) or (
         isinstance(coefficients, str) and coefficients.endswith(".json")
     ):
-        return plain_coefficients(schedules_from_file(coefficients, checked_steps(steps)), steps)
+        try:
+            by_shape = schedules_from_file(coefficients, checked_steps(steps))
+        except ValueError as error:
+            raise ValueError(f"`coefficients`: {error}") from None
+        return plain_coefficients(by_shape, steps)
     if isinstance(coefficients, Mapping):
         return {key: plain_coefficients(value, steps) for key, value in coefficients.items()}
     if isinstance(coefficients, str) or not isinstance(coefficients, Sequence):
         return coefficients
     return tuple(
-        tuple(float(value) for value in row) if isinstance(row, Sequence) else float(row)
+        tuple(map(_plain_number, row)) if isinstance(row, tuple | list) else _plain_number(row)
         for row in coefficients
     )
 
 
+def _plain_number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"`coefficients` must be triples (a, b, c) of numbers, got {value!r} there")
+    return float(value)
+
+
 def checked_steps(steps: object) -> int:
-    """`ns_steps`, if it is a whole number >= 1.
+    """`ns_steps`, if it is a whole number from 1 to `MOST_STEPS`.
 
     Raises:
         ValueError: If it is not.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"`ns_steps` must be a whole number >= 1, got {steps!r}; 5 is the default")
+    if steps > MOST_STEPS:
+        raise ValueError(f"`ns_steps` must be at most {MOST_STEPS}, got {steps}; 5 is the default")
     return steps
 
 
@@ -108,6 +136,11 @@ def _check_lr(lr: object) -> None:
             raise ValueError(
                 f"`lr` must have one element when it is a tensor, got {tuple(lr.shape)}"
             )
+        if not lr.is_floating_point():
+            raise TypeError(
+                f"`lr` must be a floating point tensor when it is one, got {lr.dtype}; schedulers "
+                "would round it"
+            )
         return  # its value stays on the device
     _check_number("lr", lr, "1e-3 is the default")
 
@@ -128,11 +161,16 @@ def _check_betas(betas: object) -> None:
 
 
 def _check_quantile(quantile: object) -> None:
-    if quantile is None:
+    if quantile is None or quantile == "auto":
         return
-    hint = "0.9 is the paper's value, None switches the threshold off"
+    hint = (
+        '0.9 is the paper\'s value, "auto" clips where there are outliers, None switches the '
+        "threshold off"
+    )
     if isinstance(quantile, bool) or not isinstance(quantile, int | float):
-        raise TypeError(f"`outlier_quantile` must be a number or None, got {quantile!r}; {hint}")
+        raise TypeError(
+            f'`outlier_quantile` must be a number, "auto" or None, got {quantile!r}; {hint}'
+        )
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"`outlier_quantile` must be in (0, 1], got {quantile}; {hint}")
 
@@ -149,11 +187,32 @@ def _check_coefficients(coefficients: object, steps: object) -> None:
             f"`coefficients` must be one of {list(COEFFICIENT_NAMES)}, a JSON file, a triple "
             f"(a, b, c), one triple per step, or a mapping from shapes, got {coefficients!r}"
         )
-    shapes = [(64, 64)]
     if isinstance(coefficients, Mapping):
-        shapes += [_shape(key) for key in coefficients if key != OTHERWISE]
-    for shape in shapes:
-        lookup(shape, coefficients, steps)  # type: ignore[arg-type]  # it checks names and bounds
+        for key, schedule in coefficients.items():
+            if key == OTHERWISE:
+                _check_coefficients(schedule, steps)
+            else:
+                shape = _shape(key)
+                _check_schedule(schedule, steps, f" for {key}")
+                lookup(shape, coefficients, steps)  # type: ignore[arg-type]  # it checks bounds
+    elif isinstance(coefficients, str):
+        lookup((64, 64), coefficients, steps)  # type: ignore[arg-type]  # it checks the name
+    else:
+        _check_schedule(coefficients, steps, "")
+        lookup((64, 64), coefficients, steps)  # type: ignore[arg-type]  # it checks bounds
+
+
+def _check_schedule(schedule: object, steps: object, where: str) -> None:
+    if not isinstance(schedule, tuple | list):
+        raise TypeError(
+            f"`coefficients` must be one triple (a, b, c) or one per step{where}, got {schedule!r}"
+        )
+    several = bool(schedule) and isinstance(schedule[0], tuple | list)
+    if several and len(schedule) != steps:
+        raise ValueError(
+            f"`coefficients` holds {len(schedule)} triples, one per step, but `ns_steps` is "
+            f"{steps}; set it to {len(schedule)}"
+        )
 
 
 def _shape(key: object) -> tuple[int, int]:
@@ -161,7 +220,7 @@ def _shape(key: object) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", key) if isinstance(key, str) else None
     if match is None or int(match[1]) > int(match[2]):
         raise ValueError(
-            'the keys of a `coefficients` mapping must be "otherwise" or shapes like "768x3072", '
+            '`coefficients` must have as keys "otherwise" or shapes like "768x3072", '
             f"smaller size first, got {key!r}"
         )
     return int(match[1]), int(match[2])

@@ -14,13 +14,14 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_root.coefficients import CoefficientName
 from lightning_root.distributed import Replicas, reshard
-from lightning_root.functional import AdjustLR, QuantileMode
-from lightning_root.kernels import FormOption
+from lightning_root.functional import AdjustLR, Quantile, QuantileMode
+from lightning_root.kernels import FormOption, KernelOption
 from lightning_root.optim.adamw import adamw_update_
-from lightning_root.optim.agreement import settle_coefficients, settle_rates
+from lightning_root.optim.agreement import settle_coefficients, settle_kernels, settle_rates
 from lightning_root.optim.batches import StackHook
-from lightning_root.optim.binding import module_behind, split
-from lightning_root.optim.checkpoint import align_by_name, packed, restore_precision, unpacked
+from lightning_root.optim.binding import check_params, group_params, module_behind, split
+from lightning_root.optim.capture import SkipCounts, check_capturable, check_capturing
+from lightning_root.optim.flattened import refuse_flattened
 from lightning_root.optim.groups import (
     ROLES,
     check_parameters,
@@ -36,13 +37,20 @@ from lightning_root.optim.groups import (
     views_of,
 )
 from lightning_root.optim.guard import check_bound, collect
-from lightning_root.optim.options import OrthogonalizationDtype, check_options, plain_coefficients
+from lightning_root.optim.options import (
+    KeptDtype,
+    OrthogonalizationDtype,
+    check_options,
+    plain_coefficients,
+)
+from lightning_root.optim.shared_state import SharedState
+from lightning_root.optim.sharing_adamw import share_adamw_
 from lightning_root.optim.update import root_update_
 from lightning_root.partition import MatrixView, Partition, Rules, partition_parameters
 from lightning_root.partition.names import canonical
 
 
-class ROOT(torch.optim.Optimizer):
+class ROOT(SharedState, torch.optim.Optimizer):
     r"""Robust orthogonalized momentum for hidden matrices, AdamW for the rest, in one optimizer.
 
     For a hidden matrix W of shape (m, n) with gradient G (arXiv:2511.20626, Algorithm 2):
@@ -71,7 +79,9 @@ class ROOT(torch.optim.Optimizer):
             (the authors' script), "muon", "polar_express", "cans", a JSON file of schedules, one
             triple (a, b, c), one triple per step, or a mapping from shapes; see `lookup`.
         outlier_quantile: p in (0, 1]: entries of the momentum beyond their own p-quantile are
-            clipped to it. None switches the threshold off.
+            clipped to it. "auto" chooses p for each matrix and step from the tail of the momentum:
+            1, which clips nothing, where there is none, down to 0.8; see
+            `functional.automatic_quantile`. None switches the threshold off.
         ns_steps: T, the number of Newton-Schulz steps.
         adjust_lr_fn: Scale of a matrix's update: "match_rms_adamw" is 0.2 sqrt(max(m, n)), so that
             AdamW's learning rates carry over; "original" is sqrt(max(1, m / n)).
@@ -89,6 +99,17 @@ class ROOT(torch.optim.Optimizer):
         outlier_quantile_mode: "exact", "sampled" (from 65536 entries of each matrix: the share
             that is clipped has a standard deviation of 0.0012 at p = 0.9), or "auto": exact on
             CPUs, where it is cheap, sampled elsewhere.
+        kernels: Where Triton's kernels for CUDA devices are used: "auto" where they were measured
+            to be faster than torch's operations, once per machine; "torch" nowhere; "triton"
+            everywhere.
+        capturable: Take steps that a CUDA graph can hold: the host waits for nothing on the device.
+            AdamW is torch's fused one, learning rates that change must be tensors, and parameters
+            that were left alone are counted on the device: reading `skipped` waits for it, and
+            nothing warns. Take one step before the capture. Not for sharded parameters or shared
+            updates.
+        momentum_dtype: In which the matrices' momentum is kept: "auto" is float32 (float64 for
+            float64 parameters); "bfloat16" is half the bytes, rounded stochastically, so that
+            small gradients add up. A step computes in float32 either way.
         rules: Globs on parameter names that override the split, first match wins. The value is
             "adamw", "root", or how a matrix rule cuts the parameter: {"*.qkv.weight": {"rows": 3}}
             for three equal row blocks, {"rows": [256, 64, 64]} for unequal ones, "columns"
@@ -96,14 +117,18 @@ class ROOT(torch.optim.Optimizer):
             rules of a family that needs them: "xlnet", "funnel".
         share_updates: Where Lightning's DDP replicates the model, each rank orthogonalizes a share
             of the matrices and the updates are exchanged; False has every rank do all. See `share`.
+        share_dtype: In which updates travel between ranks: "auto" is float32, in which they are
+            what they are on one process; "bfloat16" is half the bytes under DDP (three quarters
+            under FSDP2, whose rows of momentum stay float32) and rounds each update to 0.4 %.
 
     A parameter that holds several matrices (fused q, k and v, gates, experts, the groups of a
     convolution) is updated as those matrices are, each with its own threshold and scale, where the
     module or a rule tells how it is cut. Groups that the user makes are taken whole.
 
     Momentum (`state[p]["momentum_buffer"]`) and AdamW's averages are kept in float32, or in
-    float64 for float64 parameters. A parameter whose gradient has a NaN or an infinity is left
-    alone for that step, with its state, counted in `skipped` and reported once.
+    float64 for float64 parameters, unless `momentum_dtype` says otherwise. A parameter whose
+    gradient has a NaN or an infinity is left alone for that step, with its state, counted in
+    `skipped` and reported once.
 
     Raises:
         ValueError: If an option is out of range, a coefficient set is unknown or unbounded, or a
@@ -124,10 +149,8 @@ class ROOT(torch.optim.Optimizer):
     """
 
     partition: Partition | None
-    skipped: Counter[str]
     share_updates: bool
     _module: weakref.ref[nn.Module] | None
-    _replicas: Replicas | None
 
     def __init__(
         self,
@@ -141,7 +164,7 @@ class ROOT(torch.optim.Optimizer):
         | tuple[float, float, float]
         | Sequence[tuple[float, float, float]]
         | Mapping[str, Any] = "adaptive",
-        outlier_quantile: float | None = 0.9,
+        outlier_quantile: Quantile | None = 0.9,
         ns_steps: int = 5,
         adjust_lr_fn: AdjustLR | None = "match_rms_adamw",
         betas: tuple[float, float] = (0.9, 0.95),
@@ -153,8 +176,12 @@ class ROOT(torch.optim.Optimizer):
         ns_dtype: OrthogonalizationDtype = "auto",
         ns_form: FormOption = "auto",
         outlier_quantile_mode: QuantileMode = "auto",
+        kernels: KernelOption = "auto",
+        capturable: bool = False,
+        momentum_dtype: KeptDtype = "auto",
         rules: Mapping[str, Literal["root", "adamw"] | dict[str, Any]] | str | None = None,
         share_updates: bool = True,
+        share_dtype: KeptDtype = "auto",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -173,10 +200,13 @@ class ROOT(torch.optim.Optimizer):
             "ns_dtype": ns_dtype,
             "ns_form": ns_form,
             "outlier_quantile_mode": outlier_quantile_mode,
+            "kernels": kernels,
+            "capturable": capturable,
+            "momentum_dtype": momentum_dtype,
+            "share_dtype": share_dtype,
         }
         check_options(defaults)
-        if isinstance(params, Tensor):
-            raise TypeError("`params` must be an iterable of tensors, got a tensor; pass [tensor]")
+        check_params(params)
         if not isinstance(share_updates, bool):
             raise TypeError(f"`share_updates` must be True or False, got {share_updates!r}")
         self.share_updates = share_updates
@@ -201,6 +231,11 @@ class ROOT(torch.optim.Optimizer):
         """The module whose parameters these are, where it is known and alive."""
         return self._module() if self._module is not None else None
 
+    @property
+    def skipped(self) -> Counter[str]:
+        """How often each parameter was left alone because its gradient was not finite, by name."""
+        return self._skipped + self._skip_counts.read()
+
     def bind(self, module: nn.Module, *, rules: Rules | None = None) -> Partition:
         """Take the parameters of `module`, split by name and module type, in place.
 
@@ -219,10 +254,12 @@ class ROOT(torch.optim.Optimizer):
         Raises:
             ValueError: If the module has no trainable parameter, a rule is wrong, or a replaced
                 parameter cannot be found again.
+            RuntimeError: If its parameters have been flattened by FSDP1 or ZeRO.
         """
         if rules is not None:
             self._rules = rules
         reshard(module)
+        refuse_flattened(self.param_groups, module)
         if self._own_groups:
             stale = stale_names(self.param_groups, module)
             replace_stale(self.param_groups, module, stale)
@@ -270,16 +307,25 @@ class ROOT(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        check_capturing(self.param_groups, self._checked)
         if not self._checked:
-            check_bound(self.param_groups, self.module)
+            added = () if self._own_groups else self.param_groups[len(ROLES) :]
+            check_bound(self.param_groups, self.module, added)
+            check_capturable(self.param_groups, self._replicas is not None)
             settle_coefficients(self.param_groups, self._views)
             settle_rates(self.param_groups)
+            settle_kernels(self.param_groups)
+            self._settle_owners()
             self._checked = True
         skipped, finish = [], []
         hooks = tuple(self._stack_hooks.values())
-        for group, items, unusable in collect(self.param_groups, self.state, self._views):
+        for group, items, unusable in collect(
+            self.param_groups, self.state, self._views, self._skip_counts
+        ):
             if group["role"] == "root":
                 finish.append(root_update_(items, group, hooks, self._replicas, self._shards))
+            elif self._replicas is not None and self._replicas.owners is not None:
+                finish.append(share_adamw_(items, group, self._replicas))
             else:  # while other ranks' updates are on their way
                 adamw_update_(items, group)
             skipped += unusable
@@ -298,12 +344,10 @@ class ROOT(torch.optim.Optimizer):
         Raises:
             ValueError: If an option is out of range, a name is taken, or a "root" parameter is not
                 a matrix.
-            TypeError: If the parameters are not floating point tensors.
+            TypeError: If the parameters are not floating point tensors, or have no order.
         """
-        group = dict(param_group)
-        params = group.pop("params")
-        params = [params] if isinstance(params, Tensor) else list(params)
-        named = name_params(params, self.param_groups, self.module)
+        named = name_params(group_params(param_group), self.param_groups, self.module)
+        group = {key: value for key, value in param_group.items() if key != "params"}
         role = group.pop("role", group.get("name") if group.get("name") in ROLES else None)
         if role is None:
             partition = split_new(named, self.param_groups, self.module, self._rules)
@@ -323,23 +367,7 @@ class ROOT(torch.optim.Optimizer):
         group["param_names"] = [name for name, _ in named]
         super().add_param_group({**group, "params": named})
         self.partition = described(self.param_groups, self._views)
-
-    def share(self, process_group: dist.ProcessGroup | None) -> None:
-        """Have ranks that hold the same parameters and gradients orthogonalize a share each.
-
-        As `DistributedDataParallel` leaves them. Which rank takes which matrix is planned from
-        names and shapes (`distributed.plan_ownership`); the updates travel in one asynchronous
-        collective for 16 MiB, while the next ones are computed and while AdamW works on the rest.
-        State is the same on all ranks, as without sharing, and so are checkpoints. Sharded
-        parameters (DTensor) are not concerned. `ROOTBinder` calls this where Lightning's DDP is
-        used. Hooks see the stacks of their own rank alone.
-
-        Args:
-            process_group: The ranks, all of which must call this and step together; None ends it.
-        """
-        self._replicas = None
-        if process_group is not None and process_group.size() > 1:
-            self._replicas = Replicas(process_group)
+        self._checked = False
 
     def register_stack_hook(self, hook: StackHook) -> RemovableHandle:
         """Have `hook` called within `step` with every stack of equal matrices.
@@ -371,40 +399,30 @@ class ROOT(torch.optim.Optimizer):
         self._stack_hooks[handle.id] = hook
         return handle
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state and the options, in the form that every kind of checkpoint takes."""
-        return packed(super().state_dict())
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state by parameter name, whatever the order, and keep it in float32.
-
-        Args:
-            state_dict: From `state_dict()` of a ROOT with the same parameters.
-
-        Raises:
-            ValueError: If names are unknown or missing, or a parameter has changed its rule.
-        """
-        aligned = align_by_name(unpacked(state_dict), self.param_groups)
-        super().load_state_dict(aligned)
-        restore_precision(self.state, aligned["state"], self.param_groups, aligned["param_groups"])
-
     def __getstate__(self) -> dict[str, Any]:
+        if self.shards_state:
+            raise RuntimeError(
+                "each rank keeps a part of ROOT's state, which cannot be copied without the ranks; "
+                "load what `consolidated_state_dict()` returns into another ROOT"
+            )
         names = ("_own_groups", "_selection", "_rules", "_views", "share_updates")
         extra = {name: self.__dict__[name] for name in names}
         return {**super().__getstate__(), **extra}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch's, which no group had before
         for group in self.param_groups:  # of a state that was saved when there were fewer options
             for option, value in self.defaults.items():
                 group.setdefault(option, value)
-        if "skipped" not in self.__dict__:  # a copy or an unpickled object, not a loaded state
+        if "_skipped" not in self.__dict__:  # a copy or an unpickled object, not a loaded state
             self._reset_runtime()
             self.partition = described(self.param_groups, self._views)
 
     def _reset_runtime(self) -> None:
         self.partition = None
-        self.skipped = Counter()
+        self._skipped: Counter[str] = Counter()
+        self._skip_counts = SkipCounts()
         self._module = None
         self._checked = False
         self._replicas = None
@@ -420,8 +438,8 @@ class ROOT(torch.optim.Optimizer):
         self.partition, self._views = partition, views_of(partition)
 
     def _report(self, skipped: Sequence[str]) -> None:
-        new = [name for name in skipped if name not in self.skipped]
-        self.skipped.update(skipped)
+        new = [name for name in skipped if name not in self._skipped]
+        self._skipped.update(skipped)
         if new:
             warnings.warn(
                 f"ROOT left {len(new)} parameters alone because their gradient is not finite "

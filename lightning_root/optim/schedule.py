@@ -17,7 +17,8 @@ class WarmupDecayLR(LRScheduler):
     """Linear warm-up to each group's learning rate, then decay to `min_lr_ratio` of it.
 
     To be stepped after every optimizer step. `ROOTCLI`, `ROOTMixin`, `ROOTBinder` and the factory
-    `configure_optimizers` see to that, and fill in `max_steps` from the Trainer.
+    `configure_optimizers` see to that, and fill in `max_steps` from the Trainer. Groups that are
+    added to the optimizer later keep the learning rate that they are given.
 
     Args:
         optimizer: The optimizer whose learning rates are set.
@@ -93,8 +94,10 @@ class WarmupDecayLR(LRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def get_lr(self) -> list[Any]:
-        """Learning rate of each group at the current step."""
-        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        """Learning rate of each group at the current step; groups added since keep their own."""
+        scheduled = [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        added = self.optimizer.param_groups[len(scheduled) :]
+        return [*scheduled, *(group["lr"] for group in added)]
 
     def factor(self, step: int) -> float:
         """Share of the full learning rate at `step`, which counts from 0.

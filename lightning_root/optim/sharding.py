@@ -24,7 +24,7 @@ from lightning_root.distributed import (
 from lightning_root.distributed import replicas as plans
 from lightning_root.functional import update_scale
 from lightning_root.optim.batches import Block, decay_and_descend_, look_ahead_
-from lightning_root.optim.items import Item
+from lightning_root.optim.items import Item, shared_dtype, state_dtype
 
 Update: TypeAlias = Callable[[Sequence[Block]], None]
 Range: TypeAlias = tuple[int, int]
@@ -151,7 +151,8 @@ class ShardedUpdates:
             shape = (place.matrix.rows, place.matrix.columns)
             whole = torch.cat([pieces[number] for pieces in from_ranks]).view(shape)
             name = (place.matrix.name, place.matrix.number)
-            blocks.append(Block(name, None, whole, torch.empty_like(whole), False, place.scale))
+            target = torch.empty_like(whole, dtype=shared_dtype(whole, self._group))
+            blocks.append(Block(name, None, whole, target, False, place.scale))
         update(blocks)
         back = [
             [
@@ -161,15 +162,18 @@ class ShardedUpdates:
             for rank in ranks
         ]
         sizes = [sum(self._places[i].size(me) for i in members) for members in bucket.members]
+        like = like.new_empty(0, dtype=shared_dtype(like, self._group))
         return Exchange(back, sizes, like, self._replicas.group)
 
 
 def _part(item: Item, shards: RowShards, group: Mapping[str, Any]) -> Part:
     """Advance this rank's momentum and look ahead."""
     momentum = _local(item.state["momentum_buffer"])
-    direction = torch.empty_like(momentum, memory_format=torch.contiguous_format)
+    direction = torch.empty_like(
+        momentum, dtype=state_dtype(momentum), memory_format=torch.contiguous_format
+    )
     look_ahead_(_local(item.gradient), momentum, direction, group)
-    value = _local(item.parameter).to(momentum.dtype)
+    value = _local(item.parameter).to(direction.dtype)
     columns = item.parameter.shape[1:].numel()
     rows = shards.rows(item.parameter.shape[0])
     return Part(value.view(-1, columns), direction.view(-1, columns), rows)

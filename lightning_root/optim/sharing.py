@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_root.distributed import Bucket, Matrix, Replicas, empty_bucket, slots
 from lightning_root.distributed import replicas as plans
 from lightning_root.optim.batches import Block, advance_, decay_and_descend_
+from lightning_root.optim.items import shared_dtype
 
 Update: TypeAlias = Callable[[Sequence[Block]], None]
 
@@ -19,8 +20,9 @@ Update: TypeAlias = Callable[[Sequence[Block]], None]
 class SharedUpdates:
     """The updates of blocks that every rank has: computed where they are owned, applied everywhere.
 
-    Momentum advances on all ranks. When this object is made the own updates have been computed and
-    all are under way; `finish` waits for them, so what comes between costs no time of its own.
+    Momentum advances on all ranks that have it. When this object is made the own updates have been
+    computed and all are under way; `finish` waits for them, so what comes between costs no time of
+    its own.
 
     Args:
         blocks: Of one dtype and device, the same on every rank, in the same order.
@@ -45,7 +47,8 @@ class SharedUpdates:
         for bucket in replicas.buckets(
             matrices, group["ns_steps"], blocks[0].momentum.device, plans.BUCKET_ELEMENTS
         ):
-            whole = empty_bucket(bucket, blocks[0].momentum)
+            like = blocks[0].momentum
+            whole = empty_bucket(bucket, shared_dtype(like, group), like.device)
             part = torch.zeros_like(whole[0])
             own = bucket.members[replicas.rank]
             places = slots(part, [self._shapes[i] for i in own])
@@ -54,7 +57,7 @@ class SharedUpdates:
             # The sent part is kept until it has been sent.
             self._under_way.append((bucket, whole, part, replicas.gather(part, whole)))
             for rank, others in enumerate(bucket.members):
-                if rank != replicas.rank:
+                if rank != replicas.rank and replicas.owners is None:
                     advance_([blocks[i] for i in others], group)
 
     def finish(self) -> None:

@@ -27,7 +27,8 @@ from lightning_root.optim.batches import (
     update_batch_,
     work,
 )
-from lightning_root.optim.items import Item, portions, state_dtype, zeros_like
+from lightning_root.optim.items import Item, momentum_dtype, portions, state_dtype, zeros_like
+from lightning_root.optim.parts import own_momenta
 from lightning_root.optim.sharding import ShardedUpdates, own_matrices
 from lightning_root.optim.sharing import share_updates_
 from lightning_root.partition import MatrixView
@@ -58,9 +59,11 @@ def root_update_(
     Returns:
         To be called before the parameters are used: waits for what other ranks have computed.
     """
-    for item in items:
-        if "momentum_buffer" not in item.state:
-            item.state["momentum_buffer"] = zeros_like(item.parameter)
+    if not _kept_in_parts(replicas):
+        for item in items:
+            if "momentum_buffer" not in item.state:
+                dtype = momentum_dtype(item.parameter, group)
+                item.state["momentum_buffer"] = zeros_like(item.parameter, dtype)
     by_rows: dict[Any, list[Item]] = defaultdict(list)
     direct: list[Item] = []
     rounded: list[Item] = []
@@ -78,8 +81,8 @@ def root_update_(
             sharded.append(item)
     shards = {} if shards is None else shards
     here = partial(_update_here, group=group, hooks=hooks)
-    finish = [_update_all(list(_blocks(direct, group)), group, hooks, replicas)]
-    here(list(_blocks([item for item in stacks if item.parameter.numel()], group)))
+    finish = [_update_all(list(_blocks(direct, group, replicas)), group, hooks, replicas)]
+    here(list(_blocks([item for item in stacks if item.parameter.numel()], group, None)))
     for (ranks, _, _), alike in by_rows.items():
         planned = shards.setdefault(ranks, Replicas(ranks))
         finish.append(ShardedUpdates(alike, group, planned, here).finish)
@@ -106,28 +109,42 @@ def _is_direct(item: Item) -> bool:
     )
 
 
-def _blocks(items: Sequence[Item], group: Mapping[str, Any]) -> Iterator[Block]:
+def _kept_in_parts(replicas: Replicas | None) -> bool:
+    """Whether this rank has the momentum of its own matrices alone."""
+    return replicas is not None and replicas.owners is not None
+
+
+def _blocks(
+    items: Sequence[Item], group: Mapping[str, Any], replicas: Replicas | None
+) -> Iterator[Block]:
     """The matrices of parameters that can be updated where they lie."""
     for item in items:
-        buffer = item.state["momentum_buffer"]
-        yield from _cut(item, item.gradient, buffer, item.parameter, True, group)
+        momenta = _momenta(item, group, replicas)
+        yield from _cut(item, item.gradient, momenta, item.parameter, True, group)
+
+
+def _momenta(item: Item, group: Mapping[str, Any], replicas: Replicas | None) -> Sequence[Tensor]:
+    if replicas is not None and replicas.owners is not None:
+        return own_momenta(item, replicas, momentum_dtype(item.parameter, group))
+    return _matrices(item.view, item.state["momentum_buffer"])
 
 
 def _cut(
     item: Item,
     gradient: Tensor | None,
-    momentum: Tensor,
+    momenta: Sequence[Tensor],
     target: Tensor,
     direct: bool,
     group: Mapping[str, Any],
 ) -> Iterator[Block]:
     gradients = _matrices(item.view, gradient) if gradient is not None else None
-    momenta, targets = _matrices(item.view, momentum), _matrices(item.view, target)
+    targets = _matrices(item.view, target)
     for number, (matrix, place) in enumerate(zip(momenta, targets, strict=True)):
         rows, columns = matrix.shape[::-1] if item.view.transposed else matrix.shape
         scale = update_scale(rows, columns, group["adjust_lr_fn"])
         part = gradients[number] if gradients is not None else None
-        yield Block((item.name, item.first + number), part, matrix, place, direct, scale)
+        name = (item.name, item.first + number)
+        yield Block(name, part, matrix, place, direct, scale, item.finite)
 
 
 def _matrices(view: MatrixView, tensor: Tensor) -> Sequence[Tensor]:
@@ -178,13 +195,17 @@ def _update_whole_(
     blocks: list[list[Block]] = []
     updates = []
     for item in items:
-        momentum = gather(_look_ahead(item, group))
-        updates.append(torch.empty_like(momentum, memory_format=torch.contiguous_format))
-        blocks.append(list(_cut(item, None, momentum, updates[-1], False, group)))
+        dtype = state_dtype(item.parameter)
+        updates.append(torch.empty(item.parameter.shape, dtype=dtype, device=item.gradient.device))
+        if _kept_in_parts(replicas):
+            gradient, momenta = item.gradient, _momenta(item, group, replicas)
+        else:
+            gradient, momenta = None, _matrices(item.view, gather(_look_ahead(item, group)))
+        blocks.append(list(_cut(item, gradient, momenta, updates[-1], False, group)))
     _update_all(list(chain.from_iterable(blocks)), group, hooks, replicas)()
     for item, update, cut in zip(items, updates, blocks, strict=True):
         scale = _common_scale_(cut)
-        _apply_(item.parameter, scatter_like(update, item.parameter), scale, group)
+        _apply_(item, scatter_like(update, item.parameter), scale, group)
 
 
 def _common_scale_(blocks: Sequence[Block]) -> float:
@@ -199,15 +220,16 @@ def _common_scale_(blocks: Sequence[Block]) -> float:
 def _look_ahead(item: Item, group: Mapping[str, Any]) -> Tensor:
     """N of a whole parameter, or of its shards."""
     buffer: Tensor = item.state["momentum_buffer"]
-    direction = torch.empty_like(buffer)
-    look_ahead_(item.gradient, buffer, direction, group)
+    direction = torch.empty_like(buffer, dtype=state_dtype(buffer))
+    look_ahead_(item.gradient, buffer, direction, group, item.finite)
     return direction
 
 
-def _apply_(parameter: Tensor, update: Tensor, scale: float, group: Mapping[str, Any]) -> None:
+def _apply_(item: Item, update: Tensor, scale: float, group: Mapping[str, Any]) -> None:
     """W <- (1 - lr wd) W - lr scale U, rounded once."""
+    parameter, flags = item.parameter, None if item.finite is None else [item.finite]
     value = parameter.to(update.dtype)  # the parameter itself, unless it is of low precision
-    decay_and_descend_([value], [update], scale, group)
+    decay_and_descend_([value], [update], scale, group, flags)
     if value is not parameter:
         parameter.copy_(value)
 

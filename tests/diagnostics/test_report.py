@@ -550,6 +550,8 @@ def test_labels_tell_equal_optimizers_apart(two):
     muon = {**config(coefficients="muon", outlier_quantile=None)}
     two[1].config.update(muon)
     assert comparison_of(two).labels[1] == "ROOT (muon, no threshold), lr 0.012"
+    two[1].config.update(config(outlier_quantile="auto"))
+    assert comparison_of(two).labels[1] == "ROOT (automatic threshold), lr 0.012"
     two[1].config.update(config(lr=0.5))
     assert [label.rpartition("/")[2] for label in comparison_of(two).labels] == ["a", "b"]
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn import Parameter
 
-from lightning_root import ROOT, ROOTMixin
+from lightning_root import ROOT, ROOTMixin, ShardedDDPStrategy
 from lightning_root.diagnostics import ROOTMonitor
 from lightning_root.diagnostics.weights import weight_norms
 from lightning_root.optim.batches import Stack
@@ -40,8 +40,9 @@ def run(name, ranks, folder=None, monitor=True):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     options = {}
-    if name == "ddp":
-        options["strategy"] = DDPStrategy(process_group_backend="gloo")
+    if name in ("ddp", "parts"):
+        kind = DDPStrategy if name == "ddp" else ShardedDDPStrategy
+        options["strategy"] = kind(process_group_backend="gloo")
     elif name == "fsdp2":
         options["strategy"] = ModelParallelStrategy(ranks, 1)
     loggers = []
@@ -106,7 +107,7 @@ def scalars(folder):
     return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in tags}
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp", "parts", "fsdp2"])
 def test_all_ranks_watch_what_one_process_would(gloo_pool, name, tmp_path):
     """Numbers that `ModelCheckpoint` acts on must be the same everywhere, or ranks part ways."""
     expected, _ = run("alone", 1, str(tmp_path / "alone"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from lightning_root import ROOTMixin, ROOTRefit
+from lightning_root import ROOTMixin, ROOTRefit, ShardedDDPStrategy
 from lightning_root.coefficients.schedules import MUON
 from lightning_root.diagnostics import adaptation, spectrum
 from tests.integration.models import PlainNet, ShardedNet, trainer, weights
@@ -31,8 +31,9 @@ class Sharded(ROOTMixin, ShardedNet):
 
 
 def strategy(name, ranks):
-    if name == "ddp":
-        return DDPStrategy(process_group_backend="gloo")
+    if name in ("ddp", "parts"):
+        kind = DDPStrategy if name == "ddp" else ShardedDDPStrategy
+        return kind(process_group_backend="gloo")
     return ModelParallelStrategy(
         data_parallel_size=ranks,
         tensor_parallel_size=1,
@@ -43,7 +44,7 @@ def strategy(name, ranks):
 def run(name, ranks, max_steps=8, checkpoint=None):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    model = Net() if name in ("ddp", "alone") else Sharded()
+    model = Net() if name in ("ddp", "parts", "alone") else Sharded()
     refit = ROOTRefit(every_n_steps=2)
     options = {} if name == "alone" else {"strategy": strategy(name, ranks), "devices": ranks}
     fit = trainer(max_steps=max_steps, callbacks=[refit], **options)
@@ -127,7 +128,7 @@ def test_what_only_its_owner_sees_counts_as_much(gloo_pool):
         assert_same(first, second)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2_sharded_checkpoint"])
+@pytest.mark.parametrize("name", ["ddp", "parts", "fsdp2", "fsdp2_sharded_checkpoint"])
 def test_a_resumed_run_ends_where_the_whole_one_ends(gloo_pool, name, tmp_path):
     expected = gloo_pool.run(whole, name)
     for first, second in zip(

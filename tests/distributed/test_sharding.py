@@ -109,6 +109,21 @@ def test_replicas_of_shards_end_there_too(gloo_pool, mesh_shape):
     compare(gloo_pool, "gpt", mesh_shape)
 
 
+def test_rows_of_updates_in_bfloat16_are_those_of_one_process_rounded(gloo_pool):
+    """The path of each weight differs by less than bfloat16 rounds at most."""
+    torch.manual_seed(0)
+    start = {n: p.detach().clone() for n, p in ALL_MODELS["gpt"]().named_parameters()}
+    expected, _ = trained(ALL_MODELS["gpt"](), torch.float32, {})
+    options = {"share_dtype": "bfloat16"}
+    for weights, *_ in gloo_pool.run(on_ranks, "gpt", (2,), torch.float32, 1 << 25, options):
+        differs = False
+        for n, weight in weights.items():
+            path = (expected[n] - start[n]).norm()
+            assert (weight - expected[n]).norm() <= 0.01 * path
+            differs |= not torch.equal(weight, expected[n])
+        assert differs
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_matrix_is_made_whole_on_one_rank(gloo_pool, name):
     alone, results = compare(gloo_pool, name)

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import sys
@@ -11,14 +12,21 @@ from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
 from examples.benchmarks import orthogonalize, quantile, step
-from examples.benchmarks.speed import forms, memory, muon, operations, sets
+from examples.benchmarks.speed import forms, memory, muon, operations, selections, sets
 from examples.benchmarks.speed.clock import Times, clock_of, interleave, quartiles, speed
 from examples.benchmarks.speed.forms import FORMS, published
 from examples.benchmarks.speed.machine import Limits
 from examples.benchmarks.speed.memory import PROCESS, allocated, grown, peak_memory
 from examples.benchmarks.speed.muon import FairMuon
 from examples.benchmarks.speed.operations import matrix_size, work
-from examples.benchmarks.speed.optimizers import BASELINE, OPTIMIZERS, OURS, Entry
+from examples.benchmarks.speed.optimizers import (
+    BASELINE,
+    OPTIMIZERS,
+    OURS,
+    Entry,
+    on_gpus,
+    usual,
+)
 from examples.benchmarks.speed.selections import SELECTIONS
 from examples.benchmarks.speed.sets import SETS
 
@@ -487,6 +495,7 @@ def test_the_page_of_selections_shows_the_numbers_of_the_json(tmp_path):
         (step, ["--rounds", "0"], "`--rounds` must be at least 1, got 0"),
         (step, ["--device", "meta"], "`--device` must be cpu or cuda, got meta"),
         (step, ["--sets", "bert"], "invalid choice: 'bert'"),
+        (step, ["--optimizers", "root-graph"], "root-graph: for GPUs only; give `--device cuda`"),
         (quantile, ["--threads", "0"], "`--threads` must be at least 1, got 0"),
         (orthogonalize, ["--shapes", "768"], "a shape is written 768x3072, a stack 200x64x256"),
         (orthogonalize, ["--shapes", "8xa"], "got '8xa'"),
@@ -522,3 +531,35 @@ def test_operations_of_our_forms_are_those_that_are_executed():
     ends = product * 2 * (half + 1)
     assert forms.executed_gram(*large, 5) == pytest.approx(ends + product * (13 * half + 4))
     assert forms.executed_eigh(*large, 5) == pytest.approx(ends + product * (half + 4.5))
+
+
+@pytest.mark.parametrize("module", [step, orthogonalize, quantile])
+def test_without_a_gpu_one_is_refused(module, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        module.main(["--device", "cuda"])
+    assert "`--device cuda`: torch finds no GPU here" in capsys.readouterr().err
+
+
+def test_kernels_are_columns_on_gpus_only(monkeypatch):
+    gpu = torch.device("cuda")
+    for module in (forms, selections):
+        monkeypatch.setattr(module, "can_run", lambda device: True)
+    assert set(forms.forms_for(gpu)) - set(forms.forms_for(CPU)) == {"ours, kernels"}
+    assert set(selections.selections_for(gpu)) - set(SELECTIONS) == {"sampled, kernel"}
+    assert set(usual(gpu)) - set(usual(CPU)) == {*on_gpus(), "root-float32"}
+
+
+def test_a_graph_is_captured_in_the_second_step_and_replayed(monkeypatch):
+    """What is captured is not run, so the second step replays it at once."""
+    replays = []
+    graph = types.SimpleNamespace(replay=lambda: replays.append(1))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda found: contextlib.nullcontext(found))
+    parameters = sets.make_parameters(SETS["tiny"].shapes, torch.float32, CPU)
+    optimizer = OPTIMIZERS["root-graph"].build(parameters)
+    for number in range(4):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        assert len(replays) == number

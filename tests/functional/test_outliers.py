@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_root.functional import clip_outliers, outlier_threshold
-from lightning_root.functional.outliers import _select_by_partition, _select_by_sorting
+from lightning_root.functional.selection import select_by_partition, select_by_sorting
 
 quantiles = st.floats(0.01, 1.0)
 
@@ -68,8 +68,8 @@ def test_selection_and_sorting_agree(k, size, quantile, share, seed):
     magnitudes = heavy_tailed(k, size, seed=seed).abs()
     magnitudes[torch.rand(k, size, generator=torch.Generator().manual_seed(seed)) < share] = 0
     torch.testing.assert_close(
-        _select_by_sorting(magnitudes, quantile),
-        _select_by_partition(magnitudes.clone(), quantile),
+        select_by_sorting(magnitudes, quantile),
+        select_by_partition(magnitudes.clone(), quantile),
         rtol=1e-6,
         atol=0,
     )
@@ -150,6 +150,15 @@ def test_small_matrices_are_not_sampled(shape):
 def test_the_largest_magnitude_is_not_sampled():
     matrix = heavy_tailed(600, 700)
     assert outlier_threshold(matrix, 1.0, mode="sampled") == matrix.abs().max()
+
+
+def test_a_matrix_that_the_sample_misses_is_not_clipped():
+    """A threshold of zero would leave nothing of it."""
+    matrix = torch.zeros(3, 600, 700)
+    matrix[0, 2, 3], matrix[1, 4, 6] = -2.0, 1e-30
+    assert not matrix.flatten(1)[:, ::3].any()  # the sample: at most 6 = 420000 / 65536, coprime
+    found = outlier_threshold(matrix, 0.9, mode="sampled")
+    torch.testing.assert_close(found, torch.tensor([2.0, 1e-30, 0.0]), rtol=0, atol=0)
 
 
 def test_on_a_cpu_auto_is_exact():

@@ -9,7 +9,7 @@ import torch
 from lightning_root import lookup
 from lightning_root.kernels import rates as rates_module
 from lightning_root.kernels.choice import cheapest_form, costs
-from lightning_root.kernels.rates import SIZES, STANDING, Rates, rates
+from lightning_root.kernels.rates import SIZES, STANDING, Rates, rates, rates_file
 
 IDEAL = Rates(eigh=(9.0,) * len(SIZES), symmetric=(0.5,) * len(SIZES), fused=(1.0,) * len(SIZES))
 
@@ -83,10 +83,9 @@ def test_what_another_process_kept_meanwhile_counts(fresh, monkeypatch):
 
     def measure():
         (fresh / "rates-1").mkdir(exist_ok=True)
-        name = f"{rates_module._machine(1)}.json"
         other = {"eigh": [5.0], "symmetric": [1.0], "fused": [1.0]}
         values = {key: value * len(SIZES) for key, value in other.items()}
-        (fresh / "rates-1" / name).write_text(json.dumps(values))
+        rates_file(1).write_text(json.dumps(values))
         return flat(eigh=12.0)
 
     monkeypatch.setattr(rates_module, "measure", measure)

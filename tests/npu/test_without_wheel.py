@@ -16,6 +16,8 @@ from lightning_root import (
     NPUAccelerator,
     NPUDDPStrategy,
     NPUModelParallelStrategy,
+    NPUShardedDDPStrategy,
+    ShardedDDPStrategy,
     SingleNPUStrategy,
 )
 from lightning_root.npu import devices, precision, runtime
@@ -24,6 +26,7 @@ STRATEGIES = {
     "npu_single": SingleNPUStrategy,
     "npu_ddp": NPUDDPStrategy,
     "npu_fsdp2": NPUModelParallelStrategy,
+    "npu_ddp_sharded_state": NPUShardedDDPStrategy,
 }
 
 
@@ -89,6 +92,7 @@ def with_devices(monkeypatch):
 def test_lightning_knows_the_accelerator_and_the_strategies():
     assert AcceleratorRegistry["npu"]["accelerator"] is NPUAccelerator
     assert {name: StrategyRegistry[name]["strategy"] for name in STRATEGIES} == STRATEGIES
+    assert StrategyRegistry["ddp_sharded_state"]["strategy"] is ShardedDDPStrategy
 
 
 SEPARATELY = """
@@ -100,6 +104,7 @@ assert "torch_npu" not in sys.modules
 accelerator = AcceleratorRegistry["npu"]["accelerator"]
 assert issubclass(accelerator, pl.accelerators.Accelerator), accelerator
 bases = {"npu_single": "SingleDevice", "npu_ddp": "DDP", "npu_fsdp2": "ModelParallel"}
+bases |= {"npu_ddp_sharded_state": "DDP", "ddp_sharded_state": "DDP"}
 for name, base in bases.items():
     strategy = pl.strategies.StrategyRegistry[name]["strategy"]
     assert issubclass(strategy, getattr(pl.strategies, base + "Strategy")), strategy

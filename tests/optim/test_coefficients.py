@@ -92,7 +92,7 @@ def test_a_json_file_is_read_once_and_not_needed_again(tmp_path):
         ({"24x8": OWN}, r"shapes like \"768x3072\", smaller size first, got '24x8'"),
         ({"wide": OWN}, r"got 'wide'"),
         ({(8, 24): OWN}, r"got \(8, 24\)"),
-        ({"8x24": OWN[:3]}, r"holds 3 triples.* `steps` is 5"),
+        ({"8x24": OWN[:3]}, r"holds 3 triples.* `ns_steps` is 5"),
         ({"8x24": ((9.0, 9.0, 9.0),) * 5}, r"\(set for 8x24, 5 steps\) are unbounded"),
         ({"otherwise": "muno"}, r"must be one of \['adaptive'.*got 'muno'"),
         ("nowhere.json", r"`nowhere\.json` cannot be read"),

@@ -50,7 +50,7 @@ def train(model, optimizer, steps, start=0):
         ({"nesterov": 1}, TypeError, "`nesterov` must be True or False, got 1"),
         ({"outlier_quantile": 0.0}, ValueError, r"`outlier_quantile` must be in \(0, 1\], got 0.0"),
         ({"outlier_quantile": 1.5}, ValueError, "None switches the threshold off"),
-        ({"outlier_quantile": "p"}, TypeError, "`outlier_quantile` must be a number or None"),
+        ({"outlier_quantile": "p"}, TypeError, "must be a number, \"auto\" or None, got 'p'"),
         ({"ns_steps": 0}, ValueError, "`ns_steps` must be a whole number >= 1, got 0"),
         ({"ns_steps": 2.5}, ValueError, "`ns_steps` must be a whole number >= 1, got 2.5"),
         ({"adjust_lr_fn": "rms"}, ValueError, "`adjust_lr_fn` must be one of .*, got 'rms'"),
@@ -141,16 +141,6 @@ def test_parameters_without_gradient_are_not_touched():
     optimizer.step()
     assert bitwise(before, frozen)
     assert not any(parameter in optimizer.state for parameter in frozen)
-
-
-def test_gradients_are_not_modified():
-    model = GPT(tied=False)
-    optimizer = ROOT(model.parameters(), nesterov=False)
-    backward(model)
-    before = [parameter.grad.clone() for parameter in model.parameters()]
-    for _ in range(2):
-        optimizer.step()
-    assert bitwise(before, [parameter.grad for parameter in model.parameters()])
 
 
 def test_momentum_is_not_normalised_in_place():
@@ -384,39 +374,6 @@ def test_options_of_a_group_hold_for_that_group():
     a.grad = b.grad = torch.randn(4, 4)
     optimizer.step()
     torch.testing.assert_close(2 * a, b, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=10),
-        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=10),
-        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
-        lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=2),
-        lambda o: torch.optim.lr_scheduler.CyclicLR(o, 1e-4, 1e-2, cycle_momentum=False),
-    ],
-)
-def test_torchs_schedulers_drive_both_rules(make):
-    model = GPT(tied=False)
-    optimizer = ROOT(model.parameters(), lr=1e-2)
-    scheduler = make(optimizer)
-    rates = []
-    for seed in range(4):
-        train(model, optimizer, 1, start=seed)
-        scheduler.step()
-        rates.append([group["lr"] for group in optimizer.param_groups])
-    assert all(rate[0] == rate[1] for rate in rates)
-    assert len({rate[0] for rate in rates}) > 1
-
-
-def test_hooks_before_and_after_a_step_run():
-    model = GPT(tied=False)
-    optimizer = ROOT(model.parameters())
-    seen = []
-    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
-    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
-    train(model, optimizer, 1)
-    assert seen == ["before", "after"]
 
 
 def test_the_gradient_scaler_skips_a_step_with_an_infinity():

@@ -91,23 +91,3 @@ def test_a_step_needs_little_memory_beside_the_state(shapes):
     matrix = weights[0].numel()
     batch = min(batches.BATCH_ELEMENTS["cpu"], matrix * len(weights))
     assert 0 < peak <= 4 * max(3 * batch, 5 * matrix) + (64 << 10)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("ns_form", "fast"), ("outlier_quantile_mode", "about")]
-)
-def test_unknown_choices_are_named(option, value):
-    with pytest.raises(ValueError, match=rf"`{option}` must be one of .*got '{value}'"):
-        ROOT([torch.nn.Parameter(torch.ones(2, 2))], **{option: value})
-
-
-def test_a_state_from_before_an_option_takes_its_default():
-    weight = torch.nn.Parameter(torch.ones(3, 4))
-    optimizer = ROOT([("weight", weight)], ns_form="gram")
-    old = optimizer.state_dict()
-    for group in old["param_groups"]:
-        del group["ns_form"], group["outlier_quantile_mode"]
-    optimizer.load_state_dict(old)
-    assert {group["ns_form"] for group in optimizer.param_groups} == {"gram"}
-    weight.grad = torch.randn(3, 4)
-    optimizer.step()

@@ -39,6 +39,7 @@ CHANGES = [
     {"outlier_quantile": None},
     {"outlier_quantile": 0.5},
     {"outlier_quantile": 1.0},
+    {"outlier_quantile": "auto"},
     {"ns_steps": 3},
     {"ns_steps": 9},
     {"adjust_lr_fn": "original"},

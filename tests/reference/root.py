@@ -28,11 +28,37 @@ def remove_outliers(n, p):
     return n - n.sign() * (n.abs() - eps).clamp(min=0)
 
 
+def automatic_p(n):
+    """p = 1 - 0.1 (kappa / 3 - 1 + share), within [0.8, 1].
+
+    kappa is the sum of p_ij^2 / (p_i p_j), with the shares that entries, rows and columns have of
+    the energy, and share the largest p_ij.
+    """
+    energy = n.square().tolist()
+    total = sum(sum(row) for row in energy)
+    if total == 0:
+        return 1.0
+    entries = [[e / total for e in row] for row in energy]
+    rows, columns = (
+        [sum(row) for row in entries],
+        [sum(column) for column in zip(*entries, strict=True)],
+    )
+    kappa = sum(
+        e**2 / (rows[i] * columns[j])
+        for i, row in enumerate(entries)
+        for j, e in enumerate(row)
+        if e > 0
+    )
+    excess = kappa / 3 - 1 + max(max(row) for row in entries)
+    return 1 - min(max(0.1 * excess, 0), 0.2)
+
+
 def root_step(w, g, m, *, lr, weight_decay, momentum, nesterov, p, triples, adjust, maximize=False):
     """One step of one parameter: the new weight and momentum. Convolutions are flattened."""
     g = -g if maximize else g
     m = momentum * m + g
     n = (g + momentum * m if nesterov else m).reshape(len(w), -1)
+    p = automatic_p(n) if p == "auto" else p
     base = n if p is None else remove_outliers(n, p)
     u = orthogonalize(base, triples)
     rows, columns = u.shape

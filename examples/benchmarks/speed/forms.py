@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from examples.benchmarks.speed.muon import fused_newton_schulz
-from examples.benchmarks.speed.operations import Count, standard
+from examples.benchmarks.speed.operations import Count, standard, standard_symmetric
 from lightning_root.functional import Triple, newton_schulz
-from lightning_root.kernels import orthogonalize
+from lightning_root.kernels import orthogonalize, tuning_for
 from lightning_root.kernels.products import LEAST_ROWS, block_rows
+from lightning_root.kernels.triton.tuning import can_run
 
 Orthogonalize: TypeAlias = Callable[[Tensor, Sequence[Triple]], Tensor]
 
@@ -75,6 +76,12 @@ def symmetric_share(m: int) -> float:
     return sum(min(start + rows, m) * min(rows, m - start) for start in range(0, m, rows)) / m**2
 
 
+def with_kernels(matrix: Tensor, triples: Sequence[Triple]) -> Tensor:
+    """This project's standard form with Triton's products, where they were measured as faster."""
+    tuning = tuning_for("auto", matrix.device, matrix.dtype)
+    return orthogonalize(matrix, triples, form="standard", tuning=tuning)
+
+
 BASELINE = "published"
 
 FORMS: dict[str, Form] = {
@@ -99,3 +106,17 @@ FORMS: dict[str, Form] = {
     ),
 }
 """What is measured; a new form is one line."""
+
+ON_GPUS: dict[str, Form] = {
+    "ours, kernels": Form(
+        with_kernels,
+        standard_symmetric,
+        'this project, `form="standard"`: symmetric products by Triton where that is faster',
+    ),
+}
+"""What is measured beside them on a GPU with Triton."""
+
+
+def forms_for(device: torch.device) -> dict[str, Form]:
+    """All that run on a device."""
+    return FORMS | ON_GPUS if device.type == "cuda" and can_run(device) else FORMS

@@ -2,13 +2,14 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from examples.benchmarks.speed.graph import GraphedROOT
 from examples.benchmarks.speed.muon import FairMuon
 from lightning_root import ROOT
 
@@ -28,6 +29,15 @@ OURS: dict[str, dict[str, Any]] = {
     "root-bfloat16": {"ns_dtype": "bfloat16"},
 }
 """Options of ROOT by the name of the column; one line each."""
+
+OURS_ON_GPUS: dict[str, dict[str, Any]] = {
+    "root-torch": {"kernels": "torch"},
+    "root-triton": {"kernels": "triton"},
+    "root-capturable": {"capturable": True},
+}
+"""The same for what needs a GPU."""
+
+GRAPH = "root-graph"
 
 
 @dataclass(frozen=True)
@@ -51,12 +61,12 @@ class Entry:
     package: str = "torch"
 
 
-def ours(options: dict[str, Any]) -> Entry:
+def ours(options: dict[str, Any], kind: type[ROOT] = ROOT) -> Entry:
     """ROOT with some options; all parameters are hidden matrices."""
 
     def build(parameters: list[nn.Parameter]) -> Optimizer:
         named = [(f"hidden.{number}.weight", p) for number, p in enumerate(parameters)]
-        return ROOT([{"params": named, "role": "root"}], **COMMON, **options)
+        return kind([{"params": named, "role": "root"}], **COMMON, **options)
 
     words = ", ".join(f"{name}={value!r}" for name, value in options.items())
     title = f"ROOT, {words}" if words else "ROOT"
@@ -86,7 +96,10 @@ _FAIR = "float32 on a CPU, bfloat16 on a GPU; fused sums, stacks where they help
 OPTIMIZERS: dict[str, Entry] = {
     BASELINE: Entry("Muon, fair baseline", FairMuon, about=_FAIR),
     "muon-again": Entry("the same once more", FairMuon, about="what differs from 1 is noise"),
-    **{name: ours(options) for name, options in OURS.items()},
+    **{name: ours(options) for name, options in (OURS | OURS_ON_GPUS).items()},
+    GRAPH: replace(
+        ours({"capturable": True}, GraphedROOT), title="ROOT, a CUDA graph", about="replayed"
+    ),
     "torch-muon": Entry(
         "torch.optim.Muon", _torch_muon, about="iterates in bfloat16", matrices=True
     ),
@@ -108,6 +121,12 @@ OPTIMIZERS: dict[str, Entry] = {
 
 
 def usual(device: torch.device) -> list[str]:
-    """All but the column whose dtype is the default on this device."""
-    same = "root-float32" if device.type == "cpu" else "root-bfloat16"
-    return [name for name in OPTIMIZERS if name != same]
+    """All that run on a device, but the column whose dtype is the default there."""
+    on_cpu = device.type == "cpu"
+    left_out = {"root-float32", *on_gpus()} if on_cpu else {"root-bfloat16"}
+    return [name for name in OPTIMIZERS if name not in left_out]
+
+
+def on_gpus() -> list[str]:
+    """Columns that need a GPU."""
+    return [*OURS_ON_GPUS, GRAPH]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.functional import outlier_threshold
+from lightning_root.kernels.triton.tuning import can_run
 
 Select: TypeAlias = Callable[[Tensor, float], Tensor]
 
@@ -81,3 +82,23 @@ SELECTIONS: dict[str, Selection] = {
     ),
 }
 """What is measured; a new one is one line."""
+
+
+def sampled_by_kernel(matrix: Tensor, quantile: float) -> Tensor:
+    """The same order statistic of the same sample without sorting, by Triton."""
+    from lightning_root.kernels.triton.threshold import sampled_threshold
+
+    return sampled_threshold(matrix.unsqueeze(0), quantile)[0]
+
+
+ON_GPUS: dict[str, Selection] = {
+    "sampled, kernel": Selection(
+        sampled_by_kernel, "the same by Triton, bits counted in place of a sort"
+    ),
+}
+"""What is measured beside them on a GPU with Triton."""
+
+
+def selections_for(device: torch.device) -> dict[str, Selection]:
+    """All that run on a device."""
+    return SELECTIONS | ON_GPUS if device.type == "cuda" and can_run(device) else SELECTIONS

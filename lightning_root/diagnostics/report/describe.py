@@ -38,6 +38,8 @@ def label_of(run: Run) -> str:
         words = [options["coefficients"]]
     if "outlier_quantile" in options and options["outlier_quantile"] is None:
         words.append("no threshold")
+    elif options.get("outlier_quantile") == "auto":
+        words.append("automatic threshold")
     variant = f" ({', '.join(words)})" if words else ""
     return f"{class_name(optimizer)}{variant}, lr {options.get('lr', 'default')}"
 

@@ -15,6 +15,7 @@ from lightning_root.functional.measures.spectrum import (
     orthogonalization_error,
     singular_value_range,
 )
+from lightning_root.functional.measures.tail import relative_kurtosis
 
 __all__ = [
     "cosine_similarity",
@@ -22,6 +23,7 @@ __all__ = [
     "orthogonalization_error",
     "outlier_energy",
     "outlier_fraction",
+    "relative_kurtosis",
     "relative_threshold",
     "root_mean_square",
     "singular_value_range",

@@ -1,0 +1,1 @@
+"""Kernels for CUDA devices, in Triton. Importing this package does not import Triton."""

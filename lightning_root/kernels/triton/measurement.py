@@ -1,0 +1,135 @@
+"""Triton's kernels beside torch's own operations, on the GPU at hand."""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lightning_root.functional import outlier_threshold
+from lightning_root.functional.orthogonalize import unit_frobenius
+from lightning_root.kernels.triton import passes, products, threshold
+from lightning_root.kernels.triton.tuning import SIZES, TILES, TORCH, Tile, Tuning
+
+_log = logging.getLogger(__name__)
+
+MARGIN: Final = 0.97
+"""Share of torch's time that a kernel must stay below: noise is not to decide."""
+
+ELEMENTS: Final = 1 << 22
+"""Of the stacks of small matrices, as the optimizer makes them."""
+
+PASSED: Final = (8, 1024, 2048)
+"""Stack for the passes over memory: more than a cache holds."""
+
+
+def measure(device: torch.device, dtype: torch.dtype) -> Tuning:
+    """Compile and time all kernels, in half a minute.
+
+    Args:
+        device: A CUDA device.
+        dtype: Of the iteration.
+    """
+    with torch.cuda.device(device), torch.no_grad():
+        tiles = tuple(fastest_tile(m, device, dtype) for m in SIZES)
+        return Tuning(tiles, passes_are_faster(device, dtype))
+
+
+def fastest_tile(m: int, device: torch.device, dtype: torch.dtype) -> int:
+    """Of what the standard form does with m rows: X X' with X twice as wide, and b R + c R^2."""
+    stack = max(1, ELEMENTS // m**2)
+    wide = _random(stack, m, 2 * m, device=device).div_((2 * m) ** 0.5).to(dtype)
+
+    def plain(x: Tensor) -> Tensor:
+        gram = torch.bmm(x, x.mT)
+        return torch.baddbmm(gram, gram, gram, beta=-1.5, alpha=0.5)
+
+    def tiled(tile: Tile) -> Callable[[], Tensor]:
+        return lambda: products.quadratic(
+            products.symmetric_product(wide, wide.mT, tile), -1.5, 0.5, tile
+        )
+
+    exact = plain(wide[:1].float())
+    best, limit = TORCH, MARGIN * milliseconds(lambda: plain(wide))
+    allowed = 2.0 * _distance(plain(wide)[:1], exact) + 1e-6
+    # In float32 the large tiles do not fit into registers.
+    for number, tile in enumerate(TILES[:1] if dtype == torch.float32 else TILES):
+        taken = time_if_right(tiled(tile), lambda out: _distance(out[:1], exact) <= allowed)
+        if taken < limit:
+            best, limit = number, taken
+    return best
+
+
+def passes_are_faster(device: torch.device, dtype: torch.dtype) -> bool:
+    """Of momentum, look-ahead, threshold, clamp and norm, for a stack of matrices."""
+    gradients, momenta = (_random(*PASSED, device=device) for _ in range(2))
+    out = torch.empty_like(momenta)
+    largest = momenta.new_empty(len(momenta), passes.blocks(momenta[0]))
+
+    def plain() -> Tensor:
+        for gradient, momentum, direction in zip(gradients, momenta, out, strict=True):
+            torch.add(gradient, momentum, alpha=0.5, out=momentum)
+            torch.add(gradient, momentum, alpha=0.5, out=direction)
+        bounds = outlier_threshold(out, 0.9, mode="sampled")[:, None, None]
+        return unit_frobenius(torch.clamp(out, -bounds, bounds, out=out)).to(dtype)
+
+    def fused() -> Tensor:
+        for parts in zip(gradients, momenta, out, [0.5] * len(out), largest, strict=True):
+            passes.look_ahead_(*parts, nesterov=True, maximize=False)
+        bounds = threshold.sampled_threshold(out, 0.9)
+        bounds = torch.where(bounds > 0, bounds, largest.amax(dim=1))
+        return passes.clipped_unit(out, bounds, dtype)
+
+    start = momenta.clone()
+    exact = plain()
+    advanced = momenta.clone()
+
+    def right(result: Tensor) -> bool:
+        return _distance(result, exact) <= 1e-2 and _distance(momenta, advanced) <= 1e-5
+
+    limit = MARGIN * milliseconds(plain)
+    momenta.copy_(start)
+    return time_if_right(fused, right) < limit
+
+
+def time_if_right(run: Callable[[], Tensor], right: Callable[[Tensor], bool]) -> float:
+    """Milliseconds; infinitely many where it fails, or where the first result is not right."""
+    try:
+        if right(run()):
+            return milliseconds(run)
+    except Exception as error:  # of Triton's compiler, of the driver: torch can do without
+        _log.warning("a Triton kernel does not run here and is not used: %s", error)
+    return float("inf")
+
+
+def milliseconds(run: Callable[[], object], rounds: int = 5, least: float = 2.0) -> float:
+    """The shortest mean over as many runs as take `least` milliseconds or more."""
+    repeats, best = 1, float("inf")
+    run()
+    while rounds:
+        start, end = (_event() for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        end.synchronize()
+        taken = start.elapsed_time(end)
+        if taken < least and repeats < 1000:
+            repeats *= 2
+            continue
+        best, rounds = min(best, taken / repeats), rounds - 1
+    return best
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _random(*shape: int, device: torch.device) -> Tensor:
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(*shape, generator=generator, device=device)
+
+
+def _distance(result: Tensor, exact: Tensor) -> float:
+    return float((result.float() - exact).norm() / exact.norm())

@@ -1,0 +1,90 @@
+"""The middle of a step by Triton's kernels: from G and M to U, in three passes and the products.
+
+The plain twin is what `batches.update_batch_` does otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_root.functional import Triple, outlier_threshold
+from lightning_root.kernels.orthogonalize import orthogonalize_unit
+from lightning_root.kernels.triton.tuning import Tuning
+
+if TYPE_CHECKING:
+    from lightning_root.optim.batches import Block
+
+
+def can_be_fused(batch: Sequence[Block], group: Mapping[str, Any], tuning: Tuning) -> bool:
+    """Whether there are kernels for matrices like these.
+
+    Args:
+        batch: Matrices of one size.
+        group: The options of their parameter group.
+        tuning: From `tuning_for`.
+    """
+    tensors = [tensor for block in batch for tensor in (block.gradient, block.momentum)]
+    return (
+        tuning.passes
+        and group["ns_form"] in ("auto", "standard")
+        and batch[0].momentum.dtype == torch.float32
+        and all(tensor is not None and tensor.is_contiguous() for tensor in tensors)
+    )
+
+
+def fused_updates(
+    batch: Sequence[Block],
+    group: Mapping[str, Any],
+    triples: Sequence[Triple],
+    dtype: torch.dtype,
+    tuning: Tuning,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Advance the momentum of each matrix and orthogonalize.
+
+    Args:
+        batch: For which `can_be_fused` is true.
+        group: The options of their parameter group.
+        triples: One per step.
+        dtype: Of the iteration.
+        tuning: From `tuning_for`.
+
+    Returns:
+        N, shape (k, rows, columns); the bounds that clip it, shape (k,); U, like N.
+    """
+    from lightning_root.kernels.triton import passes
+
+    matrix = batch[0].momentum
+    directions = matrix.new_empty(len(batch), *matrix.shape)
+    peaks = matrix.new_empty(len(batch), passes.blocks(matrix))
+    for block, direction, peak in zip(batch, directions, peaks, strict=True):
+        assert block.gradient is not None
+        passes.look_ahead_(
+            block.gradient,
+            block.momentum,
+            direction,
+            group["momentum"],
+            peak,
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            finite=block.finite,
+        )
+    bounds = _bounds(directions, peaks.amax(dim=1), group)
+    unit = passes.clipped_unit(directions, bounds, dtype)
+    return directions, bounds, orthogonalize_unit(unit, triples, tuning).to(matrix.dtype)
+
+
+def _bounds(directions: Tensor, largest: Tensor, group: Mapping[str, Any]) -> Tensor:  # (k,)
+    """The outlier threshold of each matrix; its largest magnitude where there is none."""
+    quantile, mode = group["outlier_quantile"], group["outlier_quantile_mode"]
+    if quantile is None or quantile == 1.0:
+        return largest
+    if mode == "exact" or quantile == "auto":
+        return outlier_threshold(directions, quantile, mode=mode)
+    from lightning_root.kernels.triton.threshold import sampled_threshold
+
+    bounds = sampled_threshold(directions, quantile)
+    return torch.where(bounds > 0, bounds, largest)

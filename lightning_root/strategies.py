@@ -1,0 +1,119 @@
+"""DDP of which each rank keeps a part of ROOT's state: a strategy for Lightning.
+
+`ShardedState` has no bases, so that it serves `lightning.pytorch` and `pytorch_lightning`, GPUs and
+NPUs alike.
+"""
+
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
+
+from lightning_root.optim import ROOT
+
+
+class ShardedState:
+    """On top of a DDP strategy: the optimizer's state in parts, its checkpoints whole."""
+
+    optimizers: list[Any]
+    model: Any
+    checkpoint_io: Any
+    root_device: torch.device
+    _model_averaging_period: int | None
+
+    def setup_optimizers(self, trainer: Any) -> None:
+        """Have every rank keep a part of the state, before there is any.
+
+        Raises:
+            TypeError: If there is an optimizer other than ROOT.
+            ValueError: If an option has every rank keep all of the state.
+        """
+        super().setup_optimizers(trainer)  # type: ignore[misc]
+        if self._model_averaging_period is not None:
+            raise ValueError(
+                "`model_averaging_period` must be None, got "
+                f"{self._model_averaging_period}: ranks whose weights differ between averages "
+                "cannot share an optimizer's state; use `strategy: ddp`"
+            )
+        for optimizer in self.optimizers:
+            self._shard(optimizer)
+
+    def _shard(self, optimizer: Any) -> None:
+        name = type(self).__name__
+        if not isinstance(optimizer, ROOT):
+            raise TypeError(
+                f"`{name}` shards the state of ROOT alone, got {type(optimizer).__name__}; return "
+                "a ROOT from `configure_optimizers`, or use `strategy: ddp`"
+            )
+        if not optimizer.share_updates:
+            raise ValueError(
+                f"`share_updates` must be True with `{name}`: a rank that keeps a part of the "
+                "momentum cannot orthogonalize the rest; or use `strategy: ddp`"
+            )
+        optimizer.share(self.model.process_group, shard_state=True)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The whole state on the CPU of rank 0, as one process has it; all ranks take part.
+
+        Args:
+            optimizer: A ROOT, or what Lightning has wrapped it in.
+        """
+        root: ROOT = getattr(optimizer, "_optimizer", optimizer)
+        return root.consolidated_state_dict(self.root_device)
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Map the file into memory, of which each rank then reads its part.
+
+        Otherwise each rank would hold all of it, which is N times the whole state on one machine.
+
+        Args:
+            checkpoint_path: Of a checkpoint in one file.
+            weights_only: As in `torch.load`.
+
+        Raises:
+            ValueError: If it is the folder of a distributed checkpoint.
+        """
+        path = Path(checkpoint_path)
+        if path.is_dir():
+            raise ValueError(
+                f"'{path}' is the folder of a distributed checkpoint, which FSDP2 alone reads; "
+                "make a file of it first: `python -m lightning_root convert-checkpoint FOLDER "
+                "--output FILE`"
+            )
+        if type(self.checkpoint_io) is not TorchCheckpointIO or not is_zipfile(path):
+            loaded: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only)  # type: ignore[misc]
+            return loaded
+        mapped: dict[str, Any] = torch.load(
+            path, map_location="cpu", mmap=True, weights_only=weights_only
+        )
+        return mapped
+
+
+class ShardedDDPStrategy(ShardedState, DDPStrategy):
+    """DDP with 1/N of ROOT's state on each of N ranks: `strategy: ddp_sharded_state`.
+
+    The model and the gradients are on every rank, as in DDP. The momentum of a matrix is kept by
+    the rank that orthogonalizes it; AdamW's averages are cut evenly, and each rank updates its part
+    of those parameters and sends it to the others. Runs end where those of `ddp` end, and the
+    checkpoints are the same: one file, which resumes under any strategy on any number of ranks.
+
+    To write a checkpoint, rank 0 needs CPU memory for the whole state, which it collects 16 MiB at
+    a time, and then for the file, which Lightning builds in memory. To resume, a machine holds the
+    file once, however many ranks it has. Options are those of Lightning's `DDPStrategy`, such as
+    `find_unused_parameters`.
+
+    Raises:
+        TypeError: If an optimizer is not ROOT.
+        ValueError: If `share_updates` is off, or with model averaging.
+
+    Example:
+        >>> from lightning.pytorch.strategies import StrategyRegistry
+        >>> import lightning_root
+        >>> StrategyRegistry["ddp_sharded_state"]["strategy"].__name__
+        'ShardedDDPStrategy'
+    """

@@ -1,0 +1,220 @@
+"""Triton's kernels as Python on CPU tensors, each beside torch in float64.
+
+Run as a program, because Triton must be told before it is imported; writes the error of every case.
+Memory that a kernel forgets to write is NaN, and an error of NaN passes no test.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import torch
+
+from lightning_root import ROOT, lookup
+from lightning_root.coefficients.schedules import MUON
+from lightning_root.functional import newton_schulz, outlier_threshold
+from lightning_root.kernels import orthogonalize
+from lightning_root.kernels.triton.tuning import EVERYWHERE, Tile
+
+ALREADY_IMPORTED: Final = "lightning_root.kernels.triton.language" in sys.modules
+
+from lightning_root.kernels.triton import passes, products, threshold  # noqa: E402
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCALES: Final = {"plain": 1.0, "zero": 0.0, "tiny": 1e-30, "huge": 1e30}
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def distance(result, exact):
+    """In units of the exact result's norm, or of one where that is zero."""
+    exact = exact.double()
+    return ((result.double() - exact).norm() / (exact.norm() or 1.0)).item()
+
+
+def product(shape, dtype, tile, layout):
+    """X X' and b R + c R^2, of matrices that lie contiguously, transposed, or within others."""
+    *stack, m, n = shape
+    whole = random(*stack, n, m) if layout == "transposed" else random(*stack, m, 2 * n)
+    x = (whole.mT if layout == "transposed" else whole[..., ::2]).to(DTYPES[dtype])
+    gram = products.symmetric_product(x, x.mT, tile)
+    first = distance(gram, x.double() @ x.double().mT)
+    r = gram / (gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + 1.0)
+    r = (r + r.mT).to(DTYPES[dtype])
+    result = products.quadratic(r, -1.5, 0.7, tile)
+    wide = r.double()
+    return max(first, distance(result, -1.5 * wide + 0.7 * wide @ wide))
+
+
+def mirrored():
+    """More rows of tiles than a group has; outside the diagonal's the halves are equal."""
+    x = random(130, 8)
+    gram = products.symmetric_product(x, x.mT, Tile(16, 16, 4, 1))
+    below = torch.ones(130, 130).tril(-16).bool()
+    return distance(gram, x.double() @ x.double().mT) + (gram - gram.mT)[below].abs().max().item()
+
+
+def two_polynomials():
+    """Different factors whose product is symmetric."""
+    r = random(2, 20, 20)
+    r = r @ r.mT
+    square = r @ r
+    result = products.symmetric_product(r, square, Tile(16, 16, 4, 1))
+    return distance(result, r.double() @ square.double())
+
+
+def look_ahead(size, dtype, nesterov, maximize, finite):
+    gradient, momentum = random(size, 3).to(DTYPES[dtype]), random(size, 3, seed=1)
+    flag = None if finite is None else torch.tensor(finite)
+    before, g = momentum.double(), gradient.double() * (-1.0 if maximize else 1.0)
+    if finite is False:
+        gradient[0, 0], g = torch.nan, torch.zeros_like(g)
+    advanced = before if finite is False else g + 0.95 * before
+    direction = g + 0.95 * advanced if nesterov else advanced
+    out, largest = torch.empty_like(momentum), torch.empty(passes.blocks(momentum))
+    passes.look_ahead_(
+        gradient, momentum, out, 0.95, largest, nesterov=nesterov, maximize=maximize, finite=flag
+    )
+    if finite is False and not torch.equal(momentum.double(), before):
+        return float("nan")
+    peak = abs(largest.max().item() - direction.abs().max().item())
+    return max(distance(momentum, advanced), distance(out, direction), peak)
+
+
+def sampled(shape, kind, quantile):
+    """The sample's threshold, by sorting."""
+    matrices = random(*shape) * SCALES[kind]
+    matrices[:, ::3, ::2] = 0.0
+    exact = outlier_threshold(matrices.double(), quantile, mode="sampled")
+    found = threshold.sampled_threshold(matrices, quantile).double()
+    return ((found - exact).abs() / exact.masked_fill(exact == 0, 1.0)).max().item()
+
+
+def clipped(shape, kind, dtype):
+    matrices = random(*shape) * SCALES[kind]
+    bounds = matrices.abs().amax(dim=(1, 2)) * 0.5
+    exact = matrices.double().clamp(-bounds[:, None, None], bounds[:, None, None])
+    exact /= exact.norm(dim=(1, 2), keepdim=True).masked_fill(bounds[:, None, None] == 0, 1.0)
+    return distance(passes.clipped_unit(matrices, bounds, DTYPES[dtype]), exact)
+
+
+def form(name, shape):
+    matrix, triples = random(*shape), lookup(shape[-2:]).triples
+    result = orthogonalize(matrix, triples, form=name, tuning=EVERYWHERE)
+    return distance(result, newton_schulz(matrix.double(), triples))
+
+
+def trained(kernels, shapes, bad, **options):
+    """Weights after three steps, in the second of which some gradients are not finite."""
+    weights = [torch.nn.Parameter(random(*shape, seed=9)) for shape in shapes]
+    optimizer = ROOT([{"role": "root", "params": weights}], lr=0.1, kernels=kernels, **options)
+    for step in range(3):
+        for number, weight in enumerate(weights):
+            weight.grad = random(*weight.shape, seed=10 * step + number)
+            if bad and step == 1 and number % 2:
+                weight.grad[0, 0] = torch.inf
+        optimizer.step()
+    return torch.cat([weight.detach().flatten() for weight in weights])
+
+
+def steps(shapes, bad=False, **options):
+    start = torch.cat([random(*shape, seed=9).flatten() for shape in shapes])
+    exact = trained("torch", shapes, bad, **options) - start
+    return distance(trained("triton", shapes, bad, **options) - start, exact)
+
+
+def missed_by_the_sample():
+    """Of a matrix that is zero but for one entry nothing is clipped, and the update is not zero."""
+    weight = torch.nn.Parameter(torch.zeros(40, 3401))
+    weight.grad = torch.zeros(40, 3401)
+    weight.grad[0, 1] = 3.0
+    if threshold.sampled_threshold(weight.grad[None], 0.9).any():
+        return float("nan")  # the sample has met it
+    options = {"coefficients": MUON, "ns_steps": 1, "adjust_lr_fn": None, "weight_decay": 0.0}
+    ROOT([{"role": "root", "params": [weight]}], lr=1.0, kernels="triton", **options).step()
+    return distance(-weight, newton_schulz(weight.grad.double(), MUON, 1))
+
+
+SMALL, MIDDLE = Tile(16, 16, 4, 1), Tile(32, 64, 4, 1)
+HALF, SINGLE = 6e-3, 2e-6  # the interpreter cuts bfloat16 off where a GPU rounds
+CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
+    **{
+        f"product {shape} {dtype} {layout}": (
+            SINGLE if dtype == "float32" else HALF,
+            partial(product, shape, dtype, tile, layout),
+        )
+        for shape, tile in [
+            ((1, 1), SMALL),
+            ((2, 5, 7), SMALL),
+            ((2, 40, 70), MIDDLE),
+        ]
+        for dtype in DTYPES
+        for layout in ("contained", "transposed")
+        if layout == "contained" or dtype != "float16"
+    },
+    "product mirrored": (SINGLE, mirrored),
+    "product of two": (SINGLE, two_polynomials),
+    **{
+        f"look ahead {size} {dtype} {nesterov} {maximize} {finite}": (
+            SINGLE,
+            partial(look_ahead, size, dtype, nesterov, maximize, finite),
+        )
+        for size, dtype in [(1, "float32"), (1400, "bfloat16"), (1400, "float16")]
+        for nesterov in (False, True)
+        for maximize in (False, True)
+        for finite in (None, True, False)
+    },
+    **{
+        f"threshold {shape} {kind} {quantile}": (2e-7, partial(sampled, shape, kind, quantile))
+        for shape in [(1, 1, 1), (2, 33, 20)]
+        for kind in SCALES
+        for quantile in (0.9, 0.5, 1.0)
+    },
+    "threshold of a sample": (2e-7, partial(sampled, (1, 450, 600), "plain", 0.9)),
+    **{
+        f"clip {shape} {kind} {dtype}": (
+            SINGLE if dtype == "float32" else 1e-2,
+            partial(clipped, shape, kind, dtype),
+        )
+        for shape in [(1, 1, 1), (2, 90, 101)]
+        for kind in SCALES
+        for dtype in DTYPES
+    },
+    "form gram": (1e-3, partial(form, "gram", (2, 20, 50))),
+    "steps": (1e-3, partial(steps, [(20, 50), (50, 20)], ns_steps=3)),
+    "steps without a threshold": (
+        1e-3,
+        partial(steps, [(9, 9)], outlier_quantile=None, nesterov=False, ns_steps=2),
+    ),
+    "steps, exact threshold": (
+        1e-3,
+        partial(steps, [(9, 9)], outlier_quantile_mode="exact", ns_steps=2),
+    ),
+    "steps, capturable": (
+        1e-3,
+        partial(steps, [(20, 50)] * 2, bad=True, capturable=True, ns_steps=2),
+    ),
+    "steps in bfloat16": (0.1, partial(steps, [(20, 50)], ns_dtype="bfloat16", ns_steps=2)),
+    "missed by the sample": (1e-3, missed_by_the_sample),
+    "the package imports kernels by itself": (0.0, lambda: float(ALREADY_IMPORTED)),
+}
+"""Name, largest error that is allowed, and what gives the error."""
+
+
+def main() -> None:
+    torch.use_deterministic_algorithms(True)  # what is not written is NaN
+    found: dict[str, float | str] = {}
+    for name, (_, run) in CASES.items():
+        try:
+            found[name] = run()
+        except Exception as error:
+            found[name] = repr(error)
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Momentum kept in bfloat16: half the bytes, rounded so that nothing is lost on average."""
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from lightning_root import ROOT
+from lightning_root.optim.rounding import keep_
+
+
+def rounded(value):
+    kept = torch.empty_like(value, dtype=torch.bfloat16)
+    keep_(kept, value)
+    return kept
+
+
+def neighbours(value):
+    """The two bfloat16 numbers around each value, by the bits above the sixteenth."""
+    low = (value.view(torch.int32) & -65536).view(torch.float32)
+    high = ((value.view(torch.int32) & -65536) + 65536).view(torch.float32)
+    return low, high
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_a_value_goes_to_one_of_its_two_neighbours(scale):
+    value = torch.randn(100_000) * scale
+    low, high = neighbours(value)
+    result = rounded(value).float()
+    assert ((result == low) | (result == high)).all()
+
+
+def test_it_goes_up_as_often_as_it_is_near_to_the_upper_one():
+    """A chi-squared test by twentieths of the distance, which nearest rounding fails at once."""
+    value = torch.rand(400_000) + 1.0
+    low, high = neighbours(value)
+    distance = ((value - low) / (high - low)).double()
+    up = rounded(value).float() == high
+    place = (distance * 20).long().clamp_(max=19)
+    total = torch.bincount(place, minlength=20).double()
+    seen = torch.bincount(place, weights=up.double(), minlength=20)
+    expected = torch.bincount(place, weights=distance, minlength=20)
+    variance = expected * (1 - expected / total)
+    statistic = float(((seen - expected) ** 2 / variance).sum())
+    assert stats.chi2(20).sf(statistic) > 1e-3
+
+
+def test_values_that_bfloat16_holds_stay_as_they_are():
+    value = torch.randn(10_000).bfloat16().float()
+    value[:3] = torch.tensor([0.0, -0.0, torch.finfo(torch.bfloat16).max])
+    assert torch.equal(rounded(value).float(), value)
+
+
+def test_what_is_beyond_bfloat16_stays_finite():
+    assert rounded(torch.full((8,), torch.finfo(torch.float32).max)).isfinite().all()
+
+
+def test_increments_far_below_the_spacing_add_up():
+    """1 + 2000 of 1e-4 (about 0.03 of a spacing each): nearest rounding stays at 1."""
+    generator = torch.Generator().manual_seed(0)
+    kept, nearest = torch.ones(4096).bfloat16(), torch.ones(4096).bfloat16()
+    for _ in range(2000):
+        increment = 2e-4 * torch.rand(4096, generator=generator)
+        keep_(kept, kept.float() + increment)
+        nearest.copy_(nearest.float() + increment)
+    assert nearest.float().mean() == 1.0
+    assert kept.float().mean().item() == pytest.approx(1.2, abs=0.005)
+
+
+def steps_of(momentum_dtype, steps=60, dtype=torch.float32, saved_at=None):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 48), nn.Tanh(), nn.Linear(48, 24), nn.Linear(24, 4))
+    model = model.to(dtype)
+    optimizer = ROOT(model.parameters(), lr=1e-2, momentum_dtype=momentum_dtype)
+    inputs = torch.randn(64, 24, dtype=dtype)
+    targets = torch.randn(64, 4, dtype=dtype)
+    losses = []
+    for step in range(steps):
+        if step == saved_at:
+            state = optimizer.state_dict()
+            optimizer = ROOT(model.parameters(), lr=1e-2, momentum_dtype=momentum_dtype)
+            optimizer.load_state_dict(state)
+        loss = nn.functional.mse_loss(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return model, optimizer, losses
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_half_the_bytes_and_nearly_the_same_losses(dtype):
+    _, exact, before = steps_of("auto", dtype=dtype)
+    _, optimizer, after = steps_of("bfloat16", dtype=dtype)
+    for group, full in zip(optimizer.param_groups, exact.param_groups, strict=True):
+        for parameter, twin in zip(group["params"], full["params"], strict=True):
+            for key in ("momentum_buffer",) if group["role"] == "root" else ("exp_avg",):
+                kept, whole = optimizer.state[parameter][key], exact.state[twin][key]
+                assert kept.dtype == (torch.bfloat16 if group["role"] == "root" else whole.dtype)
+                assert whole.dtype == torch.promote_types(dtype, torch.float32)
+    assert after[-1] == pytest.approx(before[-1], rel=0.03)
+    assert before[-1] < 0.5 * before[0]
+
+
+def test_a_resumed_run_ends_in_the_same_bits():
+    straight, _, _ = steps_of("bfloat16")
+    resumed, _, _ = steps_of("bfloat16", saved_at=30)
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("before", "after"), [("auto", "bfloat16"), ("bfloat16", "auto")])
+def test_the_saved_options_come_with_the_state(before, after):
+    """As all options do: a run goes on as it was begun."""
+    model, optimizer, _ = steps_of(before, steps=3)
+    other = ROOT(model.parameters(), momentum_dtype=after)
+    other.load_state_dict(optimizer.state_dict())
+    weight = model[0].weight
+    kept, loaded = optimizer.state[weight], other.state[weight]
+    assert torch.equal(kept["momentum_buffer"], loaded["momentum_buffer"])
+    assert kept["momentum_buffer"].dtype == loaded["momentum_buffer"].dtype
+
+
+@pytest.mark.parametrize("name", ["momentum_dtype", "share_dtype"])
+def test_other_dtypes_are_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be one of .*got 'float16'"):
+        ROOT([], **{name: "float16"})
