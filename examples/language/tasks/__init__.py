@@ -1,0 +1,1 @@
+"""Tasks of our own for the lm-evaluation-harness, in its format; they need no network."""
