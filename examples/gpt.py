@@ -21,10 +21,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 VOCABULARY = 256  # one symbol per byte value
 
 
-def rotary_angles(time: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_angles(
+    time: int, head_width: int, device: torch.device, theta: float = 10_000.0
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine by which position `t` turns the `i`-th pair of channels.
 
-    Rotary embedding, arXiv:2104.09864: query and key are turned by `t * 10000^(-2 i / head_width)`,
+    Rotary embedding, arXiv:2104.09864: query and key are turned by `t * theta^(-2 i / head_width)`,
     so that their product depends on the distance alone. Computed anew in each forward pass: it is
     cheap, and the module stays free of buffers that a sharded or meta-device start could lose.
 
@@ -32,7 +34,7 @@ def rotary_angles(time: int, head_width: int, device: torch.device) -> tuple[Ten
         Two tensors of shape (time, head_width / 2), float32.
     """
     channel = torch.arange(0, head_width, 2, device=device, dtype=torch.float32)
-    frequency = 10_000.0 ** (-channel / head_width)  # (head_width / 2,)
+    frequency = theta ** (-channel / head_width)  # (head_width / 2,)
     angle = torch.outer(torch.arange(time, device=device, dtype=torch.float32), frequency)
     return angle.cos(), angle.sin()
 
@@ -89,16 +91,16 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each normalized at its entry and added to the residual stream."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, attention: type[nn.Module] = Attention) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, bias=False)
-        self.attention = Attention(width, heads)
+        self.attention = attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # x: (batch, time, width)
-        """Return the residual stream after this block."""
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+    def forward(self, x: Tensor, *angles: Tensor) -> Tensor:  # x: (batch, time, width)
+        """Return the residual stream after this block; `angles` are the attention's."""
+        x = x + self.attention(self.attention_norm(x), *angles)
         x = x + self.mlp(self.mlp_norm(x))
         return x
 

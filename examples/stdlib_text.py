@@ -20,6 +20,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from examples.batches import IndexedBatches, generator_of, rank_and_world_size
+
 SEPARATOR = b"\0"
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}  # not Python's own, or no text
 
@@ -72,13 +74,8 @@ def unigram_cross_entropy(training: Tensor, validation: Tensor) -> float:
     return -(held_out / held_out.sum() * (counts / counts.sum()).log()).sum().item()
 
 
-class RandomWindows:
+class RandomWindows(IndexedBatches):
     """Endless random windows, cut into passes; batch `i` depends on (seed, `i`) alone.
-
-    Lightning stores `state_dict()` in its checkpoints, so a resumed run continues with the very
-    batch that it would have seen. All ranks draw the same global batch and each takes its own
-    part: two ranks with 8 windows see what one rank with 16 sees. The state is the same on every
-    rank and holds for another number of ranks, too.
 
     Args:
         text: (bytes,) uint8.
@@ -94,7 +91,6 @@ class RandomWindows:
     ) -> None:
         self.text, self.context, self.batch_size, self.seed = text, context, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.next_batch = 0
 
     def __len__(self) -> int:
         """Number of batches in a pass, which draws about as many bytes as the text has."""
@@ -103,25 +99,10 @@ class RandomWindows:
 
     def batch(self, index: int) -> Tensor:
         """Return this rank's part of global batch `index`: (batch_size, context + 1) int64."""
-        digest = hashlib.sha256(f"{self.seed}/{index}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        generator = generator_of(self.seed, index)
         total = self.batch_size * self.world_size
         starts = torch.randint(len(self.text) - self.context, (total,), generator=generator)
         return windows(self.text, starts[self.rank :: self.world_size], self.context)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield one pass, from the next batch on; the trainer counts where an epoch ends."""
-        for _ in range(len(self)):
-            self.next_batch += 1
-            yield self.batch(self.next_batch - 1)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return what a checkpoint must hold: the index of the next batch."""
-        return {"next_batch": self.next_batch}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue where `state_dict` was taken."""
-        self.next_batch = state_dict["next_batch"]
 
 
 class FixedWindows:
@@ -222,21 +203,12 @@ class StdlibText(L.LightningDataModule):
             )
         return context
 
-    def rank_and_world_size(self) -> tuple[int, int]:
-        """Return which share of the data is ours; (0, 1) in a single process.
-
-        Lightning shards only `DataLoader` objects by itself. Ranks that hold parts of one and the
-        same model (tensor parallelism) get the same share, which is why the strategy is asked.
-        """
-        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer else None
-        return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
-
     def train_dataloader(self) -> RandomWindows:
-        context, share = self.window_length(), self.rank_and_world_size()
+        context, share = self.window_length(), rank_and_world_size(self.trainer)
         return RandomWindows(self.training_text, context, self.batch_size, self.seed, *share)
 
     def val_dataloader(self) -> FixedWindows:
-        context, share = self.window_length(), self.rank_and_world_size()
+        context, share = self.window_length(), rank_and_world_size(self.trainer)
         text, count = self.validation_text, self.validation_windows
         return FixedWindows(text, context, self.batch_size, count, *share)
 
