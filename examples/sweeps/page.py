@@ -1,0 +1,162 @@
+"""The table of a sweep: in the terminal, as a Markdown page, as JSON."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from examples.benchmarks.page import markdown_table, provenance
+from examples.sweeps.plan import Labels, folder_name, in_short, in_words
+from examples.sweeps.results import Results, Row
+from examples.sweeps.statistics import Difference
+from lightning_root.coefficients.files import write_json
+from lightning_root.diagnostics.report.numbers import number
+
+
+def table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the values of the axes, then what was measured."""
+    sweep = results.sweep
+    axes = [axis for axis in sweep.axes if axis != sweep.tune]
+    header = [*axes, *([f"best {sweep.tune}"] if sweep.tune else []), sweep.metric, "seeds"]
+    if sweep.baseline:
+        header += [f"minus {in_short(sweep.baseline)}", "95 % interval"]
+    return header, [
+        _cells(row, sweep.tune is not None, bool(sweep.baseline)) for row in results.rows
+    ]
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader should know, a sentence each."""
+    sweep = results.sweep
+    found = [f"{in_words(row.labels)}: {row.note}." for row in results.rows if row.note]
+    if sweep.tune and not sweep.tune_seeds:
+        found.append(
+            f"The best {sweep.tune} was chosen by the same seeds that are compared, which favours "
+            "whatever was tried at more values."
+        )
+    if len(commits := _commits(results)) > 1:
+        found.append(f"The runs are of different states of the source: {', '.join(commits)}.")
+    return found
+
+
+def failed(results: Results) -> str:
+    """The runs that failed with their last lines; empty if there are none."""
+    parts = [f"{name}:\n{_indented(text)}" for name, text in results.failures.items()]
+    return (
+        "\n".join([f"{len(parts)} failed; the same command tries again", *parts]) if parts else ""
+    )
+
+
+def compare_command(results: Results, output: Path) -> str:
+    """`compare` on the runs of the first seed that all combinations have."""
+    sweep = results.sweep
+    shared = set(sweep.seeds).intersection(*(row.results for row in results.rows))
+    seed = next((seed for seed in sweep.seeds if seed in shared), None)
+    if seed is None or len(results.rows) < 2:
+        return ""
+    labels = [in_short(row.labels) for row in results.rows]
+    folders = [output / folder_name(_full(row)) / f"seed_{seed}" for row in results.rows]
+    return shlex.join(
+        [
+            *("python", "-m", "lightning_root", "compare", *map(str, folders)),
+            *("--label", *labels, "--metric", sweep.metric, "--mode", sweep.mode),
+            *("--output", str(output / "comparison")),
+        ]
+    )
+
+
+def write_results(results: Results, output: Path, about: Mapping[str, Any]) -> None:
+    """Write `table.md` and `results.json`.
+
+    Args:
+        results: What was found.
+        output: Folder of the sweep.
+        about: `examples.benchmarks.page.environment()` with `command` and `commit`.
+    """
+    entries = _entries(results)
+    whole = {**about, "minutes": sum(entry["seconds"] for entry in entries) / 60}
+    whole["json"] = "results.json"
+    title = f"# {results.sweep.name.replace('_', ' ').capitalize()}"
+    commits = _commits(results)
+    said = [f"Commit {commits[0]}."] if len(commits) == 1 else []
+    parts = [
+        title,
+        f"Last {results.sweep.metric} of each run: mean and standard deviation over the seeds. "
+        "Differences are between runs of the same seed, their intervals by Student's t.",
+        markdown_table(*table(results)),
+        *notes(results),
+        provenance(whole, *said, "Minutes are those of the runs shown, added."),
+        f"    {compare_command(results, output)}",
+        failed(results),
+    ]
+    (output / "table.md").write_text("\n\n".join(p for p in parts if p.strip()) + "\n", "utf-8")
+    write_json(output / "results.json", {"about": whole, **_as_dict(results)})
+
+
+def _cells(row: Row, tuned: bool, compared: bool) -> list[str]:
+    sample = row.sample
+    spread = "" if sample.deviation is None else f" ± {sample.deviation:.4f}"
+    cells = [*row.labels.values(), *([row.tuned or ""] if tuned else [])]
+    cells += [f"{number(sample.mean)}{spread}", str(sample.count)]
+    return cells + (_difference_cells(row.difference) if compared else [])
+
+
+def _difference_cells(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return ["-", "-"]
+    if difference.interval is None:
+        return [f"{difference.mean:+.4f}", "-"]
+    low, high = difference.interval
+    return [f"{difference.mean:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+
+
+def _full(row: Row) -> Labels:
+    """Labels of all axes, in the order of the sweep's file."""
+    labels: Labels = next(iter(row.results.values()))["labels"]
+    return labels
+
+
+def _entries(results: Results) -> list[Mapping[str, Any]]:
+    return [entry for row in results.rows for entry in row.results.values()]
+
+
+def _commits(results: Results) -> list[str]:
+    found = {str(entry["about"].get("commit") or "unknown") for entry in _entries(results)}
+    return sorted(found)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _as_dict(results: Results) -> dict[str, Any]:
+    sweep = results.sweep
+    rows = [
+        {
+            "labels": dict(row.labels),
+            "tuned": row.tuned,
+            "note": row.note,
+            "mean": row.sample.mean,
+            "deviation": row.sample.deviation,
+            "values": row.values,
+            "best_values": {seed: entry["best"] for seed, entry in row.results.items()},
+            "seconds": {seed: entry["seconds"] for seed, entry in row.results.items()},
+            "difference": None if row.difference is None else vars(row.difference),
+        }
+        for row in results.rows
+    ]
+    groups = [labels for labels, _ in sweep.groups()]
+    tuning = [
+        {"labels": dict(groups[place]), "values": values}
+        for place, values in results.tuning.items()
+    ]
+    return {
+        "sweep": sweep.name,
+        "metric": sweep.metric,
+        "mode": sweep.mode,
+        "tune": sweep.tune,
+        "baseline": dict(sweep.baseline),
+        "rows": rows,
+        "tuning": tuning,
+        "failures": dict(results.failures),
+    }

@@ -1,0 +1,162 @@
+"""What a sweep found, from the files that its runs left."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from examples.sweeps.plan import Labels, Run, Sweep
+from examples.sweeps.statistics import Difference, Sample, best_of, compare, describe
+from lightning_root.coefficients.files import read_json
+
+
+@dataclass(frozen=True)
+class Row:
+    """A combination that is compared.
+
+    Args:
+        labels: Of the axes that are not tuned.
+        tuned: The value of the tuned axis that was best; None where nothing is tuned.
+        note: What a reader should know about that choice.
+        results: Contents of `result.json`, by seed.
+        difference: To the baseline; None for the baseline, and where it has no run.
+    """
+
+    labels: Labels
+    tuned: str | None
+    note: str
+    results: Mapping[int, Mapping[str, Any]]
+    difference: Difference | None = None
+
+    @property
+    def values(self) -> dict[int, float]:
+        """Last value of the metric, by seed."""
+        return {seed: result["final"] for seed, result in self.results.items()}
+
+    @property
+    def sample(self) -> Sample:
+        """Over the seeds."""
+        return describe(list(self.values.values()))
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a sweep found.
+
+    Args:
+        sweep: Which one.
+        rows: Those that have at least one run.
+        tuning: Values of the runs that the best were chosen by: by combination of the other axes
+            (its place among the groups), then by label of the tuned axis.
+        failures: Name and last lines of the runs that failed.
+    """
+
+    sweep: Sweep
+    rows: Sequence[Row]
+    tuning: Mapping[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_result(run: Run) -> dict[str, Any] | None:
+    """What the run found; None if it is not done.
+
+    Raises:
+        ValueError: If the folder holds the result of another configuration.
+    """
+    if not run.result.is_file():
+        return None
+    result: dict[str, Any] = read_json(run.result)
+    if result["fingerprint"] != run.fingerprint:
+        raise ValueError(
+            f"`--output` must be of this sweep as it is now, got '{run.folder}' of another "
+            "configuration; give another folder, or delete that one to run it again"
+        )
+    return result
+
+
+def tuning_values(sweep: Sweep, output: Path) -> dict[int, dict[str, list[float]]]:
+    """Values of the metric in the runs that choose, as far as they are done; see `Results`."""
+    found: dict[int, dict[str, list[float]]] = {}
+    if sweep.tune is None:
+        return found
+    for place, (_, members) in enumerate(sweep.groups()):
+        for labels in members:
+            runs = sweep.runs([labels], sweep.tune_seeds or sweep.seeds, output)
+            results = [read_result(run) for run in runs]
+            values = [result["final"] for result in results if result is not None]
+            if len(values) == len(runs):  # one without all seeds is not compared
+                found.setdefault(place, {})[labels[sweep.tune]] = values
+    return found
+
+
+def chosen(sweep: Sweep, output: Path) -> list[Labels | None]:
+    """The best combination of each group; None where no tuning run is done."""
+    if sweep.tune is None:
+        return list(sweep.combinations())
+    tuning = tuning_values(sweep, output)
+    found: list[Labels | None] = []
+    for place, (_, members) in enumerate(sweep.groups()):
+        best = best_of(tuning[place], sweep.mode) if place in tuning else None
+        found.append(next((m for m in members if m[sweep.tune] == best), None))
+    return found
+
+
+def collect(sweep: Sweep, output: Path, failures: Mapping[str, str]) -> Results:
+    """Read all results.
+
+    Args:
+        sweep: What was run.
+        output: Where.
+        failures: Last lines of the runs that failed, by name.
+    """
+    rows = []
+    for (labels, members), best in zip(sweep.groups(), chosen(sweep, output), strict=True):
+        if best is None:
+            continue
+        runs = sweep.runs([best], sweep.seeds, output)
+        results = {run.seed: result for run in runs if (result := read_result(run)) is not None}
+        if results:
+            tuned = best[sweep.tune] if sweep.tune else None
+            note = _edge([member[sweep.tune] for member in members], tuned) if sweep.tune else ""
+            rows.append(Row(labels, tuned, note, results))
+    compared = [replace(row, difference=_difference(sweep, row, rows)) for row in rows]
+    return Results(sweep, compared, tuning_values(sweep, output), failures)
+
+
+def baseline_of(sweep: Sweep, row: Row, rows: Sequence[Row]) -> Row | None:
+    """The row with the baseline's values, and the same as this one on all other axes.
+
+    Returns:
+        None if there is none, or it is this one.
+    """
+    wanted = {**row.labels, **sweep.baseline}
+    if not sweep.baseline or row.labels == wanted:
+        return None
+    return next((other for other in rows if other.labels == wanted), None)
+
+
+def _difference(sweep: Sweep, row: Row, rows: Sequence[Row]) -> Difference | None:
+    baseline = baseline_of(sweep, row, rows)
+    return None if baseline is None else compare(row.values, baseline.values)
+
+
+def _edge(labels: Sequence[str], best: str | None) -> str:
+    """A warning if the best number is the least or the greatest that was tried."""
+    numbers = [as_number(label) for label in labels]
+    value = as_number(best or "")
+    if value is None or None in numbers or len(numbers) < 2:
+        return ""
+    known = [number for number in numbers if number is not None]
+    if value not in (min(known), max(known)):
+        return ""
+    return f"{best} is the {'least' if value == min(known) else 'greatest'} that was tried"
+
+
+def as_number(label: str) -> float | None:
+    """The label as a finite number; None if it is none."""
+    try:
+        value = float(label)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
