@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.examples.test_language_configs import SMALL as SMALL_LANGUAGE
 from tests.npu.emulation.machine import PROJECT
 from tests.test_configs import SMALL, command
 
@@ -40,6 +41,22 @@ def test_every_file_for_ascend_trains_on_two_npus_at_most(machine, corpus, confi
     loss = re.search(r"val/loss +([0-9.]+) ", printed)
     assert loss is not None
     assert 4.0 < float(loss[1]) < 5.6  # a uniform guess is 5.545
+
+
+def test_the_papers_run_trains_on_two_npus(machine, tmp_path):
+    """Its own files, but for the model's size and the text."""
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(f"document {number}: water flows down the hill\n" * 4)
+    printed = machine.run(
+        *("-m", "lightning_root", "fit", *command("configs/llm/ascend_1b.yaml"), *SMALL_LANGUAGE),
+        *("--data.dataset=text", "--data.name=null", f"--data.data_files={tmp_path}/*.txt"),
+        *("--data.tokenizer=bytes", "--model.vocabulary=256", "--trainer.devices=2"),
+        f"--trainer.default_root_dir={tmp_path}",
+    )
+    assert re.search(r"optimizer steps +2\n", printed)
+    loss = re.search(r"val/loss +([0-9.]+) ", printed)
+    assert loss is not None
+    assert float(loss[1]) < 7
 
 
 def test_the_quick_start_runs_with_monitor_refit_and_resume(machine, corpus, tmp_path):
