@@ -31,10 +31,7 @@ def keep_(kept: Tensor, value: Tensor) -> None:
 def _rounded(value: Tensor) -> Tensor:
     """The upper 16 bits after a number below 2^16 has been added: what bfloat16 can hold."""
     bits = value.clamp(-BFLOAT16_LARGEST, BFLOAT16_LARGEST).view(torch.int32)
-    noise = bits * -1640531535  # 2^32 / golden ratio, odd: the low bits reach all higher ones
-    noise ^= noise >> 15
-    noise *= -2048144777
-    noise ^= noise >> 13
-    noise >>= 8
+    noise = bits * -1640531535  # 2^32 / golden ratio, odd: all low bits reach the upper sixteen
+    noise >>= 16
     noise &= 0xFFFF
     return noise.add_(bits).bitwise_and_(-65536).view(torch.float32)

@@ -22,6 +22,8 @@ DEFAULT, WITHOUT_THRESHOLD = "root", "root-no-threshold"
 OURS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     WITHOUT_THRESHOLD: {"outlier_quantile": None},
+    "root-auto-threshold": {"outlier_quantile": "auto"},
+    "root-bfloat16-momentum": {"momentum_dtype": "bfloat16"},
     "root-standard": {"ns_form": "standard"},
     "root-gram": {"ns_form": "gram"},
     "root-eigh": {"ns_form": "eigh"},
