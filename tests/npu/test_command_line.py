@@ -46,7 +46,8 @@ def test_every_file_for_ascend_trains_on_two_npus_at_most(machine, corpus, confi
 def test_the_papers_run_trains_on_two_npus(machine, tmp_path):
     """Its own files, but for the model's size and the text."""
     for number in range(40):
-        (tmp_path / f"{number}.txt").write_text(f"document {number}: water flows down the hill\n" * 4)
+        text = f"document {number}: water flows down the hill\n" * 4
+        (tmp_path / f"{number}.txt").write_text(text)
     printed = machine.run(
         *("-m", "lightning_root", "fit", *command("configs/llm/ascend_1b.yaml"), *SMALL_LANGUAGE),
         *("--data.dataset=text", "--data.name=null", f"--data.data_files={tmp_path}/*.txt"),
