@@ -7,6 +7,7 @@
 #                          build that fits it (a version or a wheel file). Which index pip asks is
 #                          pip's own setting: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL or pip.conf.
 #   TORCH_NPU=...          the torch_npu that test-npu fetches into .npu; of the same release as torch
+#   WITH='...'             what release-check takes in place of pinned packages
 #   ARGS='...'             further options of the command that quickstart, test or test-npu runs
 #
 # A changed PYTHON or TORCH takes effect after `make clean`.
@@ -15,31 +16,42 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 CONSTRAINTS := .ci/constraints.txt
+# Two processes share the files of tests; `ARGS='-n 0 --pdb'` is one, for a debugger.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 PYTHON ?= python3.11 python3.12 python3.13 python3
 TORCH ?= $(shell grep '^torch==' $(CONSTRAINTS))
 TORCH_NPU ?= $(shell grep '^torch==' $(CONSTRAINTS) | sed 's/^torch==/torch-npu==/')
+WITH ?=
 ARGS ?=
+
+# A Python given by name is what release-check is for; else that of .venv.
+RELEASE_PYTHON = $(if $(filter command line,$(origin PYTHON)),$(PYTHON),$(BIN)/python)
+# Quick ones, which would miss a folder that is not in the archive.
+SDIST_TESTS := tests/test_versions.py tests/test_documentation.py tests/functional tests/cli/test_plan.py
+# `lightning_root` and the packages that others import from, as in tests/test_documentation.py.
+DOCUMENTED := .coefficients .diagnostics .diagnostics.metrics .functional .kernels .npu .optim .partition
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-npu check lint format install build wheel-check clean
+.PHONY: help quickstart test test-npu check lint format install build wheel-check \
+	release-check docs clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 quickstart: $(VENV)/.run ## train with ROOT on this machine: configs/quickstart.yaml
 	$(BIN)/python -m lightning_root fit --config configs/quickstart.yaml $(ARGS)
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # The wheel lies apart from .venv: installed there, it would break every `import torch` without CANN.
 test-npu: $(VENV)/.dev .npu/.made ## train on emulated Ascend NPUs: the real torch_npu, no hardware
-	$(BIN)/python -m pytest tests/npu --npu-required $(ARGS)
+	$(PYTEST) tests/npu --npu-required $(ARGS)
 
 check: lint ## lint, types, import directions, then the tests: what CI runs
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy and import-linter; changes nothing
 	$(BIN)/ruff check .
@@ -65,6 +77,36 @@ wheel-check: $(VENV)/.dev ## install the wheel in an empty environment and train
 	"$$work/venv/bin/python" -m pip install --quiet $(TORCH); \
 	"$$work/venv/bin/python" -m pip install --quiet -c $(VENV)/constraints.txt "$$work"/*.whl; \
 	smoke="$$PWD/tests/wheel_smoke.py"; cd "$$work"; OMP_NUM_THREADS=1 venv/bin/python "$$smoke"
+
+# The archives are judged, tests are run from the unpacked sdist, and each archive is installed in an
+# empty environment. One call is one cell of the matrix of Python and torch; the ends of it are
+#
+#   make release-check PYTHON=python3.11 TORCH=torch==2.11.0 \
+#       WITH='lightning==2.6.4 jsonargparse==4.39.0 torchmetrics==1.6.0 tensorboard==2.18.0 numpy==2.0.0'
+#   make release-check PYTHON=python3.12 TORCH=torch==2.13.0
+#   make release-check PYTHON=python3.13 TORCH='torch<2.16' WITH=lightning
+release-check: $(VENV)/.dev ## check wheel and sdist, each in an empty environment
+	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	$(BIN)/python -m build --outdir "$$work/dist"; \
+	$(BIN)/python tests/release_contents.py "$$work/dist"; \
+	tar -xzf "$$work"/dist/*.tar.gz -C "$$work"; \
+	(cd "$$work"/lightning_root-*; "$(abspath $(BIN))/python" -m pytest -q $(SDIST_TESTS)); \
+	grep -v $(foreach package,torch $(WITH),-e '^$(firstword $(subst =, ,$(package)))==') \
+		$(CONSTRAINTS) > "$$work/constraints.txt"; \
+	for archive in "$$work"/dist/*; do \
+		$(RELEASE_PYTHON) -m venv --clear "$$work/venv"; \
+		"$$work/venv/bin/python" -m pip install --quiet '$(TORCH)'; \
+		"$$work/venv/bin/python" -m pip install --quiet -c "$$work/constraints.txt" "$$archive" \
+			$(foreach package,$(WITH),'$(package)'); \
+		(smoke="$$PWD/tests/wheel_smoke.py"; cd "$$work"; export OMP_NUM_THREADS=1; \
+		venv/bin/python "$$smoke"; venv/bin/lightning-root doctor); \
+		echo "$$(basename "$$archive") is sound"; \
+	done
+
+docs: $(VENV)/.dev ## the API reference, from the docstrings, in build/docs
+	OMP_NUM_THREADS=1 $(BIN)/pdoc --docformat google --output-directory build/docs \
+		lightning_root $(addprefix lightning_root,$(DOCUMENTED))
+	@echo "build/docs/index.html"
 
 clean: ## remove .venv, caches and build outputs
 	rm -rf $(VENV) .npu build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,27 +1,33 @@
 """ROOT, the robust orthogonalized optimizer, for PyTorch Lightning."""
 
-from lightning_root.checkpoint_io import AtomicCheckpointIO
-from lightning_root.cli import ROOTCLI
-from lightning_root.coefficients import Coefficients, fit_coefficients, lookup
-from lightning_root.diagnostics import (
-    OrthogonalizationError,
-    OutlierFraction,
-    ROOTMonitor,
-    ROOTRefit,
-    UpdateRMS,
-)
-from lightning_root.hybrid import HSDPStrategy
-from lightning_root.module import ROOTBinder, ROOTMixin, configure_optimizers
-from lightning_root.npu import (
-    NPUAccelerator,
-    NPUDDPStrategy,
-    NPUModelParallelStrategy,
-    NPUShardedDDPStrategy,
-    SingleNPUStrategy,
-)
-from lightning_root.optim import ROOT, WarmupDecayLR
-from lightning_root.partition import MatrixView, Partition, Route, partition_parameters
-from lightning_root.strategies import ShardedDDPStrategy
+try:
+    from lightning_root.checkpoint_io import AtomicCheckpointIO
+    from lightning_root.cli import ROOTCLI
+    from lightning_root.coefficients import Coefficients, fit_coefficients, lookup
+    from lightning_root.diagnostics import (
+        OrthogonalizationError,
+        OutlierFraction,
+        ROOTMonitor,
+        ROOTRefit,
+        UpdateRMS,
+    )
+    from lightning_root.hybrid import HSDPStrategy
+    from lightning_root.module import ROOTBinder, ROOTMixin, configure_optimizers
+    from lightning_root.npu import (
+        NPUAccelerator,
+        NPUDDPStrategy,
+        NPUModelParallelStrategy,
+        NPUShardedDDPStrategy,
+        SingleNPUStrategy,
+    )
+    from lightning_root.optim import ROOT, WarmupDecayLR
+    from lightning_root.partition import MatrixView, Partition, Route, partition_parameters
+    from lightning_root.strategies import ShardedDDPStrategy
+except Exception as error:
+    from lightning_root.versions import explain
+
+    explain(error)
+    raise
 
 __all__ = [
     "ROOT",

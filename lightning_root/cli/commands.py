@@ -43,10 +43,26 @@ def _convert_checkpoint(arguments: Sequence[str]) -> int:
     return run(arguments)
 
 
+def _doctor(arguments: Sequence[str]) -> int:
+    """Look at versions, devices and the cache, and check the orthogonalizer."""
+    from lightning_root.cli.doctor import run
+
+    return run(arguments)
+
+
+def _completion(arguments: Sequence[str]) -> int:
+    """Print what bash, zsh or tcsh needs to complete the command line."""
+    from lightning_root.cli.completion import run
+
+    return run(arguments)
+
+
 COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {
     "coefficients": _coefficients,
     "report": _report,
     "compare": _compare,
     "plan": _plan,
     "convert-checkpoint": _convert_checkpoint,
+    "doctor": _doctor,
+    "completion": _completion,
 }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lightning_root.cli.commands import COMMANDS
 from lightning_root.cli.parser import program
+from lightning_root.versions import explain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     if given and given[0] in COMMANDS:
         return COMMANDS[given[0]](given[1:])
-    _run_lightning(None if arguments is None else given)
+    try:
+        _run_lightning(None if arguments is None else given)
+    except Exception as error:
+        explain(error)
+        raise
     return 0
 
 

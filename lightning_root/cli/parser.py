@@ -53,6 +53,14 @@ def run_command(parser: CommandParser, arguments: Sequence[str]) -> int:
     return status
 
 
+def run_or_help(parser: CommandParser, arguments: Sequence[str]) -> int:
+    """As `run_command`; without arguments show the help, which ends with status 2."""
+    if arguments:
+        return run_command(parser, arguments)
+    parser.print_help(sys.stderr)
+    return 2
+
+
 def program() -> str:
     """What the user types before the first argument."""
     script = Path(sys.argv[0]).stem

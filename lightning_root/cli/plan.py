@@ -2,13 +2,12 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, cast, get_args
 
 from lightning_root.cli.coefficients.arguments import read_output, read_steps
-from lightning_root.cli.parser import ModelParser, program, run_command
+from lightning_root.cli.parser import ModelParser, program, run_or_help
 from lightning_root.cli.plan_model import read_model
 from lightning_root.cli.plan_table import ELEMENT_BYTES, Plans, print_plans, print_plans_as_json
 from lightning_root.cli.plots import check_picture
@@ -37,11 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         SystemExit: With status 2 and the reason on stderr if the arguments are wrong.
     """
-    parser = make_parser()
-    if arguments:
-        return run_command(parser, arguments)
-    parser.print_help(sys.stderr)
-    return 2
+    return run_or_help(make_parser(), arguments)
 
 
 def make_parser() -> ModelParser:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
-from lightning_root.cli.parser import CommandParser, program, run_command
+from lightning_root.cli.parser import CommandParser, program, run_or_help
 from lightning_root.cli.plots import new_figure
 from lightning_root.cli.terminal import progress, text_table, wrapped
 from lightning_root.diagnostics.report import (
@@ -70,6 +70,11 @@ def run(command: Literal["report", "compare"], arguments: Sequence[str]) -> int:
     Raises:
         SystemExit: With status 2 and one line on stderr if the arguments are wrong.
     """
+    return run_or_help(make_parser(command), arguments)
+
+
+def make_parser(command: Literal["report", "compare"]) -> CommandParser:
+    """The parser of one of the two."""
     called = f"{program()} {command}"
     epilog = EXAMPLES[command].format(program=called)
     description = REPORT if command == "report" else COMPARE
@@ -78,10 +83,7 @@ def run(command: Literal["report", "compare"], arguments: Sequence[str]) -> int:
         _add_report(parser)
     else:
         _add_compare(parser)
-    if not arguments:
-        parser.print_help(sys.stderr)
-        return 2
-    return run_command(parser, arguments)
+    return parser
 
 
 def _add_report(parser: CommandParser) -> None:

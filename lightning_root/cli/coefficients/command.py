@@ -1,6 +1,5 @@
 """The arguments of `coefficients`, and its help."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -15,7 +14,7 @@ from lightning_root.cli.coefficients.certify import certify
 from lightning_root.cli.coefficients.compare import compare
 from lightning_root.cli.coefficients.fit import fit
 from lightning_root.cli.coefficients.show import show
-from lightning_root.cli.parser import CommandParser, program, run_command
+from lightning_root.cli.parser import CommandParser, program, run_or_help
 
 DESCRIPTION = """\
 Coefficients of the Newton-Schulz iteration, by the shape of a matrix: look at those in use, fit
@@ -61,11 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         SystemExit: With status 2 and one line on stderr if the arguments are wrong.
     """
-    parser = make_parser()
-    if not arguments:
-        parser.print_help(sys.stderr)
-        return 2
-    return run_command(parser, arguments)
+    return run_or_help(make_parser(), arguments)
 
 
 def make_parser() -> CommandParser:

@@ -1,7 +1,6 @@
 """`python -m lightning_root convert-checkpoint`: a run's optimizer state, made ROOT's."""
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from lightning_root.cli.convert.takeover import (
     take_over,
 )
 from lightning_root.cli.convert.training import count_steps_once, merged_schedules
-from lightning_root.cli.parser import ModelParser, program, run_command
+from lightning_root.cli.parser import ModelParser, program, run_or_help
 from lightning_root.cli.plan_model import read_model
 from lightning_root.cli.terminal import text_table, wrapped
 from lightning_root.optim.checkpoint import keyed_by_names
@@ -66,11 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         SystemExit: With status 2 and the reason on stderr if it cannot be done.
     """
-    parser = make_parser()
-    if arguments:
-        return run_command(parser, arguments)
-    parser.print_help(sys.stderr)
-    return 2
+    return run_or_help(make_parser(), arguments)
 
 
 def make_parser() -> ModelParser:

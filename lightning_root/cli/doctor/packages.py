@@ -1,0 +1,67 @@
+"""Packages: what is installed, and what this one was tested with."""
+
+import platform
+from dataclasses import dataclass
+from typing import Final
+
+from lightning_root.versions import REQUIRED, Version, installed
+
+OPTIONAL: Final = {
+    "matplotlib": (">=3.9", "figures", "plot"),
+    "triton": (">=3.4", "kernels on GPUs", None),
+    "datasets": (">=5", "examples", "examples"),
+    "scikit-learn": (">=1.6", "examples", "examples"),
+    "transformers": (">=5.23", "tokenizers and export", "examples"),
+    "lm_eval": (">=0.4.13", "zero-shot evaluation", "eval"),
+    "torch_npu": (">=2.11,<2.16", "Ascend NPUs", "npu"),
+}
+"""By name: the tested range, what it is for, the extra that brings it (None: torch's builds do)."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One line of the table.
+
+    Args:
+        version: What is installed, and the tested range.
+        purpose: What it is needed for; None if nothing goes without.
+        extra: Of lightning-root, that installs it.
+    """
+
+    version: Version
+    purpose: str | None = None
+    extra: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong and the next move; nothing is if an optional package is not there."""
+        if self.purpose is not None and self.version.found is None:
+            return None
+        return self.version.problem
+
+    @property
+    def note(self) -> str:
+        """The last column: a mark, or what the package would be for."""
+        if self.problem is not None:
+            return "OUTSIDE" if self.version.found else "MISSING"
+        if self.purpose is None:
+            return ""
+        if self.version.found is None and self.extra is not None:
+            return f"for {self.purpose}: pip install 'lightning-root[{self.extra}]'"
+        return f"for {self.purpose}"
+
+
+def packages() -> list[Package]:
+    """Python, what is required, and what is optional."""
+    python = Version("python", platform.python_version(), ">=3.11")
+    required = [installed(name, tested) for name, tested in REQUIRED.items()]
+    optional = [
+        Package(installed(name, tested), purpose, extra)
+        for name, (tested, purpose, extra) in OPTIONAL.items()
+    ]
+    return [*(Package(version) for version in (python, *required)), *optional]
+
+
+def own_version() -> str:
+    """Of lightning_root, where pip knows it."""
+    return installed("lightning-root", ">=0").found or "(not installed, run from its source)"
