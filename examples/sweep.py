@@ -48,8 +48,8 @@ def parser() -> CommandParser:
     add = parser.add_argument
     add("sweep", type=Path, metavar="SWEEP", help="YAML file, such as configs/sweeps/quantile.yaml")
     add("--output", type=Path, metavar="FOLDER", help="default: logs/sweeps/NAME")
-    add("--jobs", type=_count, default=1, metavar="N", help="runs at once (default: 1)")
-    add("--threads", type=_count, default=1, metavar="N", help="threads of a run (default: 1)")
+    add("--jobs", type=positive, default=1, metavar="N", help="runs at once (default: 1)")
+    add("--threads", type=positive, default=1, metavar="N", help="threads of a run (default: 1)")
     add("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the file's `seeds`")
     add(
         "--set",
@@ -191,7 +191,8 @@ def _last_lines(run: Run, code: int) -> str:
     return "\n".join([*lines, f"{ended}; all it printed: {run.log}"])
 
 
-def _count(text: str) -> int:
+def positive(text: str) -> int:
+    """A number of an option: 1 or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
     return int(text)

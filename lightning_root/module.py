@@ -249,8 +249,11 @@ def _show(trainer: Trainer, table: str) -> None:
         return
     folder = trainer.log_dir  # a collective: every rank asks
     if folder is not None and trainer.is_global_zero:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, "partition.txt").write_text(f"{table}\n", encoding="utf-8")
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder, "partition.txt").write_text(f"{table}\n", encoding="utf-8")
+        except OSError as error:  # it has been printed
+            rank_zero_warn(f"the split of the parameters could not be kept: {error}")
 
 
 def _announce_fits(optimizers: Sequence[ROOT]) -> None:

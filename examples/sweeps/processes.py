@@ -12,6 +12,15 @@ from examples.sweeps.training import train_here
 PRELOADED = ["examples.sweeps.training", "lightning_root.cli.lightning", "torch.utils.tensorboard"]
 
 
+def fresh_processes() -> Any:
+    """A context of `multiprocessing` for processes that have computed nothing; see `run_all`."""
+    forks = "forkserver" in mp.get_all_start_methods()
+    context = mp.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 def run_all(
     runs: Sequence[Run], about: Mapping[str, Any], jobs: int = 1, threads: int = 1
 ) -> Generator[tuple[Run, int]]:
@@ -27,10 +36,7 @@ def run_all(
         jobs: How many at once.
         threads: Of torch, for each.
     """
-    forks = "forkserver" in mp.get_all_start_methods()
-    context: Any = mp.get_context("forkserver" if forks else "spawn")
-    if forks:
-        context.set_forkserver_preload(PRELOADED)
+    context = fresh_processes()
     waiting = deque(runs)
     running: dict[Any, tuple[Run, Any]] = {}  # by what `wait` waits for
     try:

@@ -1,5 +1,6 @@
 """Coefficient sets in JSON files, and files that are never half-written."""
 
+import glob
 import json
 import os
 import tempfile
@@ -27,6 +28,12 @@ def save_coefficients(path: str | Path, coefficients: Iterable[Coefficients]) ->
 def load_coefficients(path: str | Path) -> list[Coefficients]:
     """Read the sets of a JSON file; certificates are computed again.
 
+    Args:
+        path: A file that `save_coefficients` wrote.
+
+    Returns:
+        All sets, in their order.
+
     Raises:
         ValueError: If the file is missing or malformed, or a set in it is unbounded.
     """
@@ -43,7 +50,7 @@ def load_coefficients(path: str | Path) -> list[Coefficients]:
 def _entry(path: str | Path, row: Any) -> Coefficients:
     try:
         return Coefficients.from_dict(row)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"`{path}` has a malformed entry: {error}") from error
 
 
@@ -57,7 +64,7 @@ def write_json(path: str | Path, values: Mapping[str, Any], indent: int | None =
 def replaced_whole(path: str | Path) -> Iterator[Path]:
     """A file to write beside `path`, which takes its place at the end if nothing is raised."""
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=_unfinished(target))
     os.close(descriptor)
     try:
         yield Path(temporary)
@@ -66,6 +73,18 @@ def replaced_whole(path: str | Path) -> Iterator[Path]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Remove what writers of `path` have left that were killed; nobody else may be writing it."""
+    target = Path(path)
+    for draft in target.parent.glob(f"{glob.escape(_unfinished(target))}*"):
+        draft.unlink(missing_ok=True)
+
+
+def _unfinished(target: Path) -> str:
+    """How the names of files begin that are to take the place of `target`."""
+    return f".{target.name}.unfinished-"
 
 
 def read_json(path: str | Path) -> Any:
@@ -78,5 +97,5 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise ValueError(f"`{path}` cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"`{path}` is not a JSON file: {error}") from error

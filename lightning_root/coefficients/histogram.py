@@ -95,20 +95,31 @@ class SpectrumHistogram:
         Raises:
             ValueError: If the counts do not fit.
         """
-        counts = [0] * int(values["first"]) + [int(count) for count in values["counts"]]
-        if len(counts) != BINS or min(counts) < 0:
-            raise ValueError(f"a spectrum needs {BINS} counts >= 0, got {len(counts)}")
-        return cls(counts, int(values["matrices"]))
+        first, given = int(values["first"]), [int(count) for count in values["counts"]]
+        if first < 0 or first + len(given) != BINS or min(given, default=0) < 0:
+            raise ValueError(f"a spectrum needs {BINS} counts >= 0, got {first} + {len(given)}")
+        return cls([0] * first + given, int(values["matrices"]))
 
 
 def save_spectra(path: str | Path, spectra: Mapping[tuple[int, int], SpectrumHistogram]) -> None:
-    """Write histograms by shape (m, n), m <= n, to one JSON file, a few kilobytes a shape."""
+    """Write histograms to one JSON file, a few kilobytes a shape.
+
+    Args:
+        path: The file, replaced whole.
+        spectra: Histograms by shape (m, n), m <= n.
+    """
     rows = {shape_text(shape): histogram.as_dict() for shape, histogram in spectra.items()}
     write_json(path, {"format": FORMAT, "bins": BINS, "lowest": LOWEST, "spectra": rows})
 
 
 def load_spectra(path: str | Path) -> dict[tuple[int, int], SpectrumHistogram]:
     """Read what `save_spectra` wrote.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        Histograms by shape (m, n), m <= n.
 
     Raises:
         ValueError: If the file is missing or malformed.
@@ -122,5 +133,5 @@ def load_spectra(path: str | Path) -> dict[tuple[int, int], SpectrumHistogram]:
         )
     try:
         return {shape_of(key): SpectrumHistogram.from_dict(row) for key, row in rows.items()}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"`{path}` has a malformed histogram: {error}") from error

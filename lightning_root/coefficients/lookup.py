@@ -27,7 +27,10 @@ from lightning_root.functional.orthogonalize import check_steps
 CoefficientName: TypeAlias = Literal[
     "adaptive", "paper", "published", "muon", "polar_express", "cans"
 ]
+"""The sets that have names; `lookup` says what each is."""
+
 COEFFICIENT_NAMES: Final[tuple[str, ...]] = get_args(CoefficientName)
+"""All of `CoefficientName`."""
 
 ByShape: TypeAlias = Mapping[str, Any]
 """Schedules by shape, "768x3072" (smaller size first), and under "otherwise" the name of what all

@@ -75,15 +75,17 @@ class Coefficients:
         Raises:
             ValueError: If the triples are missing or malformed, or the set is unbounded.
         """
-        if "triples" not in values:
+        if not isinstance(values, Mapping) or "triples" not in values:
             raise ValueError("a coefficient set needs `triples`, one (a, b, c) per step")
-        shape = values.get("shape")
+        shape, mse, spectrum = (values.get(name) for name in ("shape", "mse", "spectrum"))
+        if not (spectrum is None or isinstance(spectrum, str)):
+            raise ValueError(f"`spectrum` must be words or null, got {spectrum!r}")
         checked = certified(as_schedule(values["triples"]), str(values.get("source") or "a file"))
         return replace(
             checked,
-            shape=(min(shape), max(shape)) if shape else None,
-            spectrum=values.get("spectrum"),
-            mse=values.get("mse"),
+            shape=None if shape is None else _shape(shape),
+            spectrum=spectrum,
+            mse=None if mse is None else float(mse),
         )
 
     @classmethod
@@ -95,6 +97,14 @@ class Coefficients:
         """One line: steps, source and range."""
         low, high = self.certificate
         return f"{self.steps} steps, {self.source}; p_T in [{low:.3g}, {high:.3g}] on [0, 1]"
+
+
+def _shape(sizes: Any) -> Shape:
+    """Two sizes from a file, the smaller first."""
+    whole = isinstance(sizes, list | tuple) and all(type(size) is int for size in sizes)
+    if not whole or len(sizes) != 2 or min(sizes) < 1:
+        raise ValueError(f"`shape` must be two sizes >= 1 or null, got {sizes!r}")
+    return min(sizes), max(sizes)
 
 
 def certified(

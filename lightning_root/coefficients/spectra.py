@@ -70,7 +70,13 @@ def marchenko_pastur(rows: int, columns: int, nodes: int = 256) -> Spectrum:
 
 
 def log_uniform(low: float = 1e-3, high: float = 1.0, nodes: int = 128) -> Spectrum:
-    """Singular values spread evenly in log sigma over [low, high], with equal weights."""
+    """Singular values spread evenly in log sigma over [low, high], with equal weights.
+
+    Args:
+        low: Smallest singular value, above 0.
+        high: Largest singular value.
+        nodes: How many represent them.
+    """
     places = (torch.arange(nodes, dtype=torch.float64, device="cpu") + 0.5) / nodes
     sigma = (math.log(low) + places * math.log(high / low)).exp()
     return Spectrum(sigma, torch.full_like(sigma, 1.0 / nodes), f"log-uniform [{low:g}, {high:g}]")
@@ -97,6 +103,9 @@ def _log_normal(median: float, spread: float, nodes: int) -> Tensor:
 
 def mixture(*parts: tuple[float, Spectrum]) -> Spectrum:
     """Several spectra with their shares, which are scaled to the sum 1.
+
+    Args:
+        parts: Pairs of a share and a spectrum.
 
     Example:
         >>> from lightning_root.coefficients import log_uniform, marchenko_pastur, mixture

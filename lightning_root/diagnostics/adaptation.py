@@ -118,10 +118,11 @@ class Adaptation:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        for name in _COUNTS:
-            setattr(self, name, int(state_dict[name]))
+        counts = {name: int(state_dict[name]) for name in _COUNTS}
         memory: Mapping[str, Any] = state_dict["memory"]
         self.memory = {shape_of(k): SpectrumMemory.from_dict(memory[k]) for k in memory}
+        for name, count in counts.items():
+            setattr(self, name, count)
 
     def _matrices(self, optimizer: ROOT) -> dict[Shape, list[Matrix]]:
         """What can be captured; a single row has nothing to fit."""

@@ -86,13 +86,25 @@ class History:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        columns = state_dict["_columns"]
-        for name, value in state_dict.items():
-            setattr(self, name, value)
-        self.labels, self.steps = list(self.labels), list(self.steps)
-        self._pending = self._pending.clone()
+        """Restore what `state_dict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: If it is something else; nothing has changed then.
+        """
+        labels = [str(label) for label in state_dict["labels"]]
+        steps = [int(step) for step in state_dict["steps"]]
+        width, points, pending_points, pending_step = (
+            int(state_dict[name])
+            for name in ("width", "points", "_pending_points", "_pending_step")
+        )
+        columns, pending = state_dict["_columns"], state_dict["_pending"]
+        _check_tensor(pending, (2, self.rows, None))
+        if columns is not None:
+            _check_tensor(columns, (len(steps), self.rows, len(labels)))
+        self.labels, self.steps, self.width, self.points = labels, steps, width, points
         self._columns = [] if columns is None else [column.clone() for column in columns]
+        self._pending = pending.clone()
+        self._pending_points, self._pending_step = pending_points, pending_step
 
     def _mean(self) -> Tensor:
         """(rows, labels) of the unfinished column; 0 / 0 is the NaN of a label that was missing."""
@@ -115,3 +127,14 @@ class History:
         """With a place for the labels that came later."""
         new = len(self.labels) - values.shape[-1]
         return torch.nn.functional.pad(values, (0, new), value=fill) if new else values
+
+
+def _check_tensor(values: Any, shape: tuple[int | None, ...]) -> None:
+    """Refuse what is no tensor of that shape; None stands for any size."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"the history needs a tensor, got {values!r:.60}")
+    fits = len(shape) == values.ndim and all(
+        wanted in (None, size) for wanted, size in zip(shape, values.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"the history needs a tensor of {shape}, got {tuple(values.shape)}")

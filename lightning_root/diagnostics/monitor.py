@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -114,8 +114,14 @@ class ROOTMonitor(Callback):
         return {"history": self.history.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what the heat maps show."""
-        self.history.load_state_dict(state_dict["history"])
+        """Restore what the heat maps show; they begin anew if it cannot be read."""
+        try:
+            self.history.load_state_dict(state_dict["history"])
+        except (KeyError, TypeError, ValueError) as error:
+            rank_zero_warn(
+                "ROOTMonitor: what the checkpoint has for the heat maps is damaged or of another "
+                f"version, so they begin anew; nothing else is affected ({error!r})"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the split of the parameters. They are bound and restored by now."""

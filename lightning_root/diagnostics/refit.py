@@ -90,9 +90,21 @@ class ROOTRefit(Callback):
         return {"steps": self.steps, **self.adaptation.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore counts and histograms."""
-        self.steps = int(state_dict["steps"])
-        self.adaptation.load_state_dict(state_dict)
+        """Restore counts and histograms.
+
+        Raises:
+            ValueError: If they are damaged or of another version.
+        """
+        try:
+            steps = int(state_dict["steps"])
+            self.adaptation.load_state_dict(state_dict)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the checkpoint's state of `ROOTRefit` is damaged or of another version "
+                f"({error!r}). Go on without this callback: the coefficients in use are in the "
+                "optimizer's state"
+            ) from error
+        self.steps = steps
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is one ROOT to adapt, and one callback that does it."""
@@ -141,6 +153,7 @@ class ROOTRefit(Callback):
         files = self._write(trainer)
         done = self.adaptation
         share = self._seconds / max(time.perf_counter() - self._started, 1e-9)
+        share = min(max(share, 0.0), 0.99)  # clocks may jump
         text = (
             f"ROOTRefit: captures {done.captures}, fits {done.fits}, of them used {done.swaps}; "
             f"{self._seconds:.1f} s, {100 * share:.1f} % of the time"
@@ -193,7 +206,11 @@ class ROOTRefit(Callback):
         folder = trainer.log_dir  # a collective: every rank asks
         if folder is None or not trainer.is_global_zero:
             return ""
-        names = self.adaptation.write(Path(folder), _root_of(trainer))
+        try:
+            names = self.adaptation.write(Path(folder), _root_of(trainer))
+        except OSError as error:  # a full disk takes nothing from a run that is over
+            rank_zero_warn(f"ROOTRefit could not write what it captured and fitted: {error}")
+            return ""
         return f". In {folder}: {', '.join(names)}" if names else ""
 
 

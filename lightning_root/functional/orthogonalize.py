@@ -80,6 +80,9 @@ def as_schedule(
         coefficients: One triple (a, b, c), or a sequence of triples.
         steps: How often to repeat a single triple; for a sequence, its length or `None`.
 
+    Returns:
+        T triples.
+
     Raises:
         ValueError: If an entry is not three finite numbers, or `steps` does not fit.
     """

@@ -22,6 +22,7 @@ Form: TypeAlias = Literal["standard", "gram", "eigh", "polar"]
 """`standard`, `gram` and `eigh` evaluate the iteration; `polar` gives its limit, U V'."""
 
 FORMS: Final[tuple[str, ...]] = get_args(Form)
+"""All of `Form`."""
 
 TOLERATED: Final = 0.05
 """Relative error that rounding of R may cause in the smallest singular directions."""

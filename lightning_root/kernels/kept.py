@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,10 @@ Read = Callable[[Mapping[str, Any]], Measured | None]
 def machine_file(words: str) -> Path:
     """Where a measurement of what the words describe is kept."""
     name = "-".join("".join(c if c.isalnum() else " " for c in words).split())
-    return cache_folder() / "rates-1" / f"{name}.json"
+    try:
+        return cache_folder() / "rates-1" / f"{name}.json"
+    except RuntimeError:  # no home folder: a file that nobody can write
+        return Path(os.devnull) / f"{name}.json"
 
 
 def kept(file: Path, measure: Callable[[], Any], read: Read[Measured]) -> Measured | None:
@@ -48,14 +52,18 @@ def kept(file: Path, measure: Callable[[], Any], read: Read[Measured]) -> Measur
         began = time.perf_counter()
         write_json(draft, asdict(measure()))
         _log.info("measured this machine in %.1f s, once: %s", time.perf_counter() - began, file)
-        os.replace(draft, file) if _read(file, read) is None else draft.unlink()
+        if _read(file, read) is None:
+            os.replace(draft, file)
     except OSError:
         return None
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
     return _read(file, read)
 
 
 def _read(file: Path, read: Read[Measured]) -> Measured | None:
     try:
         return read(read_json(file))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         return None

@@ -31,6 +31,9 @@ def run_in_order(
         workers: How many at a time; 1 runs them in the calling thread.
         ahead: How many results may wait to be taken; None for any number.
 
+    Yields:
+        The result of each job.
+
     Raises:
         Exception: What a job raised, once the others that had begun are done.
     """

@@ -9,13 +9,16 @@ from torch import Tensor
 
 from lightning_root.optim.adamw import fresh_averages
 from lightning_root.optim.items import momentum_dtype, state_dtype, zeros_like
+from lightning_root.optim.loaded import (
+    Groups,
+    StateDict,
+    check_names,
+    check_roles,
+    check_saved_options,
+    check_state,
+    checked_groups,
+)
 from lightning_root.optim.options import plain_coefficients
-
-StateDict = dict[str, Any]
-Groups = Sequence[Mapping[str, Any]]
-
-ROLE_KEYS = {"root": "momentum_buffer", "adamw": "exp_avg"}
-"""A state entry that only this role has."""
 
 
 def completed(
@@ -88,12 +91,19 @@ def packed(state_dict: StateDict) -> StateDict:
 
 
 def unpacked(state_dict: StateDict) -> StateDict:
-    """Read what `packed` wrote."""
+    """Read what `packed` wrote.
+
+    Raises:
+        ValueError: If it is no state of a ROOT.
+    """
     groups = []
-    for group in state_dict["param_groups"]:
+    for group in checked_groups(state_dict):
         given = group.get("coefficients")
         if isinstance(given, str) and given.startswith("{"):
-            plain = plain_coefficients(json.loads(given), group["ns_steps"])
+            try:
+                plain = plain_coefficients(json.loads(given), group.get("ns_steps"))
+            except (RecursionError, TypeError, ValueError) as error:
+                raise ValueError(f"the loaded `coefficients` are damaged: {error}") from error
             group = {**group, "coefficients": plain}
         groups.append(group)
     return {**state_dict, "param_groups": groups}
@@ -131,8 +141,8 @@ def align_by_name(state_dict: StateDict, groups: Groups) -> StateDict:
         for name, identity in zip(saved.get("param_names", ()), saved["params"], strict=True)
     }
     names = [name for group in groups for name in group["param_names"]]
-    _check_names(set(names), set(saved_ids))
-    _check_roles(groups, saved_ids, state_dict["state"])
+    check_names(set(names), set(saved_ids))
+    check_roles(groups, saved_ids, state_dict["state"])
     by_name = {saved.get("name"): saved for saved in saved_groups}
     aligned = []
     for index, group in enumerate(groups):
@@ -143,6 +153,9 @@ def align_by_name(state_dict: StateDict, groups: Groups) -> StateDict:
         saved["name"], saved["role"] = group["name"], group["role"]
         # Distributed checkpoints lose the options of an empty group.
         aligned.append({**group, **saved})
+    for group in aligned:
+        check_saved_options(group)
+    check_state(groups, saved_ids, state_dict["state"])
     return {**state_dict, "param_groups": aligned}
 
 
@@ -170,27 +183,3 @@ def restore_precision(
                         wanted = momentum_dtype(parameter, group)
                     dtype = value.dtype if key == "step" else wanted
                     state[parameter][key] = value.to(device=loaded.device, dtype=dtype, copy=True)
-
-
-def _check_names(names: set[str], saved: set[str]) -> None:
-    if names == saved:
-        return
-    unknown, missing = sorted(saved - names), sorted(names - saved)
-    raise ValueError(
-        "the loaded state does not belong to these parameters: "
-        f"{len(unknown)} of its names are unknown here (first: {unknown[:3]}), and {len(missing)} "
-        f"parameters have no entry in it (first: {missing[:3]}). Load it into the model that it "
-        "was saved from, or rename the entries of `param_names`"
-    )
-
-
-def _check_roles(groups: Groups, saved_ids: Mapping[str, Any], state: Mapping[Any, Any]) -> None:
-    for group in groups:
-        other = "adamw" if group["role"] == "root" else "root"
-        for name in group["param_names"]:
-            if ROLE_KEYS[other] in state.get(saved_ids[name], {}):
-                raise ValueError(
-                    f"the loaded state of `{name}` is from the rule `{other}`, but the parameter "
-                    f"is now under `{group['role']}`. Pass rules={{'{name}': '{other}'}} to keep "
-                    "it where it was, or start without the optimizer's state"
-                )

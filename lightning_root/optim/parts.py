@@ -116,20 +116,12 @@ def own_parts(
         groups: The parameter groups.
         cuts: Who keeps what, by name.
         rank: Whose part.
-
-    Raises:
-        ValueError: If an entry has not the shape of its parameter.
     """
     identities = [identity for group in whole["param_groups"] for identity in group["params"]]
     state: dict[Any, State] = {}
-    for identity, (_, name, parameter) in zip(identities, members(groups), strict=True):
+    for identity, (_, name, _) in zip(identities, members(groups), strict=True):
         for key, value in whole["state"].get(identity, {}).items():
             own = state.setdefault(identity, {})
-            if is_cut(key, value) and value.shape != parameter.shape:
-                raise ValueError(
-                    f"the loaded `{key}` of `{name}` has shape {tuple(value.shape)}, but the "
-                    f"parameter has {tuple(parameter.shape)}"
-                )
             own[key] = cuts[name].part(value, rank) if is_cut(key, value) else value
     return state
 

@@ -6,6 +6,7 @@ from typing import Literal
 from lightning_root.partition.views import MatrixView
 
 Role = Literal["root", "adamw"]
+"""Who updates a parameter: the orthogonalized update, or AdamW."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

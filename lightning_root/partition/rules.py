@@ -20,6 +20,7 @@ from lightning_root.partition.views import MatrixView
 
 RuleValue = Role | Mapping[str, Any] | MatrixView
 Rules = Mapping[str, RuleValue] | Sequence[tuple[str, RuleValue]] | str
+"""Globs on parameter names with what each gives, first match wins; or the name of a family."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

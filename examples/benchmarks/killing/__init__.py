@@ -1,1 +1,1 @@
-"""The parts of the benchmark `kills`: a training that may be killed, and who kills and resumes it."""
+"""The parts of the benchmark `kills`: a training that is killed, and who kills and resumes it."""

@@ -1,34 +1,45 @@
-"""Who kills and resumes the training, and checks what is left."""
+"""Runs that are killed and resumed, until they end or are lost."""
 
 import random
 import shutil
-import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from torch import Tensor
+from examples.benchmarks.killing.attempts import Moment, Run, attempt
+from examples.benchmarks.killing.compare import difference, read, unfinished
+from examples.benchmarks.killing.training import PLACES, SAVE_EVERY, Kill
 
-from examples.benchmarks.killing.training import PLACES, SAVE_EVERY, Attempt, Kill, Watch, train_here
-from examples.sweeps.processes import fresh_processes
+SPARED: Final = 0.2
+"""Share of the attempts that nobody kills."""
 
-GRACE: Final = 10.0
-"""Seconds that the other ranks have to notice that one is dead, before they are ended too."""
+EXACT: Final = "exact"
+"""The outcome of a run that ended where it would have ended."""
 
-PATIENCE: Final = 300.0
-"""Seconds after which an attempt hangs, which is a loss."""
-
-IGNORED: Final = ("ModelCheckpoint",)
-"""Callbacks whose state names files by their paths, which differ from folder to folder."""
+ANY_MOMENT: Final = "any moment"
+"""The place of a kill from outside."""
 
 
 @dataclass
 class Record:
-    """One kill, as it stands in the results."""
+    """One kill, as it stands in the results.
+
+    Args:
+        trial: Number of the run among those with as many processes.
+        processes: Of the run.
+        rank: Which one was killed.
+        place: One of `PLACES`, within the writing of a checkpoint, or `ANY_MOMENT`.
+        share: Of the file's bytes that were written, where `place` is "bytes".
+        seconds: From the start of the processes to the kill.
+        step: Steps done by then; -1 if training had not begun.
+        in_save: Whether a checkpoint file was being written.
+        files: Checkpoint files begun in this attempt.
+        saved: Step of the last `last.ckpt` that this attempt had finished; 0 if none.
+        resumed_from: Step of the `last.ckpt` that there is; 0 if none.
+        others: How the other processes ended; empty if there are none.
+        outcome: `EXACT`, or what is different at the end of the run.
+    """
 
     trial: int
     processes: int
@@ -38,7 +49,7 @@ class Record:
     seconds: float
     step: int
     in_save: bool
-    files_written: int
+    files: int
     saved: int
     resumed_from: int
     others: str
@@ -51,162 +62,92 @@ class Trial:
 
     Args:
         number: In the results.
-        ranks: Processes.
-        steps: Optimizer steps.
-        seed: Of the run.
-        folder: For its files.
-        whole: The uninterrupted run's last checkpoint, and the seconds that it took.
+        run: What is trained.
+        whole: The uninterrupted run's last checkpoint.
         records: Its kills so far.
     """
 
     number: int
-    ranks: int
-    steps: int
-    seed: int
-    folder: Path
-    whole: tuple[dict[str, Any], float]
+    run: Run
+    whole: dict[str, Any]
     records: list[Record] = field(default_factory=list)
 
-    @property
-    def last(self) -> Path:
-        """Where the run goes on from."""
-        return self.folder / "last.ckpt"
-
-    def run(self, random_numbers: random.Random, budget: int) -> Generator[Record]:
+    def go(self, choose: random.Random, budget: int) -> Generator[Record]:
         """Kill, resume, and so on until it ends; yield each kill.
 
         At the end every record has its outcome.
 
         Args:
-            random_numbers: Choose the moments.
+            choose: Chooses the moments.
             budget: Most kills.
+
+        Raises:
+            RuntimeError: If a run that was not killed has another end.
         """
-        reached, again = 0, True
+        reached, record = 0, None
         try:
-            while again:
-                again = False
-                for record in self._attempt(random_numbers, reached, len(self.records) < budget):
-                    self.records.append(record)
-                    assert record.resumed_from >= max(reached, record.saved), "a save was lost"
-                    reached, again = record.resumed_from, True
-                    yield record
-            outcome = difference(self.whole[0], read(self.last)) or "exact"
-        except (AssertionError, RuntimeError, OSError) as error:
-            outcome = f"lost: {error}"
+            while True:
+                record = self._attempt(choose, reached, len(self.records) < budget)
+                if record is None:
+                    break
+                self.records.append(record)
+                yield record
+                assert record.resumed_from >= max(reached, record.saved), "a save was lost"
+                reached = record.resumed_from
+            found = difference(self.whole, read(self.run.last))
+            outcome = found or unfinished(self.run.folder) or EXACT
+        except Exception as error:  # whatever it is, the run did not come back
+            outcome = f"{type(error).__name__}: {error}"
+        if outcome != EXACT and not self.records:
+            raise RuntimeError(f"two runs without a kill differ: {outcome}")
         for record in self.records:
             record.outcome = outcome
 
-    def _attempt(self, choose: random.Random, reached: int, may_kill: bool) -> Generator[Record]:
-        """One attempt; yields the kill if there was one."""
+    def _attempt(self, choose: random.Random, reached: int, may_kill: bool) -> Record | None:
+        """One attempt; None if the run has ended."""
         kill = moment = None
-        if may_kill and choose.random() < 0.5:
+        may_kill = may_kill and choose.random() >= SPARED
+        if may_kill and choose.random() < 0.5 and reached < self.run.steps:
             place = choose.choice([PLACES[0], *PLACES])
-            files = max(1, 2 * (self.steps - reached) // SAVE_EVERY)
+            files = 2 * (self.run.steps - reached) // SAVE_EVERY
             kill = Kill(choose.randint(1, files), place, choose.random())
         elif may_kill:
-            moment = choose.random() * (self.whole[1] + 1.0) * (1.2 - reached / self.steps)
-        victim = 0 if kill is not None else choose.randrange(self.ranks)
-        watch, codes, others, seconds = attempt(self, kill, moment, victim)
-        if all(code == 0 for code in codes):
-            return
-        if codes[victim] != -9:
-            raise RuntimeError(f"exit codes {codes}; see output-*.txt in {self.folder}")
-        yield Record(
+            moment = Moment.drawn(choose, reached, self.run.steps)
+        victim = 0 if kill is not None else choose.randrange(self.run.ranks)
+        ended = attempt(self.run, kill, moment, victim)
+        if not any(ended.codes):
+            return None
+        if ended.codes[victim] != -9 or not may_kill:
+            raise RuntimeError(f"exit codes {ended.codes}; see output-*.txt in {self.run.folder}")
+        last = self.run.last
+        return Record(
             trial=self.number,
-            processes=self.ranks,
+            processes=self.run.ranks,
             rank=victim,
-            place="any moment" if kill is None else kill.place,
+            place=ANY_MOMENT if kill is None else kill.place,
             share=kill.share if kill is not None and kill.place == PLACES[0] else None,
-            seconds=seconds,
-            step=watch.step,
-            in_save=watch.saving,
-            files_written=watch.files,
-            saved=watch.saved,
-            resumed_from=read(self.last)["global_step"] if self.last.exists() else 0,
-            others=others,
+            seconds=round(ended.seconds, 3),
+            step=ended.watch.step,
+            in_save=ended.watch.saving,
+            files=ended.watch.files,
+            saved=ended.watch.saved,
+            resumed_from=read(last)["global_step"] if last.exists() else 0,
+            others=ended.others,
         )
 
 
-def attempt(
-    trial: Trial, kill: Kill | None, moment: float | None, victim: int
-) -> tuple[Watch, list[int], str, float]:
-    """Start the processes, and kill the victim if it has not ended by the moment.
-
-    Args:
-        trial: Which run.
-        kill: When the first rank ends itself; None does not.
-        moment: Seconds from the start after which the victim is killed; None never.
-        victim: Its rank.
-
-    Returns:
-        What the first rank has told, all exit codes, how the other ranks ended, seconds.
-
-    Raises:
-        RuntimeError: If it hangs.
-    """
-    context = fresh_processes()
-    numbers = context.RawArray("l", Watch.SIZE)
-    spare = context.RawArray("l", Watch.SIZE)
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    meeting = trial.folder / f"meeting-{len(trial.records)}"
-    resume = trial.last if trial.last.exists() else None
-    common = partial(Attempt, trial.folder, trial.steps, trial.seed)
-    processes = [
-        context.Process(
-            target=train_here,
-            args=(
-                common(rank, trial.ranks, meeting, resume, kill if rank == 0 else None),
-                numbers if rank == 0 else spare,
-            ),
-        )
-        for rank in range(trial.ranks)
-    ]
-    start = time.perf_counter()
-    try:
-        for process in processes:
-            process.start()
-        wait([processes[victim].sentinel], PATIENCE if moment is None else moment)
-        if moment is not None:
-            processes[victim].kill()  # nothing happens if it has ended
-        processes[victim].join(PATIENCE)
-        seconds = time.perf_counter() - start
-        if processes[victim].exitcode is None:
-            raise RuntimeError(f"it hangs; see output-*.txt in {trial.folder}")
-        for process in processes:
-            process.join(GRACE)
-        others = ", ".join(
-            _ended(process) for rank, process in enumerate(processes) if rank != victim
-        )
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    return Watch(numbers), [process.exitcode for process in processes], others, seconds
-
-
-def _ended(process: Any) -> str:
-    """How another rank ended once the victim was dead."""
-    if process.exitcode is None:
-        return "had to be ended"
-    return "ended well" if process.exitcode == 0 else "ended with an error"
-
-
-def uninterrupted(ranks: int, steps: int, seed: int, folder: Path) -> tuple[dict[str, Any], float]:
-    """The last checkpoint of the run that nobody kills, and its seconds.
+def uninterrupted(run: Run) -> dict[str, Any]:
+    """The last checkpoint of a run that nobody kills.
 
     Raises:
         RuntimeError: If it fails.
     """
-    trial = Trial(0, ranks, steps, seed, folder, ({}, 0.0))
-    _, codes, _, seconds = attempt(trial, None, None, 0)
-    if any(codes):
-        raise RuntimeError(f"the run fails without a kill; see output-*.txt in {folder}")
-    return read(trial.last), seconds
+    if any(attempt(run, None, None, 0).codes):
+        raise RuntimeError(f"the run fails without a kill; see output-*.txt in {run.folder}")
+    return read(run.last)
 
 
-def trials(
-    kills: int, ranks: int, steps: int, seed: int, folder: Path
-) -> Generator[tuple[Record, Trial]]:
+def trials(kills: int, ranks: int, steps: int, seed: int, folder: Path) -> Generator[Record]:
     """Run after run until there have been so many kills; a run that is begun is ended.
 
     Folders of runs that ended exactly are removed, the others are kept to be looked at.
@@ -219,58 +160,19 @@ def trials(
         folder: For all runs.
 
     Yields:
-        Each kill with its run, which is over once the next one comes.
+        Each kill. It has its outcome when its run is over: at the latest at the end.
     """
     choose, done, number = random.Random(f"{seed}/{ranks}"), 0, 0
-    whole = uninterrupted(ranks, steps, seed, folder / f"whole-{ranks}")
+    model = Run(ranks, steps, seed, folder / f"whole-{ranks}")
+    whole = uninterrupted(model)
     while done < kills:
         number += 1
         own = folder / f"{ranks}-{number}"
         # What was measured of the machine decides the rounding; fits are made again.
-        shutil.copytree(folder / f"whole-{ranks}" / "cache" / "rates-1", own / "cache" / "rates-1")
-        trial = Trial(number, ranks, steps, seed, own, whole)
-        for record in trial.run(choose, kills - done):
+        shutil.copytree(model.folder / "cache" / "rates-1", own / "cache" / "rates-1")
+        trial = Trial(number, Run(ranks, steps, seed, own), whole)
+        for record in trial.go(choose, kills - done):
             done += 1
-            yield record, trial
-        if all(record.outcome == "exact" for record in trial.records):
+            yield record
+        if all(record.outcome == EXACT for record in trial.records):
             shutil.rmtree(own)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A checkpoint, without running anything that is in it."""
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return loaded
-
-
-def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """The first place where two checkpoints are not bitwise the same; empty if there is none."""
-    return next(_differences(_comparable(expected), _comparable(found), ""), "")
-
-
-def _comparable(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    callbacks = checkpoint.get("callbacks", {})
-    kept = {name: state for name, state in callbacks.items() if not name.startswith(IGNORED)}
-    return {**checkpoint, "callbacks": kept}
-
-
-def _differences(expected: Any, found: Any, where: str) -> Generator[str]:
-    if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        if expected.keys() != found.keys():
-            yield f"{where}: {sorted(map(str, expected.keys() ^ found.keys()))}"
-        for key in expected.keys() & found.keys():
-            yield from _differences(expected[key], found[key], f"{where}/{key}")
-    elif isinstance(expected, list | tuple) and isinstance(found, list | tuple):
-        if len(expected) != len(found):
-            yield f"{where}: {len(expected)} and {len(found)} entries"
-        for number, pair in enumerate(zip(expected, found, strict=False)):
-            yield from _differences(*pair, f"{where}/{number}")
-    elif isinstance(expected, Tensor) and isinstance(found, Tensor):
-        if expected.dtype != found.dtype or not torch.equal(bits(expected), bits(found)):
-            yield f"{where}: {expected} and {found}"
-    elif type(expected) is not type(found) or expected != found:
-        yield f"{where}: {expected!r} and {found!r}"
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor: a NaN is then equal to itself."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -20,6 +20,7 @@ KernelOption: TypeAlias = Literal["auto", "torch", "triton"]
 """What `kernels` takes."""
 
 KERNEL_OPTIONS: Final[tuple[str, ...]] = get_args(KernelOption)
+"""All of `KernelOption`."""
 
 SIZES: Final = (256, 512, 1024, 2048, 4096)
 """Rows of the matrices that are tried; in between and beyond, the nearest decides."""
