@@ -28,6 +28,7 @@ OPTIMIZERS = {
     "root_p85": (TwoRateROOT, {**ROOTS, "outlier_quantile": 0.85}),
     "root_p90": (TwoRateROOT, {**ROOTS, "outlier_quantile": 0.90}),
     "root_p95": (TwoRateROOT, {**ROOTS, "outlier_quantile": 0.95}),
+    "root_auto": (TwoRateROOT, {**ROOTS, "outlier_quantile": "auto"}),
     "muon": (TwoRateROOT, {**ROOTS, "coefficients": "muon", "outlier_quantile": None}),
     "torch_muon": (MuonWithAdamW, {"adjust_lr_fn": "original"}),
     "adamw": (torch.optim.AdamW, {"betas": (0.9, 0.95)}),
