@@ -1,4 +1,4 @@
-"""With which versions of other packages this one was tested, and what to say where it fails.
+"""Which versions of other packages this one supports, and what to say where it fails.
 
 Nothing here is asked while all goes well: another version may do, and reading versions takes time.
 """
@@ -14,7 +14,7 @@ REQUIRED: Final[Mapping[str, str]] = {
     "tensorboard": ">=2.18",
     "numpy": ">=2.0",
 }
-"""The tested range of each package that is always needed: the dependencies of pyproject.toml."""
+"""The supported range of each package that is always needed: the dependencies of pyproject.toml."""
 
 WITHOUT_CANN: Final = (
     "torch_npu is installed and cannot be loaded: `source` CANN's set_env.sh in this shell, or see "
@@ -29,19 +29,19 @@ class Version(NamedTuple):
     Args:
         package: Its name in pip.
         found: Its version; None if it is not installed.
-        tested: A range, as pip writes it.
+        supported: A range, as pip writes it.
     """
 
     package: str
     found: str | None
-    tested: str
+    supported: str
 
     @property
     def fits(self) -> bool:
-        """Whether it is installed, in the tested range."""
+        """Whether it is installed, in the supported range."""
         from packaging.specifiers import SpecifierSet
 
-        return self.found is not None and SpecifierSet(self.tested).contains(
+        return self.found is not None and SpecifierSet(self.supported).contains(
             self.found, prereleases=True
         )
 
@@ -50,29 +50,31 @@ class Version(NamedTuple):
         """What is wrong with it and the command that mends it; None if it fits."""
         if self.fits:
             return None
-        cure = f"pip install '{self.package}{self.tested}'"
+        cure = f"pip install '{self.package}{self.supported}'"
         if self.found is None:
             return f"{self.package} is not installed: {cure}"
-        return f"{self.package} {self.found} is outside the tested range {self.tested}: {cure}"
+        return (
+            f"{self.package} {self.found} is outside the supported range {self.supported}: {cure}"
+        )
 
 
-def installed(package: str, tested: str) -> Version:
+def installed(package: str, supported: str) -> Version:
     """Look one package up, without importing it.
 
     Args:
         package: Its name in pip.
-        tested: A range, as pip writes it.
+        supported: A range, as pip writes it.
     """
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return Version(package, version(package), tested)
+        return Version(package, version(package), supported)
     except PackageNotFoundError:
-        return Version(package, None, tested)
+        return Version(package, None, supported)
 
 
 def explain(error: BaseException) -> None:
-    """Note below an error which required packages are outside the tested range.
+    """Note below an error which required packages are outside the supported range.
 
     Where `import torch` already fails, because CANN is not sourced, that is noted too: nothing else
     of this package can be reached then.
@@ -82,7 +84,7 @@ def explain(error: BaseException) -> None:
     """
     if "backend extension: torch_npu" in str(error):
         error.add_note(WITHOUT_CANN)
-    for package, tested in REQUIRED.items():
-        problem = installed(package, tested).problem
+    for package, supported in REQUIRED.items():
+        problem = installed(package, supported).problem
         if problem is not None:
             error.add_note(problem)

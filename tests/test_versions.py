@@ -1,4 +1,4 @@
-"""Other versions than the tested ones are named where something fails, and only there."""
+"""Versions that are not supported are named where something fails, and only there."""
 
 import importlib
 import inspect
@@ -26,13 +26,13 @@ def ranges(requirements):
     return {entry.name.replace("-", "_"): entry.specifier for entry in parsed}
 
 
-def test_the_tested_ranges_are_those_that_pip_is_told():
+def test_the_supported_ranges_are_those_that_pip_is_told():
     named = {name.replace("-", "_"): SpecifierSet(text) for name, text in REQUIRED.items()}
     assert named == ranges(PROJECT["dependencies"])
     extras = PROJECT["optional-dependencies"]
-    for name, (tested, _, extra) in OPTIONAL.items():
+    for name, (supported, _, extra) in OPTIONAL.items():
         told = ranges(extras[extra or "dev"])
-        assert told[name.replace("-", "_")] == SpecifierSet(tested), name
+        assert told[name.replace("-", "_")] == SpecifierSet(supported), name
 
 
 @pytest.fixture
@@ -63,19 +63,19 @@ def notes(error):
         (
             "jsonargparse",
             "5.0.0",
-            "jsonargparse 5.0.0 is outside the tested range >=4.39,<5: "
+            "jsonargparse 5.0.0 is outside the supported range >=4.39,<5: "
             "pip install 'jsonargparse>=4.39,<5'",
         ),
         (
             "lightning",
             "2.7.0",
-            "lightning 2.7.0 is outside the tested range >=2.6.4,<2.7: "
+            "lightning 2.7.0 is outside the supported range >=2.6.4,<2.7: "
             "pip install 'lightning>=2.6.4,<2.7'",
         ),
         (
             "torch",
             "2.16.0.dev20261201+cu130",
-            "torch 2.16.0.dev20261201+cu130 is outside the tested range >=2.11,<2.16: "
+            "torch 2.16.0.dev20261201+cu130 is outside the supported range >=2.11,<2.16: "
             "pip install 'torch>=2.11,<2.16'",
         ),
         (

@@ -76,8 +76,8 @@ def _doctor(options: argparse.Namespace) -> int:
 def _print(found: Findings) -> None:
     print(f"lightning_root {own_version()} on {platform.system()} {platform.machine()}\n")
     versions = [(package.version, package.note) for package in found.packages]
-    rows = [(v.package, v.found or "-", v.tested, note) for v, note in versions]
-    print(f"{text_table(('package', 'found', 'tested', ''), rows)}\n")
+    rows = [(v.package, v.found or "-", v.supported, note) for v, note in versions]
+    print(f"{text_table(('package', 'found', 'supported', ''), rows)}\n")
     for device in found.devices:
         _print_labelled(device.name, device.state)
     _print_labelled("cache", _kept(found.cache))

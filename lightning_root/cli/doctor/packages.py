@@ -1,4 +1,4 @@
-"""Packages: what is installed, and what this one was tested with."""
+"""Packages: what is installed, and what this one supports."""
 
 import platform
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ OPTIONAL: Final = {
     "lm_eval": (">=0.4.13", "zero-shot evaluation", "eval"),
     "torch_npu": (">=2.11,<2.16", "Ascend NPUs", "npu"),
 }
-"""By name: the tested range, what it is for, the extra that brings it (None: torch's builds do)."""
+"""By name: the supported range, what it is for, the extra that brings it (None: torch's builds do)."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Package:
     """One line of the table.
 
     Args:
-        version: What is installed, and the tested range.
+        version: What is installed, and the supported range.
         purpose: What it is needed for; None if nothing goes without.
         extra: Of lightning-root, that installs it.
     """
@@ -54,10 +54,10 @@ class Package:
 def packages() -> list[Package]:
     """Python, what is required, and what is optional."""
     python = Version("python", platform.python_version(), ">=3.11")
-    required = [installed(name, tested) for name, tested in REQUIRED.items()]
+    required = [installed(name, supported) for name, supported in REQUIRED.items()]
     optional = [
-        Package(installed(name, tested), purpose, extra)
-        for name, (tested, purpose, extra) in OPTIONAL.items()
+        Package(installed(name, supported), purpose, extra)
+        for name, (supported, purpose, extra) in OPTIONAL.items()
     ]
     return [*(Package(version) for version in (python, *required)), *optional]
 
