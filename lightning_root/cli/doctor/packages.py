@@ -15,7 +15,7 @@ OPTIONAL: Final = {
     "lm_eval": (">=0.4.13", "zero-shot evaluation", "eval"),
     "torch_npu": (">=2.11,<2.16", "Ascend NPUs", "npu"),
 }
-"""By name: the supported range, what it is for, the extra that brings it (None: torch's builds do)."""
+"""By name: the supported range, its purpose, the extra that brings it (None: torch's builds do)."""
 
 
 @dataclass(frozen=True)
