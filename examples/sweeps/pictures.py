@@ -143,7 +143,10 @@ def _draw_line(
 
 
 def _dots_of_rows(rows: Sequence[Row], plot: Any) -> list[Dots]:
-    """Where each row stands; one that is tried in a single panel stands in all of them."""
+    """Where each row stands; one at 0 that is tried in a single panel stands in all of them.
+
+    Of nothing there is no size or kind.
+    """
 
     def label(labels: Labels, axis: str | None) -> str:
         return "" if axis is None else labels[axis]
@@ -160,7 +163,7 @@ def _dots_of_rows(rows: Sequence[Row], plot: Any) -> list[Dots]:
     panels = list(dict.fromkeys(entry.panel for entry in found))
     for entry in list(found):
         alike = [e for e in found if (e.line, e.label) == (entry.line, entry.label)]
-        if len(alike) == 1:
+        if len(alike) == 1 and entry.label in ("0", "0.0", "none"):
             found += [
                 Dots(p, entry.line, entry.label, entry.values) for p in panels if p != entry.panel
             ]

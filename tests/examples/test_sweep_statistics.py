@@ -1,9 +1,12 @@
 """What sweeps say about seeds, against scipy."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from examples.sweeps.pictures import _dots_of_rows
 from examples.sweeps.statistics import best_of, compare, describe, student_quantile
 
 
@@ -31,3 +34,15 @@ def test_best_is_by_the_mean():
     values = {"a": [1.0, 9.0], "b": [4.0, 4.5], "c": [float("nan"), 0.0]}
     assert best_of(values, "min") == "b"
     assert best_of(values, "max") == "a"
+
+
+def test_what_was_not_tried_is_not_drawn():
+    """Only no outliers at all stand in every panel of sizes: of them there is no size."""
+    rows = [
+        SimpleNamespace(labels={"rate": rate, "size": size}, values={"0": 1.0})
+        for rate, size in [("0", "3"), ("0.01", "3"), ("0.001", "3"), ("0.001", "10")]
+    ]
+    plot = SimpleNamespace(over="rate", lines=None, panels="size")
+    drawn = {(entry.panel, entry.label) for entry in _dots_of_rows(rows, plot)}
+    tried = {("size 3", "0"), ("size 3", "0.01"), ("size 3", "0.001"), ("size 10", "0.001")}
+    assert drawn == {*tried, ("size 10", "0")}
