@@ -1,6 +1,7 @@
 """ROOT, the robust orthogonalized optimizer, for PyTorch Lightning."""
 
 try:
+    from lightning_root.binder import ROOTBinder
     from lightning_root.checkpoint_io import AtomicCheckpointIO
     from lightning_root.cli import ROOTCLI
     from lightning_root.coefficients import Coefficients, fit_coefficients, lookup
@@ -12,7 +13,7 @@ try:
         UpdateRMS,
     )
     from lightning_root.hybrid import HSDPStrategy
-    from lightning_root.module import ROOTBinder, ROOTMixin, configure_optimizers
+    from lightning_root.module import ROOTMixin, configure_optimizers
     from lightning_root.npu import (
         NPUAccelerator,
         NPUDDPStrategy,

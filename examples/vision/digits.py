@@ -8,11 +8,28 @@ python -m lightning_root fit --data.help examples.vision.digits.Digits
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from examples.vision.images import ImageData, Images, balanced_rows
 
 HELD_OUT = 360
 """Images for validation, as many of each digit; the same ones for every run."""
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """All images, (1797, 1, 8, 8) float64 of 17 levels of grey from 0 to 16, and their labels.
+
+    Raises:
+        ModuleNotFoundError: If scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'the digits need scikit-learn; `pip install "lightning-root[examples]"`'
+        ) from error
+    images, labels = load_digits(return_X_y=True)
+    return torch.tensor(images).view(-1, 1, 8, 8), torch.tensor(labels)
 
 
 class Digits(ImageData):
@@ -29,16 +46,8 @@ class Digits(ImageData):
         super().__init__(padding=padding, flip=flip, **options)
 
     def read(self, training: bool, size: int | None, *key: object) -> Images:
-        try:
-            from sklearn.datasets import load_digits
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                'the digits need scikit-learn; `pip install "lightning-root[examples]"`'
-            ) from error
-        images, classes = load_digits(return_X_y=True)
-        # 17 levels of grey, 0 to 16, spread over the range of a byte
-        pixels = torch.tensor(images * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
-        labels = torch.tensor(classes)
+        grey, labels = digits()
+        pixels = (grey * 255 / 16).round().to(torch.uint8)  # spread over the range of a byte
         held_out = torch.zeros(len(labels), dtype=torch.bool)
         held_out[balanced_rows(labels, HELD_OUT, "digits")] = True
         chosen = ~held_out if training else held_out

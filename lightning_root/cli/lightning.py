@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion
 from torch.optim import Optimizer
 
+from lightning_root.binder import ROOTBinder
 from lightning_root.cli.commands import COMMANDS
 from lightning_root.cli.messages import one_line
-from lightning_root.module import ROOTBinder
 from lightning_root.optim import ROOT
 from lightning_root.partition import Rules, partition_parameters
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,17 +34,8 @@ def strict(text):
 
 
 @pytest.fixture
-def run(capsys):
-    """A call in this process: exit status, stdout, stderr."""
-
-    def call(*arguments):
-        try:
-            status = main(["coefficients", *arguments])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
+def run(call):
+    return partial(call, "coefficients")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from lightning_root import ROOT, ROOTMixin
-from lightning_root.cli import main
 from lightning_root.cli.convert.naming import entries_of
 from tests.integration.models import AdamWNet, PlainNet, ShardedNet, trainer, weights
 from tests.integration.test_cli import PROJECT
@@ -26,18 +26,9 @@ HERE = "tests.cli.test_convert"
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """A call in this process: exit status, stdout, stderr."""
+def run(call, monkeypatch):
     monkeypatch.chdir(PROJECT)
-
-    def call(*arguments):
-        try:
-            status = main(["convert-checkpoint", *map(str, arguments)])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
+    return partial(call, "convert-checkpoint")
 
 
 @pytest.fixture

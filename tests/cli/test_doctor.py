@@ -1,11 +1,11 @@
 """`doctor`: what it finds, what it says about it, and that its check can fail."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
-from lightning_root.cli import main
 from lightning_root.cli.doctor import command, devices, packages
 from lightning_root.cli.doctor.selfcheck import SHAPE, check_device
 from lightning_root.kernels import orthogonalize
@@ -14,17 +14,8 @@ from lightning_root.versions import Version
 
 
 @pytest.fixture
-def run(capsys):
-    """A call in this process: exit status, stdout, stderr."""
-
-    def call(*arguments):
-        try:
-            status = main(["doctor", *arguments])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
+def run(call):
+    return partial(call, "doctor")
 
 
 @pytest.fixture

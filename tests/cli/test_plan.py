@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import lightning as L
 import pytest
@@ -77,18 +78,9 @@ HERE = "tests.cli.test_plan"
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """A call in this process: exit status, stdout, stderr."""
+def run(call, monkeypatch):
     monkeypatch.chdir(PROJECT)
-
-    def call(*arguments):
-        try:
-            status = main(["plan", *arguments])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
+    return partial(call, "plan")
 
 
 @pytest.fixture

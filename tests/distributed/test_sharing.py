@@ -168,6 +168,7 @@ def test_updates_that_travel_in_bfloat16_are_rounded_once_and_equal_on_all_ranks
     for n, parameter in model.named_parameters():
         path = (parameter.detach() - start[n].detach()).norm()
         assert (ranks[0][0][n] - parameter.detach()).norm() <= 0.01 * path
+    assert any(not torch.equal(ranks[0][0][n], p.detach()) for n, p in model.named_parameters())
 
 
 def test_momentum_in_bfloat16_is_the_same_on_all_ranks_and_in_one_process(gloo_pool):
@@ -175,3 +176,4 @@ def test_momentum_in_bfloat16_is_the_same_on_all_ranks_and_in_one_process(gloo_p
     for key, state in optimizer.state_dict()["state"].items():
         for k, value in state.items():
             assert torch.equal(ranks[0][1][key][k], value)
+            assert k != "momentum_buffer" or value.dtype == torch.bfloat16

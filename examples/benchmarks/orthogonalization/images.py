@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from examples.vision import digits as vision
+
 
 class ViT(nn.Module):
     """A vision transformer on patches that are cut before (pre-norm, learned positions).
@@ -52,16 +54,8 @@ def digits() -> tuple[Tensor, Tensor]:
     Raises:
         ModuleNotFoundError: If scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'the digits need scikit-learn; `pip install "lightning-root[examples]"`'
-        ) from error
-
-    images, labels = load_digits(return_X_y=True)
-    pixels = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
-    return cut_patches(pixels, 2), torch.tensor(labels)
+    images, labels = vision.digits()
+    return cut_patches(images.float() / 8 - 1, 2), labels
 
 
 def cifar10(folder: Path, images: int = 25_600) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,181 @@
+"""The callback that gives ROOT the live parameters, and what it asks of the Trainer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.nn.parallel import DistributedDataParallel
+
+from lightning_root.coefficients.shapes import shape_text
+from lightning_root.distributed import reshard
+from lightning_root.optim import ROOT, WarmupDecayLR
+from lightning_root.optim.agreement import fits_needed
+from lightning_root.optim.checkpoint import keyed_by_names
+from lightning_root.optim.groups import members, views_of
+from lightning_root.partition.names import canonical
+
+
+class ROOTBinder(Callback):
+    """Gives ROOT the live parameters, with their names, when training starts, and shows the split.
+
+    `LightningCLI` builds the optimizer before the model is complete; strategies such as FSDP2 then
+    replace its parameters. The Trainer calls this callback after that and before a checkpoint is
+    restored. The split is printed, and written to `partition.txt` beside the logs. The callback
+    also takes in parameters that are unfrozen during training, hands the length of the run to
+    `WarmupDecayLR` and has it stepped per step. Under DDP it has the ranks share the work on the
+    matrices (see `ROOT.share`). In checkpoints the state is keyed by names. It holds no state.
+    `ROOTMixin` and `ROOTCLI` add it by themselves; elsewhere:
+
+        trainer = Trainer(callbacks=[ROOTBinder()])
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bind every ROOT of the Trainer and resolve its schedules."""
+        optimizers = [o for o in trainer.optimizers if isinstance(o, ROOT)]
+        partitions = [optimizer.bind(optimizer.module or pl_module) for optimizer in optimizers]
+        replicas = _replicas(trainer)
+        for optimizer in optimizers:
+            if not optimizer.shards_state:  # the strategy shares more than this
+                optimizer.share(replicas if optimizer.share_updates else None)
+        if partitions and _first_binder(trainer) is self:
+            _show(trainer, "\n\n".join(str(partition) for partition in partitions))
+            _announce_fits(optimizers)
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, WarmupDecayLR):
+                if config.scheduler.max_steps is None:
+                    config.scheduler.resolve(run_length(pl_module))
+                config.interval = "step"
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Take in parameters that have been unfrozen since, with a fresh state."""
+        del batch, batch_idx
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, ROOT) and _finetunes_backbone(trainer):
+                _align_backbone(optimizer, pl_module)
+            if isinstance(optimizer, ROOT) and (names := optimizer.unbound()):
+                module = optimizer.module
+                assert module is not None
+                optimizer.bind(module)
+                rank_zero_info(f"ROOT now trains {len(names)} more parameters: {names[:3]} ...")
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Key ROOT's state by parameter names, so that every strategy can load it.
+
+        With numbers, FSDP2 would take the order of the groups for that of the model.
+        """
+        states = checkpoint["optimizer_states"]
+        reshard(pl_module)
+        names = {p: canonical(name) for name, p in pl_module.named_parameters()}
+        for number, optimizer in enumerate(trainer.optimizers):
+            if not isinstance(optimizer, ROOT) or not states[number].get("state"):
+                continue  # only the first rank has one under some strategies
+            numbered = all(isinstance(key, int) for key in states[number]["state"])
+            if numbered and all(p in names for _, _, p in members(optimizer.param_groups)):
+                groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+                states[number] = keyed_by_names(states[number], groups)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how many updates were left out because of gradients that were not finite."""
+        del pl_module
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, ROOT) and optimizer.skipped:
+                worst = optimizer.skipped.most_common(3)
+                rank_zero_warn(
+                    f"ROOT skipped {optimizer.skipped.total()} updates of {len(optimizer.skipped)} "
+                    f"parameters whose gradients were not finite (most often: {worst})"
+                )
+
+
+def run_length(module: LightningModule) -> int:
+    """Steps of the run that a module is in.
+
+    Raises:
+        ValueError: If there is no Trainer, or its run has no end.
+    """
+    if module._fabric is None and module._trainer is None:
+        raise ValueError(
+            "`max_steps` must be given when the module is not attached to a Trainer; with a "
+            "Trainer it is the length of the run"
+        )
+    steps = module.trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        raise ValueError(
+            "`max_steps` must be given when the Trainer's run has no end (max_epochs=-1); or pass "
+            "schedule=None for a fixed learning rate"
+        )
+    return int(steps)
+
+
+def _replicas(trainer: Trainer) -> dist.ProcessGroup | None:
+    """The ranks that hold the same parameters and, after the backward pass, the same gradients."""
+    model = trainer.strategy.model
+    if not isinstance(model, DistributedDataParallel):
+        return None
+    group: dist.ProcessGroup = model.process_group
+    return group
+
+
+def _finetunes_backbone(trainer: Trainer) -> bool:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(hasattr(callback, "unfreeze_backbone_at_epoch") for callback in callbacks)
+
+
+def _align_backbone(optimizer: ROOT, module: LightningModule) -> None:
+    """Give all groups of the backbone one learning rate.
+
+    `BackboneFinetuning` raises that of the last group epoch by epoch; of ROOT's two for a backbone
+    that is AdamW's.
+    """
+    backbone = {id(parameter) for parameter in module.backbone.parameters()}  # type: ignore[union-attr]
+    groups = [
+        group
+        for group in optimizer.param_groups
+        if group["params"] and all(id(parameter) in backbone for parameter in group["params"])
+    ]
+    if groups and groups[-1] is optimizer.param_groups[-1]:
+        for group in groups:
+            group["lr"] = groups[-1]["lr"]
+
+
+def _show(trainer: Trainer, table: str) -> None:
+    """Print the table, and keep it beside the logs if there are any."""
+    rank_zero_info(f"{table}\n")
+    if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    folder = trainer.log_dir  # a collective: every rank asks
+    if folder is not None and trainer.is_global_zero:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder, "partition.txt").write_text(f"{table}\n", encoding="utf-8")
+        except OSError as error:  # it has been printed
+            rank_zero_warn(f"the split of the parameters could not be kept: {error}")
+
+
+def _announce_fits(optimizers: Sequence[ROOT]) -> None:
+    """Say for which shapes the first step fits coefficients, or finds them in the cache."""
+    shapes = {
+        shape
+        for optimizer in optimizers
+        if optimizer.partition is not None
+        for shape, _, _ in fits_needed(optimizer.param_groups, views_of(optimizer.partition))
+    }
+    if shapes:
+        names = ", ".join(map(shape_text, sorted(shapes)[:5]))
+        rank_zero_info(
+            f"ROOT fits coefficients for {len(shapes)} shapes at its first step ({names}), less "
+            "than a second each; they are kept for later runs in the folder "
+            "`LIGHTNING_ROOT_CACHE` or the user's cache"
+        )
+
+
+def _first_binder(trainer: Trainer) -> ROOTBinder:
+    """The one that speaks where the configuration, the mixin and the command line each add one."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, ROOTBinder))
