@@ -17,14 +17,20 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from lightning_root.coefficients.files import write_json
 from lightning_root.kernels.rates import STANDING, adopt_rates, rates_file
 from tests.distributed.pool import GlooPool
 
 torch.set_num_threads(1)
-settings.register_profile("repeatable", derandomize=True, deadline=None)
+# No verdict of the clock: a busy machine would fail what is right.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("repeatable")
 
 
@@ -39,6 +45,22 @@ def pytest_configure(config: pytest.Config) -> None:
         file.parent.mkdir(exist_ok=True)
         write_json(file, asdict(STANDING))
         adopt_rates({threads: STANDING})
+
+
+class _TorchInFloat32:
+    """`torch`, but for one dtype."""
+
+    bfloat16 = torch.float32
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch, name)
+
+
+@pytest.fixture
+def torchs_muon_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.optim.Muon's own code, but for its cast to bfloat16, which copies: to float32."""
+    monkeypatch.setattr(torch.optim._muon, "torch", _TorchInFloat32())  # of 2.15
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # of those before it
 
 
 @pytest.fixture(autouse=True)

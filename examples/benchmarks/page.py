@@ -4,11 +4,14 @@ import datetime
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lightning_root.kernels.rates import processor
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def environment() -> dict[str, Any]:

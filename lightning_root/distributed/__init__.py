@@ -4,6 +4,7 @@ from lightning_root.distributed.exchange import (
     all_ranks_agree,
     gather,
     is_sharded,
+    local_part,
     reshard,
     scatter_like,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "empty_bucket",
     "gather",
     "is_sharded",
+    "local_part",
     "matrices_in",
     "overlap",
     "pieces_of",

@@ -18,6 +18,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank has of a DTensor; a plain tensor is returned as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def gather(tensor: Tensor) -> Tensor:
     """The whole tensor on every rank; a plain tensor is returned as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -3,7 +3,7 @@
 import math
 from typing import Literal, TypeAlias, get_args
 
-AdjustLR: TypeAlias = Literal["match_rms_adamw", "original"]
+AdjustLR: TypeAlias = Literal["match_rms_adamw", "original", "spectral_unclamped"]
 """Names of the scale rules, as in `torch.optim.Muon`."""
 
 ADJUST_LR_NAMES: tuple[str, ...] = get_args(AdjustLR)
@@ -20,7 +20,8 @@ def update_scale(rows: int, columns: int, adjust_lr_fn: AdjustLR | None) -> floa
         adjust_lr_fn: `"match_rms_adamw"`: 0.2 sqrt(max(m, n)), which gives every update the root
             mean square 0.2 that AdamW's updates have, so that AdamW's learning rates carry over
             (arXiv:2502.16982; the paper's choice). `"original"` or `None`: sqrt(max(1, m / n))
-            (K. Jordan et al., 2024).
+            (K. Jordan et al., 2024). `"spectral_unclamped"`: sqrt(m / n), under which inputs of a
+            root mean square of 1 change outputs by lr (J. Bernstein, 2025).
 
     Raises:
         ValueError: If `adjust_lr_fn` is another name.
@@ -36,6 +37,8 @@ def update_scale(rows: int, columns: int, adjust_lr_fn: AdjustLR | None) -> floa
         return 0.2 * math.sqrt(max(rows, columns))
     if adjust_lr_fn is None or adjust_lr_fn == "original":
         return math.sqrt(max(1.0, rows / columns))
+    if adjust_lr_fn == "spectral_unclamped":
+        return math.sqrt(rows / columns)
     raise ValueError(
         f"`adjust_lr_fn` must be one of {list(ADJUST_LR_NAMES)} or None, got {adjust_lr_fn!r}"
     )

@@ -22,7 +22,7 @@ def machine_file(words: str) -> Path:
     """Where a measurement of what the words describe is kept."""
     name = "-".join("".join(c if c.isalnum() else " " for c in words).split())
     try:
-        return cache_folder() / "rates-1" / f"{name}.json"
+        return cache_folder() / "rates-2" / f"{name}.json"
     except RuntimeError:  # no home folder: a file that nobody can write
         return Path(os.devnull) / f"{name}.json"
 

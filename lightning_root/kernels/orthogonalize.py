@@ -120,10 +120,10 @@ def _near_one(matrix: Tensor, largest: Tensor | None) -> Tensor:
     """
     matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     if largest is None:
-        low, high = (function(matrix, dim=(-2, -1)) for function in (torch.amin, torch.amax))
-        largest = torch.maximum(-low, high)
+        least, most = (function(matrix, dim=(-2, -1)) for function in (torch.amin, torch.amax))
+        largest = torch.maximum(-least, most)
     if largest.device.type == "cpu":
-        extremes = largest.masked_fill(largest == 0, 1.0)
-        if extremes.min() > _SAFE[0] and extremes.max() < _SAFE[1]:
+        low, high = _SAFE
+        if all(low < value < high or value == 0.0 for value in largest.flatten().tolist()):
             return matrix
     return matrix / largest.masked_fill(largest == 0, 1.0)[..., None, None]

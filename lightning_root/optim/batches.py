@@ -12,10 +12,15 @@ from torch import Tensor
 from lightning_root.coefficients import Coefficients, lookup
 from lightning_root.functional import outlier_threshold
 from lightning_root.kernels import orthogonalize, tuning_for
+from lightning_root.optim.elementwise import (
+    advance_,
+    clamped,
+    decay_and_descend_,
+    look_ahead_,
+)
 from lightning_root.optim.fused import can_be_fused, fused_updates
 from lightning_root.optim.items import state_dtype
 from lightning_root.optim.options import iteration_dtype
-from lightning_root.optim.rounding import keep_
 
 SMALL: Final = 1 << 17
 """Elements of a matrix below which a CPU is faster with several at a time."""
@@ -125,14 +130,14 @@ def update_batch_(batch: Sequence[Block], group: Mapping[str, Any], keep: bool) 
     tuning = tuning_for(group["kernels"], device, dtype)
     if tuning is not None and can_be_fused(batch, group, tuning):
         momentum, bounds, update = fused_updates(batch, group, coefficients.triples, dtype, tuning)
-        clipped = _clamped(momentum, bounds, out=None) if keep else momentum
+        clipped = clamped(momentum, bounds, out=None) if keep else momentum
     else:
         momentum = _directions(batch, group)
         clipped, largest = momentum, None
         if group["outlier_quantile"] is not None:
             mode = group["outlier_quantile_mode"]
             largest = outlier_threshold(momentum, group["outlier_quantile"], mode=mode)
-            clipped = _clamped(momentum, largest, out=None if keep else momentum)
+            clipped = clamped(momentum, largest, out=None if keep else momentum)
         update = orthogonalize(
             clipped,
             coefficients.triples,
@@ -155,7 +160,7 @@ def _directions(batch: Sequence[Block], group: Mapping[str, Any]) -> Tensor:  # 
     """Advance the momentum of each matrix and return N, in fresh memory; G stays as it is."""
     matrix = batch[0].momentum
     out = torch.empty(len(batch), *matrix.shape, dtype=state_dtype(matrix), device=matrix.device)
-    for block, direction in zip(batch, out, strict=True):
+    for block, direction in zip(batch, out.unbind(), strict=True):
         if block.gradient is None:
             direction.copy_(block.momentum)
         else:
@@ -163,65 +168,11 @@ def _directions(batch: Sequence[Block], group: Mapping[str, Any]) -> Tensor:  # 
     return out
 
 
-def look_ahead_(
-    gradient: Tensor,
-    momentum: Tensor,
-    out: Tensor,
-    group: Mapping[str, Any],
-    finite: Tensor | None = None,
-) -> None:
-    """M <- mu M + G and N <- G + mu M, or M: as few passes over memory as there can be.
-
-    Args:
-        gradient: G, of any dtype.
-        momentum: M, which is changed.
-        out: N.
-        group: With `momentum`, `nesterov` and `maximize`, for which G counts negative.
-        finite: Where it is False, M stays as it is and G counts as zero; no dimensions.
-    """
-    gradient, momentum = _advance_(gradient, momentum, group, finite)
-    if group["nesterov"]:
-        torch.add(gradient, momentum, alpha=float(group["momentum"]), out=out)
-    else:
-        out.copy_(momentum)
-
-
-def advance_(blocks: Iterable[Block], group: Mapping[str, Any]) -> None:
+def advance_all_(blocks: Iterable[Block], group: Mapping[str, Any]) -> None:
     """M <- mu M + G alone, for matrices that are orthogonalized elsewhere."""
     for block in blocks:
         if block.gradient is not None:
-            _advance_(block.gradient, block.momentum, group, block.finite)
-
-
-def _advance_(
-    gradient: Tensor, momentum: Tensor, group: Mapping[str, Any], finite: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """M <- mu M + G; return G as it counted, and M before it was rounded."""
-    gradient, exact = gradient.to(state_dtype(momentum)), momentum.to(state_dtype(momentum))
-    if group["maximize"]:
-        gradient = gradient.neg()
-    if finite is None:
-        torch.add(gradient, exact, alpha=float(group["momentum"]), out=exact)
-        if exact is not momentum:
-            keep_(momentum, exact)
-        return gradient, exact
-    gradient = torch.where(finite, gradient, 0.0)
-    factor = torch.where(finite, exact.new_full((), float(group["momentum"])), 1.0)
-    torch.addcmul(gradient, exact, factor, out=exact)
-    if exact is not momentum:
-        keep_(momentum, exact)
-    return gradient, exact
-
-
-def _clamped(matrices: Tensor, bounds: Tensor, out: Tensor | None) -> Tensor:
-    """Each matrix held within its own bound."""
-    if bounds.device.type != "cpu":
-        limits = bounds[:, None, None].to(matrices.dtype)
-        return torch.clamp(matrices, -limits, limits, out=out)
-    out = torch.empty_like(matrices) if out is None else out
-    for matrix, bound, place in zip(matrices, bounds.tolist(), out, strict=True):
-        torch.clamp(matrix, -bound, bound, out=place)  # three times as fast as with tensors
-    return out
+            advance_(block.gradient, block.momentum, group, block.finite)
 
 
 def _apply_(batch: Sequence[Block], update: Tensor, group: Mapping[str, Any]) -> None:
@@ -232,30 +183,3 @@ def _apply_(batch: Sequence[Block], update: Tensor, group: Mapping[str, Any]) ->
         decay_and_descend_(targets, parts, batch[0].scale, group, flags)
     else:
         torch._foreach_copy_(targets, parts)
-
-
-def decay_and_descend_(
-    values: list[Tensor],
-    updates: list[Tensor],
-    scale: float,
-    group: Mapping[str, Any],
-    finite: Sequence[Tensor | None] | None = None,
-) -> None:
-    """W <- (1 - lr wd) W - lr scale U, for each of some tensors, in place; none that is not finite.
-
-    Args:
-        values: W of each.
-        updates: U of each.
-        scale: Factor on the learning rate.
-        group: With `lr` and `weight_decay`.
-        finite: Whether W may change, on the device; None where it may.
-    """
-    lr = group["lr"]
-    if not isinstance(lr, Tensor) and finite is None:
-        torch._foreach_mul_(values, 1.0 - lr * group["weight_decay"])
-        torch._foreach_add_(values, updates, alpha=-lr * scale)
-        return
-    flags = [None] * len(values) if finite is None else finite
-    for value, update, flag in zip(values, updates, flags, strict=True):
-        rate = lr if flag is None else lr * flag  # it stays on its device
-        value.mul_(1.0 - rate * group["weight_decay"]).sub_(update.to(value.dtype) * (rate * scale))

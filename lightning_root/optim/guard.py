@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_root.distributed import all_ranks_agree, is_sharded, reshard
+from lightning_root.distributed import all_ranks_agree, is_sharded, local_part, reshard
 from lightning_root.optim.capture import SkipCounts, finite_flags
 from lightning_root.optim.flattened import refuse_flattened
 from lightning_root.optim.groups import Group, Groups, members, stale_names
@@ -163,7 +163,7 @@ def usable(gradients: Sequence[Tensor], headroom: Sequence[float]) -> list[bool]
     """
     if not gradients:
         return []
-    local = [g.to_local() if is_sharded(g) else g for g in gradients]  # type: ignore[attr-defined]
+    local = [local_part(gradient) for gradient in gradients]
     flags = _fit_float32(norms(local), headroom).tolist()
     doubtful = [number for number, flag in enumerate(flags) if not flag]
     if doubtful:

@@ -84,7 +84,8 @@ class ROOT(SharedState, torch.optim.Optimizer):
             `functional.automatic_quantile`. None switches the threshold off.
         ns_steps: T, the number of Newton-Schulz steps.
         adjust_lr_fn: Scale of a matrix's update: "match_rms_adamw" is 0.2 sqrt(max(m, n)), so that
-            AdamW's learning rates carry over; "original" is sqrt(max(1, m / n)).
+            AdamW's learning rates carry over; "original" is sqrt(max(1, m / n)),
+            "spectral_unclamped" sqrt(m / n).
         betas: AdamW's averaging coefficients.
         eps: AdamW's term in the denominator.
         maximize: Ascend instead of descend.

@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightning_root.distributed import is_sharded
+from lightning_root.distributed import local_part
 
 BFLOAT16_LARGEST: Final = torch.finfo(torch.bfloat16).max
 
@@ -23,8 +23,7 @@ def keep_(kept: Tensor, value: Tensor) -> None:
         kept: Where it goes; float32, float64 or bfloat16.
         value: Finite, float32 where `kept` is bfloat16.
     """
-    if is_sharded(kept):
-        kept, value = kept.to_local(), value.to_local()  # type: ignore[attr-defined]
+    kept, value = local_part(kept), local_part(value)
     kept.copy_(_rounded(value) if kept.dtype == torch.bfloat16 else value)
 
 

@@ -18,12 +18,14 @@ from lightning_root.distributed import (
     Matrix,
     Replicas,
     RowShards,
+    local_part,
     overlap,
     pieces_of,
 )
 from lightning_root.distributed import replicas as plans
 from lightning_root.functional import update_scale
-from lightning_root.optim.batches import Block, decay_and_descend_, look_ahead_
+from lightning_root.optim.batches import Block
+from lightning_root.optim.elementwise import decay_and_descend_, look_ahead_
 from lightning_root.optim.items import Item, shared_dtype, state_dtype
 
 Update: TypeAlias = Callable[[Sequence[Block]], None]
@@ -124,7 +126,7 @@ class ShardedUpdates:
                     decay_and_descend_([value], [piece.view_as(value)], place.scale, self._group)
         self._under_way.clear()
         for item, part in zip(self._items, self._parts, strict=True):
-            local = _local(item.parameter)
+            local = local_part(item.parameter)
             if local.dtype != part.value.dtype:
                 local.copy_(part.value.view_as(local))
 
@@ -168,12 +170,12 @@ class ShardedUpdates:
 
 def _part(item: Item, shards: RowShards, group: Mapping[str, Any]) -> Part:
     """Advance this rank's momentum and look ahead."""
-    momentum = _local(item.state["momentum_buffer"])
+    momentum = local_part(item.state["momentum_buffer"])
     direction = torch.empty_like(
         momentum, dtype=state_dtype(momentum), memory_format=torch.contiguous_format
     )
-    look_ahead_(_local(item.gradient), momentum, direction, group)
-    value = _local(item.parameter).to(direction.dtype)
+    look_ahead_(local_part(item.gradient), momentum, direction, group)
+    value = local_part(item.parameter).to(direction.dtype)
     columns = item.parameter.shape[1:].numel()
     rows = shards.rows(item.parameter.shape[0])
     return Part(value.view(-1, columns), direction.view(-1, columns), rows)
@@ -195,11 +197,6 @@ def _ranges(sizes: Sequence[int]) -> list[Range]:
     return list(pairwise(accumulate(sizes, initial=0)))
 
 
-def _local(tensor: Tensor) -> Tensor:
-    local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return local
-
-
 def own_matrices(item: Item, shards: RowShards) -> Item:
     """Those of a stack of matrices that lie whole on this rank.
 
@@ -209,11 +206,11 @@ def own_matrices(item: Item, shards: RowShards) -> Item:
     """
     total = item.parameter.shape[0]
     start, _ = shards.rows(total)[shards.group.rank()]
-    buffer = _local(item.state["momentum_buffer"])
+    buffer = local_part(item.state["momentum_buffer"])
     return Item(
         item.name,
-        _local(item.parameter),
-        _local(item.gradient),
+        local_part(item.parameter),
+        local_part(item.gradient),
         {"momentum_buffer": buffer},
         item.view,
         first=start * (len(item.view.matrices(item.parameter.shape)) // total),

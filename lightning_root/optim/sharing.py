@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_root.distributed import Bucket, Matrix, Replicas, empty_bucket, slots
 from lightning_root.distributed import replicas as plans
-from lightning_root.optim.batches import Block, advance_, decay_and_descend_
+from lightning_root.optim.batches import Block, advance_all_
+from lightning_root.optim.elementwise import decay_and_descend_
 from lightning_root.optim.items import shared_dtype
 
 Update: TypeAlias = Callable[[Sequence[Block]], None]
@@ -58,7 +59,7 @@ class SharedUpdates:
             self._under_way.append((bucket, whole, part, replicas.gather(part, whole)))
             for rank, others in enumerate(bucket.members):
                 if rank != replicas.rank and replicas.owners is None:
-                    advance_([blocks[i] for i in others], group)
+                    advance_all_([blocks[i] for i in others], group)
 
     def finish(self) -> None:
         """Apply all updates, in the order of their buckets."""

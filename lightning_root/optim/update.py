@@ -14,7 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_root.distributed import Replicas, gather, is_sharded, row_shards, scatter_like
+from lightning_root.distributed import (
+    Replicas,
+    gather,
+    is_sharded,
+    local_part,
+    row_shards,
+    scatter_like,
+)
 from lightning_root.functional import update_scale
 from lightning_root.kernels import run_in_order
 from lightning_root.optim.batches import (
@@ -22,11 +29,10 @@ from lightning_root.optim.batches import (
     Stack,
     StackHook,
     batches,
-    decay_and_descend_,
-    look_ahead_,
     update_batch_,
     work,
 )
+from lightning_root.optim.elementwise import decay_and_descend_, look_ahead_
 from lightning_root.optim.items import Item, momentum_dtype, portions, state_dtype, zeros_like
 from lightning_root.optim.parts import own_momenta
 from lightning_root.optim.sharding import ShardedUpdates, own_matrices
@@ -99,14 +105,10 @@ def _all(halves: Sequence[Callable[[], None]]) -> None:
 
 
 def _is_direct(item: Item) -> bool:
-    """Whether the matrices can be updated where they lie, each for itself."""
-    parameter = item.parameter
-    tensors = (parameter, item.gradient)
-    return (
-        not is_sharded(parameter)
-        and parameter.dtype == state_dtype(parameter)
-        and all(item.view.is_view(tensor) for tensor in tensors)
-    )
+    """Whether matrices that are not sharded can be updated where they lie, each for itself."""
+    parameter, view = item.parameter, item.view
+    in_full = parameter.dtype == state_dtype(parameter)
+    return in_full and view.is_view(parameter) and view.is_view(item.gradient)
 
 
 def _kept_in_parts(replicas: Replicas | None) -> bool:
@@ -229,7 +231,7 @@ def _apply_(item: Item, update: Tensor, scale: float, group: Mapping[str, Any]) 
     """W <- (1 - lr wd) W - lr scale U, rounded once."""
     parameter, flags = item.parameter, None if item.finite is None else [item.finite]
     value = parameter.to(update.dtype)  # the parameter itself, unless it is of low precision
-    decay_and_descend_([value], [update], scale, group, flags)
+    decay_and_descend_([local_part(value)], [local_part(update)], scale, group, flags)
     if value is not parameter:
         parameter.copy_(value)
 

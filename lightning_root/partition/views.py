@@ -68,19 +68,20 @@ class MatrixView:
         Raises:
             ValueError: When too few dimensions are left for a matrix, or sizes do not add up.
         """
-        shape = tuple(shape)
         if len(shape) < self.stack + 2:
             raise ValueError(
                 f"`stack` must leave two dimensions for the matrices, got {self.stack} for the "
-                f"shape {shape}; at most {max(len(shape) - 2, 0)} is possible."
+                f"shape {tuple(shape)}; at most {max(len(shape) - 2, 0)} is possible."
             )
+        if self.rows is None and self.columns is None:
+            return
         extents = (shape[self.stack], math.prod(shape[self.stack + 1 :]))
         for name, sizes, extent in zip(
             ("rows", "columns"), (self.rows, self.columns), extents, strict=True
         ):
             if sizes is not None and sum(sizes) != extent:
                 raise ValueError(
-                    f"`{name}` must add up to the {extent} {name} of shape {shape}, got "
+                    f"`{name}` must add up to the {extent} {name} of shape {tuple(shape)}, got "
                     f"{_listed(sizes)} = {sum(sizes)}."
                 )
 
@@ -155,6 +156,8 @@ class MatrixView:
         in a convolution in `torch.channels_last`.
         """
         self.check(tensor.shape)
+        if tensor.ndim == self.stack + 2 or tensor.is_contiguous():
+            return True
         flattened = [
             (size, stride)
             for size, stride in list(zip(tensor.shape, tensor.stride(), strict=True))[

@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import json
 import math
 import sys
@@ -11,13 +12,21 @@ import torch
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
-from examples.benchmarks import orthogonalize, quantile, step
-from examples.benchmarks.speed import forms, memory, muon, operations, selections, sets
+from examples.benchmarks import near_shapes, orthogonalize, quantile, step
+from examples.benchmarks.speed import (
+    forms,
+    memory,
+    muon,
+    operations,
+    selections,
+    sets,
+    step_page,
+)
 from examples.benchmarks.speed.clock import Times, clock_of, interleave, quartiles, speed
 from examples.benchmarks.speed.forms import FORMS, published
 from examples.benchmarks.speed.machine import Limits
 from examples.benchmarks.speed.memory import PROCESS, allocated, grown, peak_memory
-from examples.benchmarks.speed.muon import FairMuon
+from examples.benchmarks.speed.muon import FairMuon, PlainMuon
 from examples.benchmarks.speed.operations import matrix_size, work
 from examples.benchmarks.speed.optimizers import (
     BASELINE,
@@ -57,13 +66,17 @@ def textbook_muon(weight, gradients, lr, weight_decay, momentum):
     return weight.reshape(shape)
 
 
-@pytest.mark.parametrize("stacked", [0, 60, 1 << 30])
-def test_the_baseline_is_the_textbook_muon_however_it_stacks(monkeypatch, stacked):
+@pytest.mark.parametrize(
+    ("kind", "stacked"),
+    [(FairMuon, 0), (FairMuon, 60), (FairMuon, 1 << 30), (PlainMuon, 0)],
+    ids=["singly", "some", "all", "plain"],
+)
+def test_the_baseline_is_the_textbook_muon_however_it_stacks(monkeypatch, kind, stacked):
     monkeypatch.setattr(muon, "CACHED", stacked)
     parameters = sets.make_parameters(SHAPES, torch.float32, CPU)
     before = [parameter.detach().double().numpy() for parameter in parameters]
     gradients = [sets.make_gradients(SHAPES, seed, torch.float32, CPU) for seed in range(3)]
-    optimizer = FairMuon(parameters, lr=0.1, weight_decay=0.5, momentum=0.9)
+    optimizer = kind(parameters, lr=0.1, weight_decay=0.5, momentum=0.9)
     for step_gradients in gradients:
         for parameter, gradient in zip(parameters, step_gradients, strict=True):
             parameter.grad = gradient.clone()
@@ -82,11 +95,12 @@ def test_a_stack_holds_no_more_than_the_cache(monkeypatch, cached, sizes):
     assert sorted(map(len, stacks), reverse=True) == sizes
 
 
-def test_the_baseline_keeps_float32_state_for_bfloat16_parameters():
+@pytest.mark.parametrize("kind", [FairMuon, PlainMuon])
+def test_the_baseline_keeps_float32_state_for_bfloat16_parameters(kind):
     (parameter,) = sets.make_parameters([(6, 10)], torch.bfloat16, CPU)
     before = parameter.detach().double().numpy()
     (parameter.grad,) = sets.make_gradients([(6, 10)], 0, torch.bfloat16, CPU)
-    optimizer = FairMuon([parameter], lr=0.1, weight_decay=0.0)
+    optimizer = kind([parameter], lr=0.1, weight_decay=0.0)
     optimizer.step()
     assert optimizer.state[parameter]["momentum_buffer"].dtype == torch.float32
     expected = textbook_muon(before, [parameter.grad.double().numpy()], 0.1, 0.0, 0.95)
@@ -427,6 +441,44 @@ def test_the_share_of_the_threshold_is_that_of_the_rounds(step_results):
     expected = np.quantile(1 - times[1] / times[0], (0.25, 0.5, 0.75))
     np.testing.assert_allclose(values["threshold_share"], expected, atol=1e-12)
     assert table_after(text, "## What the threshold costs")[1][0][0] == "tiny"
+
+
+def test_the_share_of_muons_time_is_that_of_the_rounds(step_results):
+    text, numbers = step_results
+    rows = numbers["sets"]["tiny"]["optimizers"]
+    _, body = table_after(text, "## ROOT's time as a share of Muon's")
+    for cell, other in zip(body[-1][1:], ("muon", "muon-plain"), strict=True):
+        expected = np.median(np.array(rows["root"]["cpu"]) / np.array(rows[other]["cpu"]))
+        assert float(cell.split()[0]) == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize(("passed", "said"), [(1.04, False), (1.5, True)])
+def test_the_step_page_says_when_the_machine_was_shared(step_results, passed, said):
+    numbers = copy.deepcopy(step_results[1])
+    for row in numbers["sets"]["tiny"]["optimizers"].values():
+        row["wall"] = [passed * seconds for seconds in row["cpu"]]
+    text = step_page.page_text(numbers)
+    assert ("Other programs were running" in text) == said
+    assert ("50 % more than the CPU time" in text) == said
+
+
+def test_padding_with_zeros_changes_no_update():
+    """Against the polynomial of the singular values of each matrix as it is."""
+    generator = torch.Generator().manual_seed(3)
+    stacks = [torch.randn(shape, generator=generator) for shape in ((2, 5, 9), (1, 4, 7))]
+    triples = ((3.0, -3.2, 1.2), (1.5, -0.5, 0.0))
+    for way in (near_shapes.by_shape, near_shapes.padded):
+        for stack, updates in zip(stacks, way(stacks, triples), strict=True):
+            for matrix, update in zip(stack, updates, strict=True):
+                np.testing.assert_allclose(update, polynomial_of(matrix, triples), atol=1e-5)
+
+
+def test_the_page_of_near_shapes(tmp_path):
+    text, numbers = run(near_shapes, tmp_path)
+    ((name, values),) = numbers["sets"].items()
+    times = [np.array(values["times"][way]["cpu"]) for way in ("by shape", "padded")]
+    np.testing.assert_allclose(values["speed"][1], np.median(times[0] / times[1]))
+    assert table_after(text, "disturb least.\n")[1][0][0] == name
 
 
 def test_the_step_page_says_command_machine_and_who_is_missing(step_results):

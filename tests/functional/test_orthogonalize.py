@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.linalg import polar
 
 from lightning_root.coefficients.schedules import MUON, NEWTON_SCHULZ, POLAR_EXPRESS
-from lightning_root.functional import as_schedule, newton_schulz
+from lightning_root.functional import as_schedule, newton_schulz, update_scale
 
 sizes = st.integers(1, 24)
 
@@ -37,7 +37,7 @@ def test_maps_each_singular_value_by_the_polynomial_and_keeps_the_vectors(shape,
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sizes, sizes, st.integers(0, 99))
 def test_commutes_with_transposition(m, n, seed):
     matrix = gaussian(m, n, seed=seed)
@@ -46,7 +46,7 @@ def test_commutes_with_transposition(m, n, seed):
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sizes, sizes, st.integers(0, 99))
 def test_commutes_with_rotations(m, n, seed):
     matrix = gaussian(m, n, seed=seed)
@@ -60,7 +60,7 @@ def test_commutes_with_rotations(m, n, seed):
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sizes, sizes, st.floats(-37, 37), st.integers(0, 99))
 def test_does_not_depend_on_scale(m, n, exponent, seed):
     """Up to float32 rounding of the scaled input; entries stay in float32's normal range."""
@@ -151,3 +151,36 @@ def test_bad_matrices_are_named():
         newton_schulz(torch.ones(3), MUON, 5)
     with pytest.raises(TypeError, match="`matrix` must be a floating point tensor"):
         newton_schulz(torch.ones(3, 3, dtype=torch.int64), MUON, 5)
+
+
+def test_one_step_is_one_polynomial():
+    matrix = gaussian(6, 10)
+    u, sigma, vh = torch.linalg.svd(matrix / matrix.norm(), full_matrices=False)
+    a, b, c = MUON
+    expected = u @ (a * sigma + b * sigma**3 + c * sigma**5).diag() @ vh
+    torch.testing.assert_close(newton_schulz(matrix, MUON, 1), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_infinite_coefficients_are_named(place):
+    triple = [1.0, 1.0, 1.0]
+    triple[place] = float("inf")
+    with pytest.raises(ValueError, match=r"triples .* of finite numbers, got .*inf"):
+        as_schedule(triple, 5)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(6, 6), (20, 45), (45, 20)])
+def test_the_scale_gives_the_stated_root_mean_square(rows, columns):
+    """Of an exactly orthogonal update, by scipy; and Jordan's rule, by its formula."""
+    update = polar(gaussian(rows, columns).numpy())[0]
+    size = update_scale(rows, columns, "match_rms_adamw") * np.sqrt(np.mean(update**2))
+    assert size == pytest.approx(0.2, rel=1e-12)
+    for name in ("original", None):
+        assert update_scale(rows, columns, name) == max(1, rows / columns) ** 0.5
+    size = update_scale(rows, columns, "spectral_unclamped") * np.linalg.norm(update, 2)
+    assert size == pytest.approx(np.sqrt(rows / columns))
+
+
+def test_an_unknown_scale_is_named():
+    with pytest.raises(ValueError, match=r"`adjust_lr_fn` must be one of .*got 'adam'"):
+        update_scale(2, 3, "adam")

@@ -20,7 +20,12 @@ from lightning_root.kernels.triton.tuning import EVERYWHERE, Tile
 
 ALREADY_IMPORTED: Final = "lightning_root.kernels.triton.language" in sys.modules
 
-from lightning_root.kernels.triton import passes, products, threshold  # noqa: E402
+from lightning_root.kernels.triton import (  # noqa: E402
+    measurement,
+    passes,
+    products,
+    threshold,
+)
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALES: Final = {"plain": 1.0, "zero": 0.0, "tiny": 1e-30, "huge": 1e30}
@@ -139,6 +144,25 @@ def missed_by_the_sample():
     return distance(-weight, newton_schulz(weight.grad.double(), MUON, 1))
 
 
+def passes_beside_torch():
+    """The measurement takes passes that are right and faster than torch, and no others."""
+    measurement.PASSED = (2, 40, 70)
+    cpu, right = torch.device("cpu"), passes.clipped_unit
+
+    def taken(torch_takes, they_take, clipped=right):
+        times = iter([torch_takes, they_take])
+        measurement.milliseconds = lambda run: next(times)
+        passes.clipped_unit = clipped
+        return measurement.passes_are_faster(cpu, torch.float32)
+
+    def wrong(*arguments):
+        return 1.1 * right(*arguments)
+
+    found = taken(1.0, 0.9), taken(1.0, 0.98), taken(1.0, 0.9, wrong)
+    passes.clipped_unit = right
+    return float(found != (True, False, False))
+
+
 SMALL, MIDDLE = Tile(16, 16, 4, 1), Tile(32, 64, 4, 1)
 HALF, SINGLE = 6e-3, 2e-6  # the interpreter cuts bfloat16 off where a GPU rounds
 CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
@@ -151,6 +175,7 @@ CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
             ((1, 1), SMALL),
             ((2, 5, 7), SMALL),
             ((2, 40, 70), MIDDLE),
+            ((2, 33, 48), SMALL),  # whose depth is a whole number of tiles
         ]
         for dtype in DTYPES
         for layout in ("contained", "transposed")
@@ -200,6 +225,7 @@ CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
     ),
     "steps in bfloat16": (0.1, partial(steps, [(20, 50)], ns_dtype="bfloat16", ns_steps=2)),
     "missed by the sample": (1e-3, missed_by_the_sample),
+    "the measurement of passes": (0.0, passes_beside_torch),
     "the package imports kernels by itself": (0.0, lambda: float(ALREADY_IMPORTED)),
 }
 """Name, largest error that is allowed, and what gives the error."""

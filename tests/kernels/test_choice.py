@@ -1,7 +1,6 @@
 """The cheapest form by operation counts, and rates that are measured once."""
 
 import json
-import threading
 
 import pytest
 import torch
@@ -74,7 +73,7 @@ def test_rates_are_measured_once_and_kept(fresh, monkeypatch):
     rates_module._known.clear()  # as in the next process
     assert rates(1) == flat(eigh=12.0)
     assert calls == [1]
-    (file,) = (fresh / "rates-1").iterdir()
+    (file,) = (fresh / "rates-2").iterdir()
     assert json.loads(file.read_text())["eigh"] == [12.0] * len(SIZES)
 
 
@@ -82,7 +81,7 @@ def test_what_another_process_kept_meanwhile_counts(fresh, monkeypatch):
     """Two that start together end with the same rates, and so with the same forms."""
 
     def measure():
-        (fresh / "rates-1").mkdir(exist_ok=True)
+        (fresh / "rates-2").mkdir(exist_ok=True)
         other = {"eigh": [5.0], "symmetric": [1.0], "fused": [1.0]}
         values = {key: value * len(SIZES) for key, value in other.items()}
         rates_file(1).write_text(json.dumps(values))
@@ -96,7 +95,7 @@ def test_what_another_process_kept_meanwhile_counts(fresh, monkeypatch):
 def test_a_damaged_file_is_made_anew(fresh, monkeypatch, damage):
     monkeypatch.setattr(rates_module, "measure", lambda: flat(eigh=12.0))
     rates(1)
-    (file,) = (fresh / "rates-1").iterdir()
+    (file,) = (fresh / "rates-2").iterdir()
     file.write_text(damage)
     rates_module._known.clear()
     assert rates(1) == flat(eigh=12.0)
@@ -116,4 +115,20 @@ def test_a_measurement_gives_sound_numbers(fresh, monkeypatch):
     found = rates_module.measure()
     assert len(found.eigh) == 2
     assert all(value > 0 for value in (*found.eigh, *found.symmetric, *found.fused))
-    assert threading.active_count() >= 1
+
+
+def test_a_machine_that_is_slow_for_a_while_has_the_same_rates(monkeypatch):
+    """A clock by which all is three times as slow in the first round and a half."""
+    now, runs = [0.0], [0]
+
+    def taking(seconds):
+        def run(x):
+            runs[0] += 1
+            now[0] += seconds * (3.0 if runs[0] <= 6 else 1.0)
+
+        return run
+
+    names = {"product": 1.0, "eigh": 10.0, "symmetric": 0.5, "fused": 1.25}
+    monkeypatch.setattr(rates_module.time, "thread_time", lambda: now[0])
+    found = rates_module._seconds({name: taking(t) for name, t in names.items()}, torch.empty(0))
+    assert found == pytest.approx(names)

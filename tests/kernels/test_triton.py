@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_damaged_file_is_measured_anew(gpu, monkeypatch, damage):
     found = Tuning((0,) * len(SIZES), passes=False)
     monkeypatch.setattr(measurement, "measure", lambda *about: found)
     assert tuning.tuned(GPU, torch.bfloat16) == found
-    (file,) = (gpu / "rates-1").iterdir()
+    (file,) = (gpu / "rates-2").iterdir()
     file.write_text(damage)
     tuning._known.clear()
     assert tuning.tuned(GPU, torch.bfloat16) == found
@@ -149,6 +150,34 @@ def test_a_wrong_or_failing_kernel_is_not_taken(monkeypatch, caplog):
 
     assert Clock(monkeypatch, [1.0, 0.8, 0.9], faulty).fastest() == 2
     assert "does not run here and is not used: out of resources" in caplog.text
+
+
+def test_a_measurement_has_a_tile_for_every_size_and_says_whether_passes_pay(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(measurement, "fastest_tile", lambda m, *_: SIZES.index(m))
+    monkeypatch.setattr(measurement, "passes_are_faster", lambda *_: True)
+    assert measurement.measure(GPU, torch.bfloat16) == Tuning((0, 1, 2, 3, 4), passes=True)
+
+
+def test_the_time_of_a_run_is_the_shortest_mean_over_enough_runs(monkeypatch):
+    """By a clock of a quarter of a millisecond a run, disturbed in the second round."""
+    done = []
+
+    class Event:
+        def record(self):
+            self.at = 0.25 * len(done) + 0.5 * (len(done) > 20)
+
+        def synchronize(self):
+            self.waited = True
+
+        def elapsed_time(self, end):
+            assert end.waited
+            return end.at - self.at
+
+    monkeypatch.setattr(measurement, "_event", Event)
+    assert measurement.milliseconds(lambda: done.append(None), rounds=2, least=2.0) == 0.25
+    # One run to compile; 1, 2 and 4 are too short a time; 8 take 2 ms, in two rounds.
+    assert len(done) == 1 + 1 + 2 + 4 + 8 + 8
 
 
 def test_kernels_by_force_need_a_gpu():

@@ -76,9 +76,9 @@ def test_without_threshold_it_is_torchs_muon_and_adamw(nesterov, adjust_lr_fn):
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("adjust_lr_fn", ["original", "match_rms_adamw"])
-def test_it_is_torchs_muon_once_that_iterates_in_float32(nesterov, adjust_lr_fn, monkeypatch):
+@pytest.mark.usefixtures("torchs_muon_in_float32")
+def test_it_is_torchs_muon_once_that_iterates_in_float32(nesterov, adjust_lr_fn):
     """Torch's unchanged code, with its cast to bfloat16 made a copy: what is left is round-off."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     differences = relative_differences(nesterov, adjust_lr_fn)
     for name, (_, of_path) in differences.items():
         assert of_path < 1e-4, name

@@ -397,3 +397,17 @@ def test_published_coefficients_warn_and_refuse_where_they_are_unstable():
         ROOT([{"role": "root", "params": [weight]}], coefficients="published")
     with pytest.raises(ValueError, match="unbounded"):
         ROOT([{"role": "root", "params": [weight]}], coefficients="published", ns_steps=6)
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_parameters_without_an_order_are_refused(kind):
+    """A state dict tells parameters apart by their place."""
+    with pytest.raises(TypeError, match=r"`params` must have an order, .* got a set; pass a list"):
+        ROOT(kind([nn.Parameter(torch.ones(3, 3))]))
+
+
+def test_a_hundred_steps_are_the_most():
+    groups = [{"role": "root", "params": [torch.zeros(2, 2)]}]
+    assert ROOT(groups, ns_steps=100, coefficients="muon").param_groups[0]["ns_steps"] == 100
+    with pytest.raises(ValueError, match="`ns_steps` must be at most 100, got 101"):
+        ROOT(groups, ns_steps=101, coefficients="muon")

@@ -31,7 +31,7 @@ GOOD = {
     ],
     "outlier_quantile": [None, 0.5, 1, 1e-6, "auto"],
     "ns_steps": [1, 3, 12],
-    "adjust_lr_fn": ["original", None],
+    "adjust_lr_fn": ["original", "spectral_unclamped", None],
     "betas": [(0.0, 0.0), [0.5, 0.999]],
     "eps": [0.0, 1e-3],
     "maximize": [True],

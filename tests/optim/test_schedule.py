@@ -107,3 +107,39 @@ def test_resuming_continues_and_a_longer_run_decays_over_its_new_length():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         WarmupDecayLR(optimizer(), **options)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_the_final_rate_may_be_nothing_or_all(ratio):
+    ours = rates(WarmupDecayLR(optimizer(), 0, 8, "linear", ratio), 10)
+    assert ours[8:] == pytest.approx([ratio] * 2)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "length", "expected"),
+    [(0, 1, [1.0, 0.1, 0.1]), (1, 1, [1.0, 1.0, 0.1]), (2, 2, [0.5, 1.0, 1.0, 0.1])],
+)
+def test_the_shortest_runs(warmup, length, expected):
+    """A warm-up of the whole run stays one, with its decay in the step after it."""
+    ours = WarmupDecayLR(optimizer(), warmup, length, "linear")
+    assert rates(ours, len(expected)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("length", [0, -5, math.inf, math.nan])
+def test_a_length_that_is_none_is_refused_later_too(length):
+    with pytest.raises(ValueError, match="`max_steps` must be a number >= 1, got"):
+        WarmupDecayLR(optimizer()).resolve(length)
+
+
+def test_a_length_set_later_is_what_the_scheduler_says_at_once():
+    scheduler = WarmupDecayLR(optimizer(2.0), warmup_steps=4)
+    scheduler.resolve(100)
+    assert scheduler.get_last_lr() == [0.5] == [scheduler.optimizer.param_groups[0]["lr"]]
+
+
+def test_groups_added_later_keep_their_rate():
+    scheduler = WarmupDecayLR(optimizer(), 0, 10)
+    scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.3})
+    first = rates(scheduler, 11)
+    assert first[10] == pytest.approx(0.1)
+    assert scheduler.optimizer.param_groups[1]["lr"] == 0.3

@@ -6,6 +6,7 @@ import torch
 from examples.benchmarks.speed.memory import allocated
 from lightning_root import ROOT
 from lightning_root.optim import batches
+from lightning_root.optim.elementwise import decay_and_descend_
 
 SHAPES = (
     [(40, 40)] * 3 + [(24, 90)] * 5 + [(90, 24)] * 2 + [(16, 3, 3, 3)] * 2 + [(300, 310), (7, 5)]
@@ -91,3 +92,25 @@ def test_a_step_needs_little_memory_beside_the_state(shapes):
     matrix = weights[0].numel()
     batch = min(batches.BATCH_ELEMENTS["cpu"], matrix * len(weights))
     assert 0 < peak <= 4 * max(3 * batch, 5 * matrix) + (64 << 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "lay", [lambda w: w, lambda w: w.mT.contiguous().mT], ids=["rows", "turned"]
+)
+def test_a_weight_takes_its_update_to_the_bit_however_it_is_cut(lay, dtype):
+    """Cuts at any entry, strided memory, and updates that travelled in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    weight, update = (torch.randn(37, 41, generator=generator) for _ in range(2))
+    weight, update = weight.double() if dtype == torch.float64 else weight, update.to(dtype)
+    options = {"lr": 0.02, "weight_decay": 0.1}
+    exact = (1 - 0.02 * 0.1) * weight.double() - 0.02 * 3.0 * update.double()
+    whole = weight.clone()
+    decay_and_descend_([whole], [update], 3.0, options)
+    torch.testing.assert_close(whole.double(), exact, rtol=0, atol=1e-6)
+    for row, column in ((1, 1), (16, 8), (29, 40), (36, 17)):
+        cut = lay(weight.clone())
+        blocks = [(slice(row), slice(None)), (slice(row, None), slice(column))]
+        blocks.append((slice(row, None), slice(column, None)))
+        decay_and_descend_([cut[b] for b in blocks], [update[b] for b in blocks], 3.0, options)
+        assert torch.equal(cut, whole)

@@ -44,6 +44,7 @@ CHANGES = [
     {"ns_steps": 9},
     {"adjust_lr_fn": "original"},
     {"adjust_lr_fn": None},
+    {"adjust_lr_fn": "spectral_unclamped"},
     {"maximize": True},
     {"ns_form": "standard"},
     {"ns_form": "gram"},

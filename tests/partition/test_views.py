@@ -49,7 +49,7 @@ def scattered(tensor: Tensor, order: list[int]) -> Tensor:
     return view.copy_(tensor)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=200)
 @given(case=shapes_and_views())
 def test_blocks_tile_the_parameter_exactly_once(case):
     shape, view = case
@@ -59,7 +59,7 @@ def test_blocks_tile_the_parameter_exactly_once(case):
     assert [tuple(block.shape) for block in blocks] == view.matrices(shape)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=200)
 @given(case=shapes_and_views())
 def test_writing_into_the_blocks_writes_a_contiguous_parameter(case):
     shape, view = case
@@ -70,7 +70,7 @@ def test_writing_into_the_blocks_writes_a_contiguous_parameter(case):
     assert torch.equal(tensor, numbered(shape))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=200)
 @given(case=shapes_and_views(), data=st.data())
 def test_memory_changes_nothing_but_who_writes_back(case, data):
     """Blocks are the same numbers in any memory, `paste` brings them back, `is_view` is true."""
@@ -89,7 +89,7 @@ def test_memory_changes_nothing_but_who_writes_back(case, data):
     assert torch.equal(tensor, numbered(shape) + 1)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=200)
 @given(case=shapes_and_views())
 def test_meta_tensors_are_cut_without_data(case):
     shape, view = case

@@ -65,4 +65,6 @@ def root_step(w, g, m, *, lr, weight_decay, momentum, nesterov, p, triples, adju
     scale = math.sqrt(max(1, rows / columns))
     if adjust == "match_rms_adamw":
         scale = 0.2 * math.sqrt(max(rows, columns))
+    elif adjust == "spectral_unclamped":
+        scale = math.sqrt(rows / columns)
     return w * (1 - lr * weight_decay) - lr * scale * u.reshape(w.shape), m

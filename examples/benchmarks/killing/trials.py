@@ -10,6 +10,7 @@ from typing import Any, Final
 from examples.benchmarks.killing.attempts import Moment, Run, attempt
 from examples.benchmarks.killing.compare import difference, read, unfinished
 from examples.benchmarks.killing.training import PLACES, SAVE_EVERY, Kill
+from lightning_root.kernels.rates import rates_file
 
 SPARED: Final = 0.2
 """Share of the attempts that nobody kills."""
@@ -164,12 +165,12 @@ def trials(kills: int, ranks: int, steps: int, seed: int, folder: Path) -> Gener
     """
     choose, done, number = random.Random(f"{seed}/{ranks}"), 0, 0
     model = Run(ranks, steps, seed, folder / f"whole-{ranks}")
-    whole = uninterrupted(model)
+    whole, rates = uninterrupted(model), rates_file(1).parent.name
     while done < kills:
         number += 1
         own = folder / f"{ranks}-{number}"
         # What was measured of the machine decides the rounding; fits are made again.
-        shutil.copytree(model.folder / "cache" / "rates-1", own / "cache" / "rates-1")
+        shutil.copytree(model.folder / "cache" / rates, own / "cache" / rates)
         trial = Trial(number, Run(ranks, steps, seed, own), whole)
         for record in trial.go(choose, kills - done):
             done += 1

@@ -1,1 +1,1 @@
-"""The parts of the speed benchmarks `step`, `orthogonalize` and `quantile`."""
+"""The parts of the speed benchmarks `step`, `orthogonalize`, `quantile` and `sharing`."""

@@ -1,4 +1,4 @@
-"""What the three speed benchmarks share on the command line, and how they write results."""
+"""What the four speed benchmarks share on the command line, and how they write results."""
 
 import argparse
 import shlex
@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from examples.benchmarks.page import environment
+from examples.benchmarks.page import RESULTS, environment
 from lightning_root.coefficients.files import write_json
 
-RESULTS = Path(__file__).parents[1] / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -24,9 +23,12 @@ class Command:
         module: Name of the benchmark's module.
         description: Its docstring.
         rounds: Default of `--rounds`.
+        devices: Whether `--device` chooses where it runs; False is for the CPU alone.
     """
 
-    def __init__(self, module: str, description: str | None, rounds: int) -> None:
+    def __init__(
+        self, module: str, description: str | None, rounds: int, *, devices: bool = True
+    ) -> None:
         self.module, self.name = module, module.rpartition(".")[2]
         self._start = time.perf_counter()
         self._given: Sequence[str] = ()
@@ -37,7 +39,9 @@ class Command:
         add("--quick", action="store_true", help="small inputs, 3 rounds: to try it, seconds")
         add("--rounds", type=int, help=f"times each is run (default: {rounds})")
         add("--threads", type=int, default=1, help="of torch, on a CPU (default: 1)")
-        add("--device", type=torch.device, default=torch.device("cpu"), help="default: cpu")
+        self.parser.set_defaults(device=torch.device("cpu"))
+        if devices:
+            add("--device", type=torch.device, help="cpu or cuda (default: cpu)")
         add("--seed", type=int, default=0, help="of inputs and order (default: 0)")
         add("--output", type=Path, default=RESULTS, help="folder for page and numbers")
         self._rounds = rounds

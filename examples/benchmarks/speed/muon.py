@@ -1,9 +1,9 @@
-"""The baseline: Muon as a careful person writes it for the machine at hand.
+"""Muon twice: as a careful person writes it for the machine at hand, and as most people do.
 
 K. Jordan et al. (2024) with the scale 0.2 sqrt(max(m, n)) (arXiv:2502.16982). What makes it fair is
 what makes it fast without changing what is computed: float32 products on a CPU, `addmm` with the
 sums fused in, scratch memory that is used again, momentum and weight update by lists, and stacks of
-equal matrices where they help.
+equal matrices where they help. `PlainMuon` has the same products and sums, and nothing else of it.
 """
 
 import math
@@ -108,10 +108,8 @@ def _orthogonalize(directions: Sequence[Tensor], dtype: torch.dtype | None) -> l
     flat = [direction.flatten(1) for direction in directions]
     tall = [len(matrix) > matrix.shape[1] for matrix in flat]
     wide = [matrix.mT if turn else matrix for matrix, turn in zip(flat, tall, strict=True)]
-    if dtype is None:
-        dtype = torch.float32 if wide[0].device.type == "cpu" else torch.bfloat16
     stack = wide[0] if len(wide) == 1 else torch.stack(wide)
-    result = fused_newton_schulz(stack, (TRIPLE,) * STEPS, dtype)
+    result = fused_newton_schulz(stack, (TRIPLE,) * STEPS, dtype or _usual_dtype(stack))
     updates = [result] if len(wide) == 1 else result.unbind()
     back = [update.mT if turn else update for update, turn in zip(updates, tall, strict=True)]
     return [u.reshape(d.shape) for u, d in zip(back, directions, strict=True)]
@@ -122,3 +120,42 @@ def _apply_(parameters: list[Tensor], updates: list[Tensor], group: dict[str, An
     scale = 0.2 * math.sqrt(max(matrix_size(parameters[0].shape)))
     torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
     torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
+
+
+class PlainMuon(FairMuon):
+    """The same rule as a plain loop: one matrix after the other, the standard form by `addmm`."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter, dtype=torch.float32)
+                gradient, buffer = parameter.grad.float(), state["momentum_buffer"]
+                buffer.lerp_(gradient, 1.0 - group["momentum"])
+                direction = gradient.lerp(buffer, group["momentum"]).flatten(1)
+                scale = 0.2 * math.sqrt(max(matrix_size(parameter.shape)))
+                update = _plain_newton_schulz(direction, group["dtype"]).view(parameter.shape)
+                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * scale)
+
+
+def _plain_newton_schulz(matrix: Tensor, dtype: torch.dtype | None) -> Tensor:  # (rows, columns)
+    """Five steps in the standard form, every result in fresh memory."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.mT if tall else matrix
+    x = (x / (x.norm() + 1e-7)).to(dtype or _usual_dtype(x))
+    a, b, c = TRIPLE
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.addmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).reshape(matrix.shape)
+
+
+def _usual_dtype(matrix: Tensor) -> torch.dtype:
+    return torch.float32 if matrix.device.type == "cpu" else torch.bfloat16

@@ -10,13 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from examples.benchmarks.speed.graph import GraphedROOT
-from examples.benchmarks.speed.muon import FairMuon
+from examples.benchmarks.speed.muon import FairMuon, PlainMuon
 from lightning_root import ROOT
 
 Build: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
 
 COMMON: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1}
-BASELINE = "muon"
+BASELINE, PLAIN = "muon", "muon-plain"
 DEFAULT, WITHOUT_THRESHOLD = "root", "root-no-threshold"
 
 OURS: dict[str, dict[str, Any]] = {
@@ -95,9 +95,12 @@ def _heavyball(parameters: list[nn.Parameter]) -> Optimizer:
 
 _FAIR = "float32 on a CPU, bfloat16 on a GPU; fused sums, stacks where they help"
 
+_PLAIN = "the same dtypes, one matrix after the other, sums fused into the products by `addmm`"
+
 OPTIMIZERS: dict[str, Entry] = {
     BASELINE: Entry("Muon, fair baseline", FairMuon, about=_FAIR),
     "muon-again": Entry("the same once more", FairMuon, about="what differs from 1 is noise"),
+    PLAIN: Entry("Muon, a plain loop", PlainMuon, about=_PLAIN),
     **{name: ours(options) for name, options in (OURS | OURS_ON_GPUS).items()},
     GRAPH: replace(
         ours({"capturable": True}, GraphedROOT), title="ROOT, a CUDA graph", about="replayed"

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from examples.benchmarks.page import markdown_table, provenance
-from examples.benchmarks.speed.optimizers import OPTIMIZERS
+from examples.benchmarks.speed.clock import Quartiles, quartiles
+from examples.benchmarks.speed.optimizers import BASELINE, DEFAULT, OPTIMIZERS, PLAIN
 from examples.benchmarks.speed.words import (
     CLOCKS,
     digits,
@@ -18,6 +19,9 @@ from examples.benchmarks.speed.words import (
     quick_warning,
     ratio,
 )
+
+NOTICEABLE = 1.05
+"""Time passed over CPU time from which on other programs are mentioned."""
 
 
 def page_text(numbers: Mapping[str, Any]) -> str:
@@ -43,6 +47,9 @@ def page_text(numbers: Mapping[str, Any]) -> str:
         "## How to read the tables",
         how_timed(about, numbers["clock"]),
         _columns(about, numbers["clock"]),
+        _disturbance(sets, numbers["clock"]),
+        "## ROOT's time as a share of Muon's",
+        _shares(sets, numbers["clock"]),
         *(part for name, values in sets.items() for part in _set(name, values, numbers["clock"])),
         "## What the threshold costs",
         _threshold(sets),
@@ -89,6 +96,42 @@ def _columns(about: Mapping[str, Any], clock: str) -> str:
         "parameters; the largest stack above is what all matrices of the most frequent size take "
         "together. **First step** makes the state, and compiles where an optimizer does so."
     )
+
+
+def _disturbance(sets: Mapping[str, Any], clock: str) -> str:
+    """A sentence where CPU time is compared and other programs have taken much of the rest."""
+    rows = [row for values in sets.values() for row in values["optimizers"].values()]
+    used, passed = (sum(sum(row[key]) for row in rows) for key in ("cpu", "wall"))
+    if clock != "cpu" or passed < NOTICEABLE * used:
+        return ""
+    return (
+        "Other programs were running beside this one: time passed was "
+        f"{percent(passed / used - 1.0)} more than the CPU time."
+    )
+
+
+def _shares(sets: Mapping[str, Any], clock: str) -> str:
+    """ROOT's time over that of the baseline, and over that of the plain loop."""
+    compared = {BASELINE: "of the fair baseline", PLAIN: "of a plain loop"}
+    measured = {
+        name: rows
+        for name, values in sets.items()
+        if {DEFAULT, *compared} <= (rows := values["optimizers"]).keys()
+    }
+    if not measured:
+        return "Not measured: it takes ROOT, the baseline and the plain loop."
+    body = [
+        [name, *(ratio(_share(rows[DEFAULT], rows[other], clock)) for other in compared)]
+        for name, rows in measured.items()
+    ]
+    return (
+        f"In {CLOCKS[clock]}; below 1 ROOT is the faster one. The plain loop is what most people "
+        "write.\n\n" + markdown_table(["set", *compared.values()], body)
+    )
+
+
+def _share(row: Mapping[str, Any], other: Mapping[str, Any], clock: str) -> Quartiles:
+    return quartiles([time / than for time, than in zip(row[clock], other[clock], strict=True)])
 
 
 def _set(name: str, values: Mapping[str, Any], clock: str) -> list[str]:

@@ -1,0 +1,104 @@
+"""What a step does to every entry on its own: momentum, look-ahead, clipping, weights.
+
+As few passes over memory as there can be; each gives the same bits however a matrix is cut.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_root.optim.items import state_dtype
+from lightning_root.optim.rounding import keep_
+
+
+def look_ahead_(
+    gradient: Tensor,
+    momentum: Tensor,
+    out: Tensor,
+    group: Mapping[str, Any],
+    finite: Tensor | None = None,
+) -> None:
+    """M <- mu M + G and N <- G + mu M, or M.
+
+    Args:
+        gradient: G, of any dtype.
+        momentum: M, which is changed.
+        out: N.
+        group: With `momentum`, `nesterov` and `maximize`, for which G counts negative.
+        finite: Where it is False, M stays as it is and G counts as zero; no dimensions.
+    """
+    gradient, momentum = advance_(gradient, momentum, group, finite)
+    if group["nesterov"]:
+        torch.add(gradient, momentum, alpha=float(group["momentum"]), out=out)
+    else:
+        out.copy_(momentum)
+
+
+def advance_(
+    gradient: Tensor, momentum: Tensor, group: Mapping[str, Any], finite: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """M <- mu M + G; return G as it counted, and M before it was rounded."""
+    dtype = state_dtype(momentum)
+    exact = momentum if momentum.dtype == dtype else momentum.to(dtype)
+    if gradient.dtype != dtype:
+        gradient = gradient.to(dtype)
+    if group["maximize"]:
+        gradient = gradient.neg()
+    if finite is None:
+        torch.add(gradient, exact, alpha=float(group["momentum"]), out=exact)
+    else:
+        gradient = torch.where(finite, gradient, 0.0)
+        factor = torch.where(finite, exact.new_full((), float(group["momentum"])), 1.0)
+        torch.addcmul(gradient, exact, factor, out=exact)
+    if exact is not momentum:
+        keep_(momentum, exact)
+    return gradient, exact
+
+
+def clamped(matrices: Tensor, bounds: Tensor, out: Tensor | None) -> Tensor:
+    """Each matrix held within its own bound.
+
+    Args:
+        matrices: Shape (k, m, n).
+        bounds: Shape (k,).
+        out: Where the result goes, which may be `matrices`; None for fresh memory.
+    """
+    if bounds.device.type != "cpu":
+        limits = bounds[:, None, None].to(matrices.dtype)
+        return torch.clamp(matrices, -limits, limits, out=out)
+    if out is None:
+        out = matrices.clone()
+    elif out is not matrices:
+        out.copy_(matrices)
+    for matrix, bound in zip(out.unbind(), bounds.tolist(), strict=True):
+        matrix.clamp_(-bound, bound)  # three times as fast as with tensors
+    return out
+
+
+def decay_and_descend_(
+    values: list[Tensor],
+    updates: list[Tensor],
+    scale: float,
+    group: Mapping[str, Any],
+    finite: Sequence[Tensor | None] | None = None,
+) -> None:
+    """W <- (1 - lr wd) W - lr scale U, for each of some tensors, in place; none that is not finite.
+
+    Args:
+        values: W of each, of one dtype and on one device; no DTensors.
+        updates: U of each, of one dtype.
+        scale: Factor on the learning rate.
+        group: With `lr` and `weight_decay`.
+        finite: Whether W may change, on the device; None where it may.
+    """
+    lr, decay = group["lr"], group["weight_decay"]
+    if isinstance(lr, Tensor) or finite is not None:
+        flags = [None] * len(values) if finite is None else finite
+        for value, update, flag in zip(values, updates, flags, strict=True):
+            rate = lr if flag is None else lr * flag  # it stays on its device
+            value.mul_(1.0 - rate * decay).sub_(update.to(value.dtype) * (rate * scale))
+    else:
+        torch._foreach_mul_(values, 1.0 - lr * decay)
+        torch._foreach_add_(values, updates, alpha=-lr * scale)
