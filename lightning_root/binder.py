@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.coefficients.shapes import shape_text
 from lightning_root.distributed import reshard
+from lightning_root.full_disk import note_full_disk
 from lightning_root.optim import ROOT, WarmupDecayLR
 from lightning_root.optim.agreement import fits_needed
 from lightning_root.optim.checkpoint import keyed_by_names
@@ -80,6 +81,14 @@ class ROOTBinder(Callback):
             if numbered and all(p in names for _, _, p in members(optimizer.param_groups)):
                 groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
                 states[number] = keyed_by_names(states[number], groups)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Note below the error of a full disk where it is full and what to go on from."""
+        del pl_module
+        if _first_binder(trainer) is self:
+            note_full_disk(exception, trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how many updates were left out because of gradients that were not finite."""

@@ -1,6 +1,9 @@
-"""Checkpoints that a killed process cannot spoil."""
+"""Checkpoints that neither a killed process nor a power cut can spoil."""
 
+import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own writes to the system's folder for temporary files and moves it from there. Where
     that is on another file system, as on most clusters, moving is copying, and a process that ends
     meanwhile leaves half a file in the place of the one before: `last.ckpt` is lost. It also keeps
-    a second copy of the checkpoint in memory; this does not. What a killed process has left of a
-    file is removed when that file is written again. Remote paths are left to Lightning,
+    a second copy of the checkpoint in memory; this does not. The file is on the disk, not only in
+    the system's memory, when it takes its place, so that a power cut leaves it whole too. What a
+    killed process has left of a file is removed when that file is written again, and of a full disk
+    nothing is left. Remote paths are left to Lightning,
     and folders of shards (`save_distributed_checkpoint: true`) do not come by here: give each a
     name of its own and have `save_last: link`.
 
@@ -30,14 +35,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write `checkpoint` to `path`."""
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            OSError: If the disk is full, for example; the file before it is as it was.
+        """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(path)  # first, for the disk may be full of them
         with replaced_whole(path) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+                _to_disk(temporary)
+            except (OSError, RuntimeError) as error:
+                _raise_the_systems_error(error, temporary, path)
+                raise
+        _folder_to_disk(Path(path).parent)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -48,17 +63,79 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged, no checkpoint, or could run code while it is read.
         """
-        try:
+        with damage_named(path):
             return super().load_checkpoint(path, map_location, weights_only)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"'{path}' is damaged, no checkpoint, or holds more than tensors and plain values, "
-                "which could run code. Resume from another one; if you trust this one, pass "
-                "`weights_only=False` to `Trainer.fit`"
-            ) from error
-        except FileNotFoundError:
-            raise
-        except (EOFError, OSError, RuntimeError) as error:  # OSError: where a file ends too early
-            raise ValueError(
-                f"'{path}' is no checkpoint, or is not complete: {error}. Resume from another one"
-            ) from error
+
+    def map_checkpoint(self, path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Map what `save_checkpoint` wrote into memory: what is not looked at is not read.
+
+        The file may be replaced meanwhile, because that makes a new one.
+
+        Raises:
+            FileNotFoundError, ValueError: As `load_checkpoint`.
+        """
+        with damage_named(path):
+            mapped: dict[str, Any] = torch.load(
+                path, map_location="cpu", mmap=True, weights_only=weights_only
+            )
+        return mapped
+
+
+@contextmanager
+def damage_named(path: str | Path) -> Iterator[None]:
+    """Have what goes wrong while `path` is read name it, and say what to do.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, no checkpoint, or could run code while it is read.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"'{path}' is damaged, no checkpoint, or holds more than tensors and plain values, "
+            "which could run code. Resume from another one; if you trust this one, pass "
+            "`weights_only=False` to `Trainer.fit`"
+        ) from error
+    except (FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # bytes that are no checkpoint may raise anything: KeyError, "101"
+        raise ValueError(
+            f"'{path}' is no checkpoint, or is not complete: {error}. Resume from another one"
+        ) from error
+
+
+def _to_disk(path: Path, more: bytes = b"") -> None:
+    """Wait until a file, with `more` at its end, is on the disk.
+
+    For 400 MB that took 0.25 s, beside 0.65 s of writing them.
+    """
+    with path.open("ab") as file:
+        file.write(more)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _folder_to_disk(folder: Path) -> None:
+    """Wait until the new name is on the disk, where the system can: Windows opens no folders."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    with suppress(OSError):  # some network file systems cannot; the file is whole in any case
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _raise_the_systems_error(error: Exception, temporary: Path, path: str | Path) -> None:
+    """Ask the system why: of a full disk torch says `unexpected pos 768 vs 662`."""
+    cause = error if isinstance(error, OSError) else None
+    if cause is None:
+        try:
+            _to_disk(temporary, bytes(1 << 20))
+        except OSError as found:
+            cause = found
+    if cause is not None and cause.errno is not None:
+        reason = f"{os.strerror(cause.errno)}, so that the checkpoint before it is left as it was"
+        raise OSError(cause.errno, reason, str(path)) from error

@@ -1,8 +1,9 @@
 """ROOT in a LightningModule: the factory and the mixin."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
-from functools import wraps
-from types import MappingProxyType, SimpleNamespace
+from functools import partial, update_wrapper, wraps
+from types import MappingProxyType, MethodType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -100,6 +101,18 @@ class ROOTMixin:
         if own is not None:
             cls.configure_optimizers = _prefer_root(own)  # type: ignore[assignment, method-assign]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With what LightningCLI has put in the place of `configure_optimizers`.
+
+        Pickled by its name, as methods are, it would be the class's own again in every process that
+        `ddp_spawn` starts, and the options of `--optimizer` would be lost.
+        """
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        method = state.get("configure_optimizers")
+        if isinstance(method, MethodType) and isinstance(method.__func__, partial):
+            state["configure_optimizers"] = _Whole(method)
+        return state
+
     def configure_optimizers(self) -> Any:
         """ROOT with warm-up and cosine decay, as `root_options` say."""
         inherited = getattr(super(), "configure_optimizers", None)
@@ -126,6 +139,27 @@ class ROOTMixin:
         inherited = super().configure_callbacks()  # type: ignore[misc]
         others = inherited if isinstance(inherited, list | tuple) else [inherited]
         return [*others, ROOTBinder()]
+
+
+class _Whole:
+    """A method of a partial function, pickled as what that is of and the object."""
+
+    def __init__(self, method: MethodType) -> None:
+        self.method = method
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        function: Any = self.method.__func__
+        return _bound, (function.func, function.args, function.keywords, self.method.__self__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.method, memo)
+
+
+def _bound(
+    function: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any], owner: object
+) -> MethodType:
+    """As LightningCLI makes it: Lightning looks for the wrapped function."""
+    return MethodType(update_wrapper(partial(function, *given, **named), function), owner)
 
 
 def _prefer_root(own: Callable[[Any], Any]) -> Callable[[Any], Any]:

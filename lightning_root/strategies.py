@@ -76,7 +76,9 @@ class ShardedState:
             weights_only: As in `torch.load`.
 
         Raises:
-            ValueError: If it is the folder of a distributed checkpoint.
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is the folder of a distributed checkpoint, damaged, no checkpoint, or
+                could run code while it is read.
         """
         path = Path(checkpoint_path)
         if path.is_dir():
@@ -85,6 +87,9 @@ class ShardedState:
                 "make a file of it first: `python -m lightning_root convert-checkpoint FOLDER "
                 "--output FILE`"
             )
+        own = getattr(self.checkpoint_io, "map_checkpoint", None)
+        if own is not None and is_zipfile(path):
+            return own(path, weights_only)  # type: ignore[no-any-return]
         if type(self.checkpoint_io) is not TorchCheckpointIO or not is_zipfile(path):
             loaded: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only)  # type: ignore[misc]
             return loaded
@@ -103,9 +108,9 @@ class ShardedDDPStrategy(ShardedState, DDPStrategy):
     checkpoints are the same: one file, which resumes under any strategy on any number of ranks.
 
     To write a checkpoint, rank 0 needs CPU memory for the whole state, which it collects 16 MiB at
-    a time, and then for the file, which Lightning builds in memory. To resume, a machine holds the
-    file once, however many ranks it has. Options are those of Lightning's `DDPStrategy`, such as
-    `find_unused_parameters`.
+    a time, and then for the file, which Lightning builds in memory and `AtomicCheckpointIO` does
+    not. To resume, a machine holds the file once, however many ranks it has. Options are those of
+    Lightning's `DDPStrategy`, such as `find_unused_parameters`.
 
     Raises:
         TypeError: If an optimizer is not ROOT.

@@ -8,6 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 
+def _partition(arguments: Sequence[str]) -> int:
+    """Show which parameter gets which rule and why, without training."""
+    from lightning_root.cli.partition import run
+
+    return run(arguments)
+
+
 def _coefficients(arguments: Sequence[str]) -> int:
     """Show, fit, certify and compare the coefficients of the iteration."""
     from lightning_root.cli.coefficients import run
@@ -58,6 +65,7 @@ def _completion(arguments: Sequence[str]) -> int:
 
 
 COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {
+    "partition": _partition,
     "coefficients": _coefficients,
     "report": _report,
     "compare": _compare,

@@ -12,7 +12,7 @@ from typing import Any, Final
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_root.cli.commands import COMMANDS
-from lightning_root.cli.lightning import MainCLI, MainParser, PartitionTrainer
+from lightning_root.cli.lightning import MainCLI, MainParser
 from lightning_root.cli.parser import CommandParser, program, run_command
 
 SHELLS: Final = ("bash", "zsh", "tcsh")
@@ -57,12 +57,13 @@ def make_parser() -> CommandParser:
 
 def parsers() -> Mapping[str, argparse.ArgumentParser]:
     """The parsers of the commands that are not LightningCLI's."""
-    from lightning_root.cli import plan, report
+    from lightning_root.cli import partition, plan, report
     from lightning_root.cli.coefficients import command as coefficients
     from lightning_root.cli.convert import command as convert
     from lightning_root.cli.doctor import command as doctor
 
     return {
+        "partition": partition.make_parser(),
         "coefficients": coefficients.make_parser(),
         "report": report.make_parser("report"),
         "compare": report.make_parser("compare"),
@@ -96,7 +97,6 @@ class _ScriptCLI(MainCLI):
     def __init__(self, shell: str) -> None:
         self.shell = shell
         super().__init__(
-            trainer_class=PartitionTrainer,
             parser_class=_FullParser,
             parser_kwargs={"prog": SCRIPT},
             args=[],

@@ -28,14 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run_lightning(None if arguments is None else given)
     except Exception as error:
+        from lightning_root.full_disk import full_disk, notes_of
+
+        full = full_disk(error)
+        if full is not None:
+            print(f"error: {full}. {'. '.join(notes_of(error))}", file=sys.stderr)
+            return 1
         explain(error)
+        if str(error).startswith("`") and not notes_of(error):  # as we name what the user can mend
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
         raise
     return 0
 
 
 def _run_lightning(arguments: list[str] | None) -> None:
     """LightningCLI on the model and data that the configuration names."""
-    from lightning_root.cli.lightning import MainCLI, MainParser, PartitionTrainer
+    from lightning_root.cli.lightning import MainCLI, MainParser
 
     # What Lightning's own calls to torch and jsonargparse print at every start is not for the user.
     warnings.filterwarnings(
@@ -43,7 +52,6 @@ def _run_lightning(arguments: list[str] | None) -> None:
     )
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     MainCLI(
-        trainer_class=PartitionTrainer,
         save_config_kwargs={"overwrite": True},
         parser_class=MainParser,
         parser_kwargs={

@@ -1,7 +1,8 @@
 """LightningCLI that knows ROOT."""
 
 import sys
-from typing import Any, Literal, NoReturn
+from pathlib import Path
+from typing import Any, Final, Literal, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,10 +10,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSched
 from torch.optim import Optimizer
 
 from lightning_root.binder import ROOTBinder
+from lightning_root.checkpoint_io import damage_named
 from lightning_root.cli.commands import COMMANDS
-from lightning_root.cli.messages import one_line
+from lightning_root.cli.messages import NO_TEXT, one_line
 from lightning_root.optim import ROOT
-from lightning_root.partition import Rules, partition_parameters
+
+_KEYWORDS: Final = ("best", "last", "hpc", "registry")
+"""What `--ckpt_path` may name besides a file."""
 
 
 class SchedulerInterval(Callback):
@@ -90,13 +94,12 @@ class ROOTCLI(LightningCLI):
         return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
 
 
-class PartitionTrainer(Trainer):
-    """A Trainer with one more entry point, so that the command line has one more subcommand."""
-
-    def partition(self, model: LightningModule, rules: Rules | None = None) -> None:
-        """Show which parameter gets which rule and why, without training."""
-        model.configure_model()
-        print(partition_parameters(model, rules=rules))
+def _check_checkpoint(parser: LightningArgumentParser, path: Path) -> None:
+    """Refuse, before the work, what no run can go on from."""
+    if not path.exists():
+        parser.error(f"`ckpt_path` must be a checkpoint, but there is no '{path}'")
+    if path.is_dir() and not any((path / name).exists() for name in (".metadata", "meta.pt")):
+        parser.error(f"`ckpt_path` must be a checkpoint, but the folder '{path}' holds none")
 
 
 class MainParser(LightningArgumentParser):
@@ -123,7 +126,7 @@ class MainParser(LightningArgumentParser):
 
 
 class MainCLI(ROOTCLI):
-    """What `python -m lightning_root` runs: ROOTCLI and the subcommand `partition`."""
+    """What `python -m lightning_root` runs: ROOTCLI, with errors of one line."""
 
     parser: MainParser
 
@@ -139,9 +142,16 @@ class MainCLI(ROOTCLI):
         try:
             super().instantiate_classes()
         except (MisconfigurationException, TypeError, ValueError) as error:
-            if not str(error).startswith("`"):  # as we and Lightning name what is wrong
-                raise
+            if not str(error).startswith(("`", "Does not validate")):
+                raise  # not as we, Lightning and jsonargparse name what is wrong
             self.parser.error(str(error))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """ROOTCLI's; what this machine has not, or the Trainer does not know, is one line."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, RuntimeError, ValueError) as error:
+            self.parser.error(" ".join(str(error).split()))
 
     @staticmethod
     def configure_optimizers(lightning_module: LightningModule, *args: Any, **options: Any) -> Any:
@@ -155,26 +165,27 @@ class MainCLI(ROOTCLI):
             raise SystemExit(2) from None
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and refuse what is only listed: those commands have to come first."""
-        super().parse_arguments(parser, args)
-        if self.config["subcommand"] in COMMANDS:
-            parser.error(f"`{self.config['subcommand']}` must be the first argument")
+        """Parse; refuse what is only listed, for it has to come first, and what no run resumes."""
+        try:
+            super().parse_arguments(parser, args)
+        except UnicodeDecodeError:
+            parser.error(NO_TEXT)
+        subcommand = self.config["subcommand"]
+        if subcommand in COMMANDS:
+            parser.error(f"`{subcommand}` must be the first argument")
+        path = self._ckpt_path()
+        if path is not None and path not in _KEYWORDS and "://" not in str(path):
+            _check_checkpoint(parser, Path(path))
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's subcommands, and `partition`."""
-        return {**LightningCLI.subcommands(), "partition": {"model", "rules"}}
+    def _ckpt_path(self) -> Any:
+        """What is given as `--ckpt_path`; `self.subcommand` is not set while this is parsed."""
+        subcommand = self.config["subcommand"]
+        return self.config[subcommand].get("ckpt_path") if subcommand else None
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer; for `partition` one that any machine has, whatever the run is meant for."""
-        if self.subcommand == "partition":
-            return PartitionTrainer(accelerator="cpu", devices=1, logger=False, barebones=True)
-        return super().instantiate_trainer(**kwargs)
-
-    def partition(self, model: LightningModule, datamodule: Any = None) -> None:
-        """Show the split with the rules of the configured optimizer."""
-        del datamodule
-        optimizer = self._get(self.config, "optimizer") or {}
-        options = optimizer.get("init_args") or {}
-        assert isinstance(self.trainer, PartitionTrainer)
-        self.trainer.partition(model, options.get("rules"))
+    def _parse_ckpt_path(self) -> None:
+        """LightningCLI's, which looks into the checkpoint for the options of the model."""
+        try:
+            with damage_named(self._ckpt_path() or ""):
+                super()._parse_ckpt_path()
+        except ValueError as error:
+            self.parser.error(f"`ckpt_path`: {error}")

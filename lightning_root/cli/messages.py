@@ -1,12 +1,22 @@
 """jsonargparse's account of what is wrong with a configuration, in one line that names the key."""
 
 import re
+from typing import Final
+
+NO_TEXT: Final = (
+    "`--config` must be a YAML file, got one that is no text; a checkpoint is given as "
+    "`--ckpt_path`"
+)
 
 _KEY = re.compile(r"""^(?:-\s*)?(?:Parser key|Group key) ["']([^"']+)["']:?\s*(.*)""")
 _REASON = re.compile(
     r"(Option '.*' is not accepted|Expected .*Got value.*|Key .*not.*|.*is required.*)"
 )
 _GIVEN = re.compile(r"Given value: (.*)")
+_CLASS = re.compile(r"^(?:- )?Problem with given class_path")
+_NAME = "- Expected a dot import path string: "
+_TRIED = ("- Expected", "- Does not validate", "- Not a valid", "- Problem", "- a ")
+"""How lines begin that tell of types a value was tried as, not of what is wrong with it."""
 
 
 def one_line(message: str) -> str:
@@ -38,12 +48,33 @@ def one_line(message: str) -> str:
         if reason := _REASON.search(line):
             told = _plain(reason[1])
             return f"{'.'.join(keys)}: {told}" if keys else told
-    expected = [_plain(line) for line in lines if line.startswith("- Expected")]
+    key = f"{'.'.join(keys)}: " if keys else ""
     given = [found[1] for line in lines if (found := _GIVEN.match(line))]
+    if raised := _raised(lines):
+        got = f". Got value: {given[0]}" if given and raised.startswith("Import path") else ""
+        return f"{key}{raised}{got}"
+    expected = [
+        _plain(line)
+        for line in lines
+        if line.startswith("- Expected") and not line.startswith((_NAME, "- Expected a path but"))
+    ]
+    named = [line.removeprefix(_NAME) for line in lines if line.startswith(_NAME)]
+    if named and expected in ([], ["expected null"]):
+        return f"{key}no class is known by the name {named[0]}; give its path: package.Class"
     kinds = list(dict.fromkeys(words.removeprefix("expected ") for words in expected))
     told = f"expected {' or '.join(kinds)}" if kinds else " ".join(lines[1:])
     told = f"{told}. Got value: {given[0]}" if given else told
-    return f"{'.'.join(keys)}: {told}" if keys else f"{lines[0]} {told}"
+    return f"{key}{told}" if keys else f"{lines[0]} {told}"
+
+
+def _raised(lines: list[str]) -> str | None:
+    """What the import of a class, or the class itself, has raised."""
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        if _CLASS.match(line) and not after.startswith("- ") and not _KEY.match(after):
+            return f"{line.removeprefix('- ')} {after}"
+        if line.startswith("- ") and not line.startswith(_TRIED):
+            return line.removeprefix("- ")
+    return None
 
 
 def _plain(words: str) -> str:

@@ -29,6 +29,15 @@ class ModelParser(CommandParser):
         return options, []
 
 
+def add_allocate(parser: CommandParser) -> None:
+    """Add the option for models that cannot be made without memory, as `read_model` names it."""
+    parser.add_argument(
+        "--allocate",
+        action="store_true",
+        help="make the model in memory after all, if it cannot be made without",
+    )
+
+
 def run_command(parser: CommandParser, arguments: Sequence[str]) -> int:
     """Call the function that the arguments choose; what the user can mend is one line on stderr.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, cast, get_args
 
 from lightning_root.cli.coefficients.arguments import read_output, read_steps
-from lightning_root.cli.parser import ModelParser, program, run_or_help
+from lightning_root.cli.parser import ModelParser, add_allocate, program, run_or_help
 from lightning_root.cli.plan_model import read_model
 from lightning_root.cli.plan_table import ELEMENT_BYTES, Plans, print_plans, print_plans_as_json
 from lightning_root.cli.plots import check_picture
@@ -68,11 +68,7 @@ def make_parser() -> ModelParser:
         default="float32",
         help="of what travels between ranks (default: float32)",
     )
-    add(
-        "--allocate",
-        action="store_true",
-        help="make the model in memory after all, if it cannot be made without",
-    )
+    add_allocate(parser)
     add(
         "--plot",
         type=read_output,

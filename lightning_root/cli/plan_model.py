@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_root.cli.lightning import ROOTCLI
+from lightning_root.cli.messages import NO_TEXT, one_line
+from lightning_root.optim import ROOT
 
 
 class ModelCLI(ROOTCLI):
@@ -75,7 +77,9 @@ def read_model(
     except ArgumentError as error:
         if str(error) == "the following arguments are required: model":
             raise ValueError("give the model, as `--config FILE` or `--model CLASS_PATH`") from None
-        raise ValueError(str(error)) from error
+        raise ValueError(one_line(str(error))) from error
+    except UnicodeDecodeError:
+        raise ValueError(NO_TEXT) from None
     except (RuntimeError, ValueError) as error:
         if allocate or "meta" not in str(error):
             raise
@@ -86,8 +90,11 @@ def read_model(
     optimizer = cli.config.get("optimizer")
     if optimizer is None:
         return cli.model, getattr(cli.model, "root_options", {})
-    options = optimizer.get("init_args")
-    return cli.model, options.as_dict() if options is not None else {}
+    given = optimizer.get("init_args")
+    options = given.as_dict() if given is not None else {}
+    if optimizer.class_path == "lightning_root.ROOT":
+        ROOT([], **options)  # raises where an option is out of range
+    return cli.model, options
 
 
 def _first_line(error: Exception) -> str:

@@ -29,6 +29,7 @@ from lightning_root.diagnostics.training import (
     skipped_by,
     step_of,
 )
+from lightning_root.diagnostics.unwritten import Unwritten
 from lightning_root.optim import ROOT
 
 HISTOGRAM_EVERY: Final = 10
@@ -108,6 +109,7 @@ class ROOTMonitor(Callback):
         self._skipped: Counter[str] = Counter()  # as of the last step
         self._skips = 0  # since the last point
         self._coefficients = ""
+        self._unwritten = Unwritten("ROOTMonitor")
 
     def state_dict(self) -> dict[str, Any]:
         """What the heat maps show."""
@@ -137,8 +139,9 @@ class ROOTMonitor(Callback):
         self._skips, self._coefficients, self._drawn_points = 0, "", self.history.points
         if trainer.is_global_zero:
             text = "\n\n".join(str(optimizer.partition) for optimizer in optimizers)
-            write_text(trainer.loggers, "root/partition", text, step_of(trainer))
-            write_layout(trainer.loggers)
+            with self._unwritten:
+                write_text(trainer.loggers, "root/partition", text, step_of(trainer))
+                write_layout(trainer.loggers)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -230,13 +233,15 @@ class ROOTMonitor(Callback):
         numbers = {tag: float(value) for tag, value in watched.items()}
         if self.per_parameter:
             numbers = {**per_parameter(labelled), **numbers}
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=step)
+        with self._unwritten:
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step=step)
         if self.pictures:
             drawn = {label: column[_DRAWN_ROWS] for label, column in labelled.items()}
             self.history.add(step, drawn)
         if trainer.is_global_zero:
-            self._show(trainer, point, step)
+            with self._unwritten:
+                self._show(trainer, point, step)
         if self._alerts is not None:
             self._alerts.judge(point)
 
@@ -252,4 +257,5 @@ class ROOTMonitor(Callback):
     def _draw(self, trainer: Trainer) -> None:
         self._drawn_points = self.history.points
         if trainer.is_global_zero:
-            write_heat_maps(trainer.loggers, self.history)
+            with self._unwritten:
+                write_heat_maps(trainer.loggers, self.history)

@@ -16,6 +16,7 @@ from lightning_root.coefficients.shapes import shape_text
 from lightning_root.diagnostics.adaptation import LONGEST_FIT, Adaptation, refittable
 from lightning_root.diagnostics.memory import Refit
 from lightning_root.diagnostics.spectrum import Shape, SpectrumCapture
+from lightning_root.diagnostics.unwritten import Unwritten
 from lightning_root.optim import ROOT
 
 BUDGET: Final = 0.01
@@ -84,6 +85,7 @@ class ROOTRefit(Callback):
         self._capture: SpectrumCapture | None = None
         self._seconds = 0.0
         self._started = time.perf_counter()
+        self._unwritten = Unwritten("ROOTRefit")
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and histograms; the coefficients are in the optimizer's state."""
@@ -180,8 +182,9 @@ class ROOTRefit(Callback):
             scalars[f"{_tag(shape)}/error_before"] = self._refit(trainer, optimizer, shape)
         for shape in found:
             scalars[f"{_tag(shape)}/error"] = self.adaptation.error(optimizer, shape)
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=self.steps)
+        with self._unwritten:
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars, step=self.steps)
         self._seconds += capture.seconds + time.perf_counter() - began
 
     def _refit(self, trainer: Trainer, optimizer: ROOT, shape: Shape) -> float:

@@ -173,7 +173,7 @@ def _factor(place: Place) -> str:
 
     Each factor is orthogonalized on its own, as everybody does who gives adapters to Muon. That is
     not the steepest descent of their product, which the hint leaves for the user to weigh:
-    https://arxiv.org/abs/2606.12921 treats both together, others give the first to Adam.
+    arXiv:2606.12921 treats both together, others give the first to Adam.
     """
     component = names.factor_component(place.name)
     return f", factor '{component}': by custom like any matrix" if component else ""

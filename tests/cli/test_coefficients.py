@@ -1,6 +1,7 @@
 """`coefficients show|fit|certify|compare`: numbers, files, messages, pictures."""
 
 import json
+import os
 import re
 import sys
 from functools import partial
@@ -466,3 +467,13 @@ def test_the_process_ends_with_the_status_of_the_command():
     result = process("-m", "lightning_root", "coefficients", "certify", PUBLISHED_SQUARE)
     assert (result.returncode, result.stderr) == (1, "")
     assert "UNBOUNDED" in result.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
+    """As `| head` is: the other end of the pipe is closed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["coefficients", "show", "48x96", "--coefficients", "muon"]) == 0
+        pipe.write("what the interpreter flushes at its end")

@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.optim import lr_scheduler
 
 from lightning_root import ROOT, ROOTMixin
 from lightning_root.cli.convert.naming import entries_of
+from lightning_root.cli.convert.training import merged_schedules
 from tests.integration.models import AdamWNet, PlainNet, ShardedNet, trainer, weights
 from tests.integration.test_cli import PROJECT
 from tests.models import GPT
@@ -95,9 +98,9 @@ class Hybrid(torch.optim.Optimizer):
 
 @pytest.mark.parametrize("hybrid", [False, True])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_root_goes_on_as_torchs_muon_and_adamw_would(hybrid, nesterov, convert, saved, monkeypatch):
+@pytest.mark.usefixtures("torchs_muon_in_float32")
+def test_root_goes_on_as_torchs_muon_and_adamw_would(hybrid, nesterov, convert, saved):
     """Muon's half to round-off, once torch iterates in float32; AdamW's half bit for bit."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     theirs = small_mlp()
     matrices, rest = hidden_and_rest(theirs)
     if hybrid:
@@ -229,6 +232,93 @@ def test_several_groups_of_one_rule_become_one_and_it_is_said(run, saved, tmp_pa
     )
 
 
+def test_what_has_no_place_in_root_is_said(run, saved, tmp_path):
+    model = small_mlp()
+    optimizer = torch.optim.AdamW(model.named_parameters(), amsgrad=True)
+    step(model, [optimizer], 0)
+    status, out, _ = run(*saved(adamw=optimizer.state_dict()), "--output", tmp_path / "out.pt")
+    assert status == 0
+    assert "the largest second moments of `amsgrad` are left out" in " ".join(out.split())
+
+
+def test_momentum_of_vectors_starts_adamw_anew(run, saved, tmp_path):
+    """SGD has momentum of everything; what it was of matrices goes on, without the model too."""
+    model = small_mlp()
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
+    step(model, [optimizer], 0)
+    given = [*saved(sgd=optimizer.state_dict()), "--buffer", "sum"]
+    status, out, _ = run(*given, "--output", tmp_path / "out.pt")
+    assert status == 0
+    assert "starts anew: its second moments are unknown" in out
+    state = torch.load(tmp_path / "out.pt", weights_only=True)
+    root = ROOT(model.named_parameters())
+    root.load_state_dict(state)
+    (matrices,) = [group["params"] for group in root.param_groups if group["role"] == "root"]
+    assert matrices
+    for matrix in matrices:
+        expected = optimizer.state[matrix]["momentum_buffer"]
+        assert torch.equal(root.state[matrix]["momentum_buffer"], expected)
+
+
+# Schedules.
+
+
+def scheduled(first, *rates):
+    """SGD with a group for each rate, under a warmup of three steps and a cosine."""
+    groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": rate} for rate in rates]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    parts = [first(optimizer), lr_scheduler.CosineAnnealingLR(optimizer, 6)]
+    return optimizer, lr_scheduler.SequentialLR(optimizer, parts, milestones=[3])
+
+
+def linear(optimizer):
+    return lr_scheduler.LinearLR(optimizer, 0.25, total_iters=3)
+
+
+def lambdas(optimizer):
+    return lr_scheduler.LambdaLR(optimizer, lambda number: (number + 1) / 4)
+
+
+def advance(runs, steps):
+    for optimizer, schedule in runs * steps:
+        optimizer.step()
+        schedule.step()
+
+
+def rates(*runs):
+    return [group["lr"] for optimizer, _ in runs for group in optimizer.param_groups]
+
+
+def merged(*runs):
+    states = [schedule.state_dict() for _, schedule in runs]
+    return merged_schedules(states, [1] * len(runs), {"root": (0, 0), "adamw": (1, 0)})
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_schedules_of_several_parts_go_on_for_both_rules(steps):
+    apart = [scheduled(linear, 0.1), scheduled(linear, 0.03)]
+    advance(apart, steps)
+    (state,), words = merged(*apart)
+    assert words == "continues, of all optimizers in one"
+    together = scheduled(linear, 0.1, 0.03)
+    together[1].load_state_dict(state)
+    for group, rate in zip(together[0].param_groups, rates(*apart), strict=True):
+        group["lr"] = rate  # as the optimizer's own state has it
+    for _ in range(5):
+        advance([*apart, together], 1)
+        assert rates(together) == pytest.approx(rates(*apart), rel=1e-12)
+
+
+def test_schedules_that_do_not_fit_together_start_anew():
+    of_lambdas, of_lines = scheduled(lambdas, 0.1), scheduled(linear, 0.03)
+    shorter = lr_scheduler.SequentialLR(of_lines[0], [linear(of_lines[0])], milestones=[])
+    for others in (of_lines, (of_lines[0], shorter)):
+        assert merged(of_lambdas, others) == ([], "starts anew: the optimizers had different kinds")
+    alone = [of_lines[1].state_dict()]
+    found = merged_schedules(alone, [1, 1], {"root": (0, 0), "adamw": (1, 0)})
+    assert found == ([], "starts anew: it is not known which optimizer each belonged to")
+
+
 # Lightning checkpoints.
 
 
@@ -263,9 +353,9 @@ class OneRoot(PlainNet):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def test_a_run_with_two_optimizers_goes_on_with_one(run, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("torchs_muon_in_float32")
+def test_a_run_with_two_optimizers_goes_on_with_one(run, tmp_path):
     """The same weights, rates, and steps counted once."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     whole = TwoOptimizers()
     trainer(max_steps=16).fit(whole)  # steps of two optimizers: 8
     half = trainer(max_steps=6)
@@ -460,6 +550,81 @@ def test_names_are_given_if_there_is_one_way_and_only_then(case):
         assert found == {f"p{i}": owner for i, owner in enumerate(owners)}
 
 
+def optimizer_of(*parameters):
+    """One group: (name or None, shape) each, in order."""
+    names = [name for name, _ in parameters]
+    numbers = list(range(len(parameters)))
+    group = {"params": numbers, **({"param_names": names} if None not in names else {})}
+    state = {i: {"exp_avg": torch.zeros(shape)} for i, (_, shape) in enumerate(parameters)}
+    return {"state": state, "param_groups": [group]}
+
+
+KNOWN = {"a": (2, 3), "b": (3, 2)}
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "known", "order", "message"),
+    [
+        (
+            [optimizer_of((None, (2, 3)))],
+            KNOWN,
+            None,
+            "have 1 parameters without a name, and the model has 2 for them .*`--names FILE`",
+        ),
+        (
+            [optimizer_of((None, (2, 3)), (None, (4, 4)))],
+            KNOWN,
+            None,
+            r"do not fit the model in its order: from `b` of shape \(3, 2\) on, .*`--names FILE`",
+        ),
+        (
+            [optimizer_of(("a", (2, 3))), optimizer_of(("a", (2, 3)))],
+            KNOWN,
+            None,
+            "`a` has two states in the file",
+        ),
+        ([optimizer_of(("c", (2, 3)))], KNOWN, None, "the model has no trainable parameter `c`"),
+        (
+            [optimizer_of(("a", (2, 3)), ("b", (2, 3)))],
+            KNOWN,
+            None,
+            r"the state of `b` has shape \(2, 3\), but the parameter has \(3, 2\)",
+        ),
+        (
+            [optimizer_of((None, (2, 3)), (None, (3, 2)))],
+            KNOWN,
+            ["a"],
+            "`--names` must hold 2 names, .* got 1",
+        ),
+        (
+            [optimizer_of(*[(None, (4,))] * 12) for _ in range(6)],
+            {f"p{i}": (4,) for i in range(6 * 12)},
+            None,
+            "cannot be told from shapes which optimizer had `p",
+        ),
+    ],
+    ids=["fewer", "other order", "twice", "unknown", "other shape", "too few names", "many orders"],
+)
+def test_names_that_cannot_be_given_are_an_error_that_says_why(optimizers, known, order, message):
+    with pytest.raises(ValueError, match=message):
+        entries_of(optimizers, known, order)
+
+
+def test_without_a_model_the_shape_of_what_never_had_a_gradient_is_unknown(run, convert, saved):
+    model = small_mlp()
+    model.scale = nn.Parameter(torch.ones(()))  # whose shape is empty, and known
+    optimizer = torch.optim.AdamW(model.named_parameters())
+    step(model, [optimizer], 0)
+    names = {name for name, _ in list_of(model)}
+    assert set(convert(*saved(whole=optimizer.state_dict()))["state"]) == names
+    del optimizer.state[model[0].weight]
+    (file,) = saved(part=optimizer.state_dict())
+    status, out, error = run(file, "--output", file.with_name("out.pt"))
+    assert (status, out) == (2, "")
+    assert error.startswith("error: `0.weight` has no state, and the file does not tell its shape;")
+    assert "`--model CLASS_PATH`" in error
+
+
 def test_ties_and_running_statistics_are_no_parameters(convert, saved):
     """What is left of a GPT's weights and a BatchNorm's is what the optimizer numbered."""
     model = nn.ModuleList([GPT(tied=True), nn.BatchNorm1d(4)])
@@ -527,6 +692,58 @@ def test_nothing_in_a_folder_is_run(run, tmp_path):
     status, _, error = run(folder, "--output", tmp_path / "out.pt")
     assert (status, trace.exists()) == (2, False)
     assert "could run code" in error
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """The folder that torch writes of an AdamW run, and of what it is given besides."""
+
+    def save(**besides):
+        model = small_mlp()
+        optimizer = torch.optim.AdamW(model.named_parameters())
+        step(model, [optimizer], 0)
+        content = {"model": model.state_dict(), "optimizer_0": optimizer.state_dict(), **besides}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, that this is one process
+            distributed_checkpoint.save(content, checkpoint_id=tmp_path / "shards", no_dist=True)
+        return tmp_path / "shards"
+
+    return save
+
+
+def test_nothing_in_a_shard_is_run(run, shards, tmp_path):
+    trace = tmp_path / "trace"
+    status, _, error = run(shards(bad=Harmful(trace)), "--output", tmp_path / "out.pt")
+    assert (status, trace.exists()) == (2, False)
+    assert "could run code" in error
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        (".metadata", lambda content: b""),
+        (".metadata", lambda content: content[: len(content) // 2]),
+        (".metadata", lambda content: b"something else"),
+        (".metadata", lambda content: pickle.dumps({"not": "a description"})),
+        ("__0_0.distcp", lambda content: b""),
+        ("__0_0.distcp", lambda content: content[: len(content) // 2]),
+        ("__0_0.distcp", lambda content: b"x" * len(content)),
+        ("__0_0.distcp", None),
+    ],
+    ids=["empty", "half", "other", "dict", "empty shard", "half shard", "other shard", "no shard"],
+)
+def test_a_folder_that_is_not_whole_is_named_in_one_line(file, damage, run, shards, tmp_path):
+    folder = shards()
+    content = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if damage is not None:
+        (folder / file).write_bytes(damage(content))
+    status, out, error = run(folder, "--output", tmp_path / "out.pt")
+    assert (status, out) == (2, "")
+    assert error.startswith(f"error: '{folder}' is no distributed checkpoint, or is not complete: ")
+    assert error.count("\n") == 1
+    assert "weights_only" not in error  # no advice to read it all the same
+    assert not (tmp_path / "out.pt").exists()
 
 
 def test_an_output_is_replaced_as_a_whole_and_only_when_asked(run, saved, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """`doctor`: what it finds, what it says about it, and that its check can fail."""
 
 import json
+import platform
 from functools import partial
 
 import pytest
@@ -68,6 +69,17 @@ def test_a_cache_that_cannot_be_written_is_said(run, sound, tmp_path, monkeypatc
     assert status == 1
     assert "\nTo do: cache folder: " in out
     assert "LIGHTNING_ROOT_CACHE" in out
+
+
+def test_without_a_home_folder_the_other_answers_are_given(run, sound, monkeypatch):
+    """As in a container whose user is in no list of users."""
+    monkeypatch.setenv("LIGHTNING_ROOT_CACHE", "~nobody-of-that-name/cache")
+    status, out, _ = run()
+    assert status == 1
+    assert "\ncache  ~nobody-of-that-name/cache cannot be written; 0 fitted sets" in out
+    assert "\nTo do: cache folder: there is no home folder; until LIGHTNING_ROOT_CACHE names" in out
+    printed = json.loads(run("--json")[1])
+    assert printed["cache"]["folder"] == "~nobody-of-that-name/cache"
 
 
 @pytest.mark.parametrize("device", ["cpu"])
@@ -157,3 +169,36 @@ def test_a_gpu_is_missed_only_where_there_is_a_driver(monkeypatch, tmp_path, dri
     assert "is built without CUDA" in found.state
     assert (found.problem is not None) is driver
     assert not driver or "install torch's CUDA build" in found.problem
+
+
+def test_gpus_are_listed_by_name(monkeypatch):
+    names = ["H100", "A100"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", names.__getitem__)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    expected = devices.Device("cuda", "H100, A100; torch is built for 12.8", ("cuda:0", "cuda:1"))
+    assert devices._cuda() == expected
+
+
+def test_a_gpu_that_torch_could_use_and_does_not_see_has_a_next_move(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(devices, "_GPU_DRIVER", tmp_path)
+    found = devices._cuda()
+    assert (found.state, found.usable) == ("none: torch sees no GPU", ())
+    assert "`nvidia-smi` must list one" in found.problem
+    assert "as new as CUDA 12.8" in found.problem
+
+
+def test_a_chip_that_tells_nothing_is_no_obstacle(monkeypatch):
+    """On macOS and Windows there is no /proc/cpuinfo."""
+
+    def missing(*_):
+        raise FileNotFoundError("/proc/cpuinfo")
+
+    monkeypatch.setattr("pathlib.Path.read_text", missing)
+    found = devices._cpu()
+    assert "the chip has what it does not tell" in found.state
+    assert platform.machine() in found.state
+    assert (found.usable, found.problem) == (("cpu",), None)

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from lightning_root.cli.lightning import MainCLI, MainParser, PartitionTrainer
+from lightning_root.cli.lightning import MainCLI, MainParser
 from tests.test_configs import CONFIGS, ROOT_FOLDER, command
 
 
@@ -11,7 +11,7 @@ class ParserOnly(MainCLI):
     """The parser of the command line; nothing is parsed, made or run."""
 
     def __init__(self) -> None:
-        super().__init__(trainer_class=PartitionTrainer, parser_class=MainParser, args=[])
+        super().__init__(parser_class=MainParser, args=[])
 
     def parse_arguments(self, parser, args):
         self.config = {"subcommand": None}

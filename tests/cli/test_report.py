@@ -63,7 +63,7 @@ def test_report_writes_where_it_is_told(command, fast, tmp_path):
     assert not (fast / "report").exists()
 
 
-def test_report_tells_of_damaged_logs(command, fast, tmp_path):
+def test_report_tells_of_damaged_logs(command, fast):
     (log,) = fast.glob("events*")
     log.write_bytes(log.read_bytes()[:-5])
     status, out, _ = command("report", fast)

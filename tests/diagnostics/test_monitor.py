@@ -5,6 +5,7 @@ import logging
 import math
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
@@ -15,7 +16,13 @@ from lightning.pytorch.plugins import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_root import ROOT, ROOTMixin
-from lightning_root.diagnostics import Measurements, ROOTMonitor, alerts, measurements
+from lightning_root.diagnostics import (
+    Measurements,
+    ROOTMonitor,
+    alerts,
+    measurements,
+    observation,
+)
 from lightning_root.diagnostics.scalars import aggregates, by_label, per_parameter
 from tests.integration.models import Batches, PlainNet, trainer, weights
 
@@ -526,3 +533,23 @@ def test_a_certificate_that_does_not_hold_and_exploding_outliers_are_warned_of(m
 
 def test_a_sound_run_has_no_alerts():
     assert alerts_of(ROOTMonitor(1)) == []
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_decomposition_that_does_not_converge_costs_its_own_histogram_alone(monkeypatch, failing):
+    calls, decompose = [], observation.singular_values
+
+    def fails(matrix):
+        calls.append(matrix)
+        if len(calls) - 1 == failing:
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return decompose(matrix)
+
+    monkeypatch.setattr(observation, "singular_values", fails)
+    momentum, update = torch.randn(1, 3, 5), torch.eye(3, 5)[None]
+    stack = SimpleNamespace(momentum=momentum, clipped=momentum.clamp(-1, 1), update=update)
+    found = observation.samples(stack, 0)
+    sigma = ["root/log10_sigma_clipped_momentum/3x5", "root/log10_sigma_update/3x5"]
+    assert set(found) == {"root/momentum_over_threshold/3x5", sigma[1 - failing]}
+    if failing == 0:
+        assert found[sigma[1]].abs().max() <= 1e-6  # all singular values of it are 1

@@ -419,6 +419,21 @@ def test_matrices_without_a_spectrum_are_passed_over(fits):
     assert set(refit.adaptation.memory) == {(12, 12), (10, 12)}
 
 
+def test_a_decomposition_that_does_not_converge_costs_its_capture_alone(monkeypatch, fits):
+    decompose = spectrum.singular_values
+
+    def fails(matrix):
+        if matrix.shape == (12, 12):
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return decompose(matrix)
+
+    monkeypatch.setattr(spectrum, "singular_values", fails)
+    refit = ROOTRefit(every_n_steps=1)
+    run(refit, NetOfTwoShapes)
+    assert set(refit.adaptation.memory) == {(10, 12)}
+    assert set(fits) == {(10, 12)}
+
+
 def test_large_matrices_are_left_out(looked_at):
     refit = ROOTRefit(every_n_steps=4, max_dim=9)
     run(refit)

@@ -1,6 +1,8 @@
 """The command line: our own and a plain LightningCLI, names, help, schedules."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,25 @@ def test_the_mixin_survives_a_plain_lightningcli_whose_options_win(name):
     assert split(optimizer) == EXPECTED_SPLIT
     assert optimizer.defaults["outlier_quantile"] == 0.8
     assert optimizer.defaults["lr"] == 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers.*will be overridden")
+def test_the_options_of_the_command_line_reach_processes_that_are_spawned():
+    """They get the model pickled; a copy within the process keeps what it had."""
+    sys.argv = ["lightning_root", *QUIET, "--optimizer=ROOT", "--optimizer.lr=0.25"]
+    made = LightningCLI(MixedNet, save_config_callback=None, run=False)
+    sent = pickle.loads(pickle.dumps(made.model))
+    assert sent.configure_optimizers.__self__ is sent
+    optimizer = sent.configure_optimizers()
+    assert optimizer.defaults["lr"] == 0.25
+    owned = {id(p) for p in sent.parameters()}
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == owned
+    sent.train_dataloader = made.model.train_dataloader
+    made.trainer.fit(sent)
+    assert split(made.trainer.optimizers[0]) == EXPECTED_SPLIT
+    twin = copy.deepcopy(made.model)
+    assert twin.configure_optimizers.__self__ is twin
+    assert twin.configure_optimizers() is made.model.configure_optimizers()
 
 
 def test_without_an_optimizer_the_mixin_brings_its_own():

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import threading
 import time
 import warnings
@@ -14,9 +15,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lightning_root import ROOT, AtomicCheckpointIO, ROOTMixin, ROOTMonitor, lookup
+from lightning_root.cli import entry
 from lightning_root.coefficients import (
     Coefficients,
     SpectrumHistogram,
@@ -27,7 +30,10 @@ from lightning_root.coefficients import (
     store,
 )
 from lightning_root.diagnostics import ROOTRefit
+from lightning_root.diagnostics.unwritten import Unwritten
+from lightning_root.full_disk import notes_of
 from lightning_root.kernels import rates
+from lightning_root.strategies import ShardedDDPStrategy
 from tests.integration.models import PlainNet, ShardedNet, trainer, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -219,6 +225,10 @@ def damaged_states():
         "nothing": ({}, "not an optimizer's"),
         "no state": ({"param_groups": state["param_groups"]}, "not an optimizer's"),
         "words for groups": ({**state, "param_groups": ["a"]}, "no parameter group"),
+        "a name fewer": (
+            with_group(param_names=group["param_names"][:-1]),
+            f"group 'root' has {len(group['params']) - 1} names for {len(group['params'])} param",
+        ),
         "a group fewer": ({**state, "param_groups": state["param_groups"][:1]}, "does not belong"),
         "a later option value": (with_group(ns_form="quantum"), "version.*`ns_form`"),
         "garbled lr": (with_group(lr=float("nan")), "version.*`lr`"),
@@ -368,7 +378,7 @@ def test_no_json_file_of_ours_is_ever_unpickled(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
-def test_callbacks_meet_damaged_states_with_a_warning_or_one_error(tmp_path, checkpoint):
+def test_callbacks_meet_damaged_states_with_a_warning_or_one_error(checkpoint):
     """Heat maps begin anew; a refit would be another run, so it is refused."""
     good = torch.load(io.BytesIO(checkpoint), weights_only=True)["callbacks"]
     history = good["ROOTMonitor"]["history"]
@@ -410,8 +420,11 @@ def test_a_disk_that_fills_while_logging_leaves_the_last_checkpoint_to_go_on_fro
     logger = TensorBoardLogger(tmp_path)
     monkeypatch.setattr(logger.experiment, "flush", Full(7, logger.experiment.flush))
     broken = checkpointed(tmp_path / "saved", logger=logger)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as failure:
         broken.fit(Net())
+    (note,) = notes_of(failure.value)
+    assert re.fullmatch(r"The disk is full: [\d.,]+ MB are left in '.*'\. Make room, .*", note)
+    assert note.endswith(f"then go on with ckpt_path='{tmp_path / 'saved' / 'last.ckpt'}'")
     assert not broken.optimizers[0]._stack_hooks
     last = torch.load(tmp_path / "saved" / "last.ckpt", weights_only=True)
     assert 0 < last["global_step"] < 8
@@ -422,6 +435,96 @@ def test_a_disk_that_fills_while_logging_leaves_the_last_checkpoint_to_go_on_fro
         assert torch.equal(weights(resumed)[name], weight)
 
 
+class FullLogger(TensorBoardLogger):
+    """The disk has room for the run's own numbers, not for those of callbacks.
+
+    TensorBoard's logger says of everything that its writer raises what this one says.
+    """
+
+    def log_metrics(self, metrics, step=None):
+        if any(name.startswith("root/") for name in metrics):
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError as error:
+                raise ValueError("you tried to log 0.3 which is not supported") from error
+        super().log_metrics(metrics, step)
+
+
+def test_callbacks_that_cannot_log_say_so_once_and_training_goes_on(tmp_path):
+    model, fit = Net(), checkpointed(tmp_path / "saved", logger=FullLogger(tmp_path))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(model)
+    assert fit.global_step == 8
+    texts = [str(warning.message) for warning in caught]
+    for name in ("ROOTMonitor", "ROOTRefit"):
+        (text,) = [text for text in texts if text.startswith(f"{name} cannot write to the logs")]
+        assert text.endswith("[Errno 28] No space left on device")
+
+
+def test_other_errors_of_a_logger_are_not_hidden():
+    with pytest.raises(ValueError, match="wrong"), Unwritten("ROOTMonitor"):
+        raise ValueError("wrong")
+
+
+def test_a_full_disk_ends_a_command_with_one_line(monkeypatch, capsys):
+    error = OSError(errno.ENOSPC, "No space left on device", "a.ckpt")
+    error.add_note("Make room")
+
+    def broken(_):
+        try:
+            raise error
+        except OSError as cause:
+            raise ValueError("you tried to log 0.3") from cause
+
+    monkeypatch.setattr(entry, "_run_lightning", broken)
+    assert entry.main(["fit"]) == 1
+    said = "error: [Errno 28] No space left on device: 'a.ckpt'. Make room\n"
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_disk_that_fills_within_torch_is_called_full(tmp_path, monkeypatch):
+    """torch's writer knows of no cause: `unexpected pos 768 vs 662`."""
+    path, plugin = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    plugin.save_checkpoint({"step": 1}, path)
+
+    def torn(content, target):
+        target.write_bytes(b"half")
+        raise RuntimeError("unexpected pos 768 vs 662")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(RuntimeError, match="unexpected pos"):  # there is room
+        plugin.save_checkpoint({"step": 2}, path)
+    monkeypatch.setattr(os, "fsync", Full(0, os.fsync))
+    with pytest.raises(OSError, match=r"the checkpoint before it is left as it was: '.*last.ckpt'"):
+        plugin.save_checkpoint({"step": 2}, path)
+    monkeypatch.undo()
+    assert plugin.load_checkpoint(path, weights_only=True) == {"step": 1}
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    """And its name after that: what a power cut leaves is the old file or the new one."""
+    done, names = [], {}
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        sync(descriptor)
+        number = os.fstat(descriptor).st_ino
+        names.setdefault(number, "folder" if number == tmp_path.stat().st_ino else "file")
+        done.append((names[number], os.fstat(descriptor).st_size > 500))
+
+    def replaced(source, target):
+        replace(source, target)
+        done.append("replaced")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(200)}, tmp_path / "last.ckpt")
+    assert done[:2] == [("file", True), "replaced"]
+    assert [entry[0] for entry in done[2:]] == ["folder"]
+
+
 def test_a_disk_that_fills_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", Full(5, torch.save))
     with pytest.raises(OSError, match="No space left"):
@@ -429,6 +532,26 @@ def test_a_disk_that_fills_while_saving_leaves_the_checkpoint_before(tmp_path, m
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("plugin", [AtomicCheckpointIO, TorchCheckpointIO])
+def test_state_in_parts_is_read_from_a_mapped_file(tmp_path, monkeypatch, plugin):
+    """Otherwise every rank reads all of it."""
+    path, strategy = tmp_path / "last.ckpt", ShardedDDPStrategy(checkpoint_io=plugin())
+    plugin().save_checkpoint({"a": torch.arange(5.0)}, path)
+    load, given = torch.load, []
+
+    def seen(*arguments, **options):
+        given.append(options)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", seen)
+    loaded = strategy.load_checkpoint(path, weights_only=True)
+    assert torch.equal(loaded["a"], torch.arange(5.0))
+    assert given == [{"map_location": "cpu", "mmap": True, "weights_only": True}]
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises((ValueError, RuntimeError), match=r"is not complete|central directory"):
+        strategy.load_checkpoint(path, weights_only=True)
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):

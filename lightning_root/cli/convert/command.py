@@ -17,6 +17,7 @@ from lightning_root.cli.convert.takeover import (
     Takeover,
     fresh_state,
     roles_as_they_were,
+    shape_in,
     take_over,
 )
 from lightning_root.cli.convert.training import count_steps_once, merged_schedules
@@ -171,7 +172,7 @@ def _roles(
     elif (before := roles_as_they_were(entries)) is not None:
         return before
     else:
-        shapes = {entry.name: entry.shape or known[entry.name] for entry in entries}
+        shapes = {entry.name: shape_in(known, entry) for entry in entries}
         partition = partition_named(
             (name, torch.empty(shape, device="meta")) for name, shape in shapes.items()
         )

@@ -107,7 +107,9 @@ def read_content(path: Path) -> Mapping[Any, Any]:
             "reads tensors and plain values alone. If you trust the file, load it by "
             "`torch.load(..., weights_only=False)`, take that out, and save the rest"
         ) from error
-    except (EOFError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # bytes that are no checkpoint may raise anything: KeyError, "101"
         raise ValueError(f"'{path}' is no checkpoint, or is not complete: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"'{path}' must hold a dict, got {type(content).__name__}")

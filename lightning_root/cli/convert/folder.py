@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
@@ -38,6 +39,12 @@ _HARMLESS: Final = frozenset(
 )
 """What the description of a checkpoint is made of."""
 
+_DAMAGED: Final = (
+    *(AttributeError, EOFError, ImportError, IndexError, KeyError, OSError, RuntimeError),
+    *(TypeError, ValueError, pickle.UnpicklingError),
+)
+"""What torch's readers and pickle's raise of files that are missing, cut off or something else."""
+
 
 def read_folder(path: Path) -> dict[str, Any]:
     """The whole checkpoint that several processes have written.
@@ -47,29 +54,47 @@ def read_folder(path: Path) -> dict[str, Any]:
             `torch.distributed.checkpoint.save`.
 
     Raises:
-        ValueError: If it is not such a folder.
+        ValueError: If it is not such a folder, is not complete, or could run code.
     """
     if not (path / ".metadata").is_file():
         raise ValueError(f"the folder '{path}' is no distributed checkpoint: it has no `.metadata`")
-    found: dict[str, Any] = {}
-    planner = _Planner()  # type: ignore[no-untyped-call]
     try:
-        reader = _Reader(path, _metadata(path))
-        _load_state_dict(found, storage_reader=reader, planner=planner, no_dist=True)
-        extra = path / LIGHTNINGS_FILE
-        if extra.is_file():
-            found |= torch.load(extra, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"'{path}' holds more than tensors and plain values, and reading that could run code "
-            f"of the folder's: {str(error).splitlines()[0]}"
-        ) from error
+        found = _whole(path)
+    except _DAMAGED as error:
+        raise ValueError(f"'{path}' {_fault(error)}") from error
     numbered = [key for key in found if re.fullmatch(r"optimizer_\d+", key)]
     if numbered:
         found["optimizer_states"] = [
             _plain(found.pop(key)) for key in sorted(numbered, key=_number)
         ]
     return found
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    reader, planner = _Reader(path, _metadata(path)), _Planner()  # type: ignore[no-untyped-call]
+    try:
+        _load_state_dict(found, storage_reader=reader, planner=planner, no_dist=True)
+    except CheckpointException as error:  # no `Exception`, and its text is a whole traceback
+        raise next(iter(error.failures.values()))[0] from error
+    extra = path / LIGHTNINGS_FILE
+    if extra.is_file():
+        found |= torch.load(extra, map_location="cpu", weights_only=True)
+    return found
+
+
+def _fault(error: Exception) -> str:
+    text = str(error).strip()
+    stranger = re.search(r"GLOBAL (\S+)", text)
+    if stranger:
+        return (
+            f"holds an object of `{stranger[1]}`, and reading that could run code of the "
+            "folder's; this command reads tensors and plain values alone"
+        )
+    words = (text.splitlines() or [type(error).__name__])[0]
+    if "weights_only" in words:  # torch's advice to read it all the same
+        words = "a file in it is not one of torch's"
+    return f"is no distributed checkpoint, or is not complete: {words}"
 
 
 def _number(key: str) -> int:
@@ -90,7 +115,7 @@ class _Unpickler(pickle.Unpickler):
         found = getattr(torch, name, None) if module == "torch" else None
         if isinstance(found, torch.dtype):
             return found
-        raise pickle.UnpicklingError(f"{module}.{name}")
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")  # in the words of torch.load
 
 
 def _metadata(path: Path) -> Metadata:

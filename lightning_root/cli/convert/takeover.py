@@ -98,11 +98,7 @@ def take_over(
     taken = []
     for entry in entries:
         options = optimizers[entry.optimizer]["param_groups"][entry.group]
-        shape = entry.shape or shapes.get(entry.name)
-        if shape is None:
-            raise ValueError(
-                f"`{entry.name}` has no state, and the file does not tell its shape; give the model"
-            )
+        shape = shape_in(shapes, entry)
         if roles[entry.name] == "root":
             state, origin = _momentum(entry, options, shape, start, buffer, momentum)
         else:
@@ -115,11 +111,30 @@ def take_over(
 
 
 def roles_as_they_were(entries: Sequence[Entry]) -> dict[str, str] | None:
-    """Matrices with a momentum buffer are ROOT's, the rest AdamW's; None if there is no such."""
-    matrices = {entry.name for entry in entries if "momentum_buffer" in entry.state}
-    if not matrices:
+    """Matrices with a momentum buffer are ROOT's, the rest AdamW's.
+
+    Returns:
+        None if there are no such, or if vectors have one too: it was not Muon that had them.
+    """
+    buffered = {entry.name: entry.shape for entry in entries if "momentum_buffer" in entry.state}
+    if not buffered or any(shape is not None and len(shape) < 2 for shape in buffered.values()):
         return None
-    return {entry.name: "root" if entry.name in matrices else "adamw" for entry in entries}
+    return {entry.name: "root" if entry.name in buffered else "adamw" for entry in entries}
+
+
+def shape_in(shapes: Mapping[str, Shape], entry: Entry) -> Shape:
+    """The shape of a parameter: that of its state, or else the model's.
+
+    Raises:
+        ValueError: If nobody knows it.
+    """
+    shape = entry.shape if entry.shape is not None else shapes.get(entry.name)
+    if shape is None:
+        raise ValueError(
+            f"`{entry.name}` has no state, and the file does not tell its shape; give the model "
+            "(`--config FILE`, or `--model CLASS_PATH`)"
+        )
+    return shape
 
 
 def fresh_state(role: str, shape: Shape) -> StateDict:

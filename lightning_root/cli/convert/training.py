@@ -40,9 +40,19 @@ def merged_schedules(
         return found, "continues"
     if len(schedules) != len(group_counts):
         return [], "starts anew: it is not known which optimizer each belonged to"
-    if any(set(schedule) != set(schedules[0]) for schedule in schedules):
+    if not _alike(schedules):
         return [], "starts anew: the optimizers had different kinds"
     return [_for_groups(schedules, group_counts, sources)], "continues, of all optimizers in one"
+
+
+def _alike(schedules: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether they are of one kind, and so are their parts."""
+    if any(set(schedule) != set(schedules[0]) for schedule in schedules):
+        return False
+    parts = [schedule.get("_schedulers", ()) for schedule in schedules]
+    if any(len(own) != len(parts[0]) for own in parts):
+        return False
+    return all(_alike(pair) for pair in zip(*parts, strict=True))
 
 
 def _for_groups(

@@ -37,7 +37,11 @@ class Cache:
 
 def cache() -> Cache:
     """Look at the folder; what is not there yet is made when it is first needed, and not here."""
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except RuntimeError:  # pathlib's, where `~` means nothing
+        wanted = Path(os.environ.get("LIGHTNING_ROOT_CACHE") or "~")
+        return Cache(wanted, "there is no home folder", 0, 0)
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     failure = None
     try:

@@ -4,6 +4,8 @@ import platform
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from lightning_root.versions import REQUIRED, Version, installed
 
 OPTIONAL: Final = {
@@ -55,6 +57,8 @@ def packages() -> list[Package]:
     """Python, what is required, and what is optional."""
     python = Version("python", platform.python_version(), ">=3.11")
     required = [installed(name, supported) for name, supported in REQUIRED.items()]
+    builds = {"torch": torch.__version__}  # with the CUDA or ROCm it is for, which pip may not know
+    required = [v._replace(found=builds.get(v.package, v.found)) for v in required]
     optional = [
         Package(installed(name, supported), purpose, extra)
         for name, (supported, purpose, extra) in OPTIONAL.items()

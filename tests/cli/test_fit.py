@@ -1,0 +1,46 @@
+"""What a person may get wrong about `fit`: one line, status 2, no traceback."""
+
+import pytest
+import torch
+
+from lightning_root.cli.lightning import MainCLI
+from tests.cli.test_plan import HERE
+
+NET = f"--model={HERE}.Net"
+QUIET = ["--trainer.logger=false", "--trainer.fast_dev_run=1"]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder with a checkpoint of something else, a text, an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.ones(3)}, "foreign.ckpt")
+    (tmp_path / "text.yaml").write_text("hello\n")
+    (tmp_path / "empty").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config=foreign.ckpt"], "`--config` must be a YAML file, got one that is no text"),
+        (["--config=empty"], "Path is not a file"),
+        (["--config=text.yaml"], "Unexpected config: hello"),
+        ([NET, "--ckpt_path=none.ckpt"], "`ckpt_path` must be a checkpoint, but there is no"),
+        ([NET, "--ckpt_path=empty"], "the folder 'empty' holds none"),
+        ([NET, "--ckpt_path=text.yaml"], "`ckpt_path`: 'text.yaml' is no checkpoint"),
+        ([NET, "--trainer.strategy=nope"], "invalid strategy name: `strategy='nope'`"),
+        ([NET, "--trainer.accelerator=gpu"], "No supported gpu backend found!"),
+        (
+            [NET, "--trainer.callbacks=ROOTMonitor", "--trainer.callbacks.log_every_n_steps=0"],
+            "`log_every_n_steps` must be >= 1, got 0",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_line(call, files, monkeypatch, arguments, words):
+    fit = {"fit": MainCLI.subcommands()["fit"]}  # each of the others takes time
+    monkeypatch.setattr(MainCLI, "subcommands", staticmethod(lambda: fit))
+    status, out, err = call("fit", *QUIET, *arguments)
+    assert (status, out) == (2, "")
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert words in line
+    assert "Traceback" not in err
