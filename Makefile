@@ -34,7 +34,7 @@ DOCUMENTED := .coefficients .diagnostics .diagnostics.metrics .functional .kerne
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-npu check lint format install build wheel-check \
+.PHONY: help quickstart test coverage test-npu check lint format install build wheel-check \
 	release-check docs clean
 
 help: ## list these commands
@@ -45,6 +45,13 @@ quickstart: $(VENV)/.run ## train with ROOT on this machine: configs/quickstart.
 
 test: $(VENV)/.dev ## run the tests
 	$(PYTEST) $(ARGS)
+
+# Kernels count through Triton's interpreter, and where there is .npu, the emulated NPUs too.
+coverage: $(VENV)/.dev ## what of the package no test runs, branches too; fails under 95 %
+	$(BIN)/python -m coverage erase
+	$(subst -m pytest,-m coverage run -m pytest,$(PYTEST)) $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 # The wheel lies apart from .venv: installed there, it would break every `import torch` without CANN.
 test-npu: $(VENV)/.dev .npu/.made ## train on emulated Ascend NPUs: the real torch_npu, no hardware

@@ -61,7 +61,7 @@ def test_overflow_is_infinite():
     assert output_range([(100.0, 100.0, 100.0)] * 60) == (-np.inf, np.inf)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(triples)
 def test_inputs_are_stable_up_to_the_stated_one_and_not_beyond(schedule):
     limit = stable_input(schedule, bound=2.0)

@@ -1,5 +1,6 @@
 """Every name gives the triples it stands for; unbounded sets are refused with the reason."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,15 @@ from lightning_root.coefficients import (
     save_coefficients,
     training_model,
 )
-from lightning_root.coefficients.schedules import CANS, MUON, POLAR_EXPRESS, PUBLISHED, TABLE_1
+from lightning_root.coefficients.minimax import equioscillating
+from lightning_root.coefficients.schedules import (
+    CANS,
+    MUON,
+    NEWTON_SCHULZ,
+    POLAR_EXPRESS,
+    PUBLISHED,
+    TABLE_1,
+)
 from lightning_root.coefficients.table import RATIOS, ROWS, grid_shape, nearest, shipped
 from lightning_root.functional import newton_schulz
 
@@ -201,3 +210,43 @@ def test_the_unstable_published_triple_is_let_through_up_to_5_steps_only():
 def test_bad_input_is_named(coefficients, steps, message):
     with pytest.raises(ValueError, match=message):
         lookup((6, 8), coefficients, steps)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_set_is_refused_on_either_side_of_zero(sign):
+    assert lookup((6, 8), (sign * 2.0, 0.0, 0.0), 1).certificate == (
+        min(0, sign * 2),
+        max(0, sign * 2),
+    )
+    with pytest.raises(ValueError, match="unbounded"):
+        lookup((6, 8), (sign * 2.01, 0.0, 0.0), 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (768, 768)])
+def test_beyond_eight_steps_the_classical_one_follows(shape):
+    triples = lookup(shape, "adaptive", 10).triples
+    assert triples[8:] == (NEWTON_SCHULZ,) * 2
+    assert NEWTON_SCHULZ not in triples[:8]
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(0.01, 1.0), (0.3, 1.0), (0.5, 2.0), (0.9, 0.95)])
+def test_the_worst_error_of_a_minimax_step_alternates(lower, upper):
+    """Chebyshev's theorem: four extremes of one size and of alternating sign, and none larger."""
+    a, b, c = equioscillating(lower, upper)
+    x = np.linspace(lower, upper, 200_001)
+    error = a * x + b * x**3 + c * x**5 - 1
+    inner = np.flatnonzero(np.diff(np.sign(np.diff(error)))) + 1
+    extremes = error[[0, *inner, -1]]
+    worst = np.abs(error).max()
+    assert len(extremes) == 4
+    np.testing.assert_allclose(extremes, worst * np.array([-1, 1, -1, 1]), rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(1.0, 1.0), (2.0, 2.0005), (0.4999, 0.5)])
+def test_where_nothing_is_left_to_flatten_the_classical_step_is_taken(lower, upper):
+    """p = 1 and p' = p'' = 0 in the middle."""
+    a, b, c = equioscillating(lower, upper)
+    middle = 0.5 * (lower + upper)
+    p = np.polynomial.Polynomial([0, a, 0, b, 0, c])
+    found = [p(middle), p.deriv(1)(middle), p.deriv(2)(middle)]
+    assert found == pytest.approx([1, 0, 0], abs=1e-12)

@@ -75,7 +75,7 @@ def test_a_mixture_has_the_mean_of_its_parts():
     assert mixed.name == "25 % Gaussian 20x30, 75 % log-uniform [0.001, 1]"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1e-30, 1.0, 1e20]))
 def test_a_histogram_holds_every_singular_value_within_its_bin(m, n, scale):
     matrix = torch.randn(m, n, generator=torch.Generator().manual_seed(m * 61 + n))
@@ -156,3 +156,20 @@ def test_the_model_of_training_is_a_distribution_on_the_unit_interval(shape, ste
     assert (spectrum.weight > 0).all()
     assert 0 < spectrum.sigma.min()
     assert spectrum.sigma.max() <= 1
+
+
+def test_singular_values_too_small_to_tell_apart_come_back_from_a_file_too(tmp_path):
+    """They are counted in the first bin, so that nothing is left out before it."""
+    histogram = SpectrumHistogram()
+    histogram.add(torch.tensor([[1.0, 1e-3, 1e-12]], dtype=torch.float64))
+    save_spectra(tmp_path / "x.json", {(3, 4): histogram})
+    assert histogram.counts[0] == 1
+    assert load_spectra(tmp_path / "x.json") == {(3, 4): histogram}
+
+
+@pytest.mark.parametrize(
+    "change", [{"first": -1, "counts": [0] * 241}, {"counts": [-1] + [0] * 239, "first": 0}]
+)
+def test_counts_that_cannot_be_are_refused(change):
+    with pytest.raises(ValueError, match="needs 240 counts >= 0"):
+        SpectrumHistogram.from_dict({"matrices": 1, **change})

@@ -8,7 +8,12 @@ import sys
 import pytest
 
 from lightning_root import fit_coefficients, lookup
-from lightning_root.coefficients import load_coefficients, save_coefficients, store
+from lightning_root.coefficients import (
+    Coefficients,
+    load_coefficients,
+    save_coefficients,
+    store,
+)
 from lightning_root.coefficients.files import write_json
 from lightning_root.coefficients.lookup import needs_fit
 
@@ -108,6 +113,28 @@ def test_the_cache_is_where_the_system_keeps_caches(monkeypatch, tmp_path):
     assert store.cache_folder() == tmp_path / "own"
 
 
+@pytest.mark.parametrize(
+    ("system", "variable", "expected"),
+    [
+        ("linux", None, ".cache"),
+        ("darwin", None, "Library/Caches"),
+        ("win32", None, "AppData/Local"),
+        ("win32", "LOCALAPPDATA", "local"),
+    ],
+)
+def test_every_system_has_its_own_place_for_caches(
+    system, variable, expected, monkeypatch, tmp_path
+):
+    for name in ("LIGHTNING_ROOT_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    if variable is not None:
+        monkeypatch.setenv(variable, str(tmp_path / "local"))
+    monkeypatch.setattr(sys, "platform", system)
+    assert store.cache_folder() == tmp_path / expected / "lightning_root"
+
+
 def test_sets_come_back_from_a_file(tmp_path):
     sets = [
         fit_coefficients((16, 64), 3),
@@ -134,3 +161,79 @@ def test_a_malformed_entry_is_named_with_its_file(tmp_path, entry):
     path.write_text(f'{{"format": "lightning_root coefficients 1", "coefficients": [{entry}]}}')
     with pytest.raises(ValueError, match=r"x\.json` has a malformed entry"):
         load_coefficients(path)
+
+
+# Bounded on [0, 1], with 1.95 at 1; 2.15 at 1.02, where round-off may take a singular value.
+FRAGILE = [(1.0, 0.0, 0.0)] * 4 + [(0.0, 0.0, 1.95)]
+
+
+@pytest.mark.parametrize("triples", [FRAGILE, [(1.5, -0.5, 0.0)] * 4], ids=["fragile", "short"])
+def test_other_sets_in_the_cache_are_not_believed(cache, triples):
+    """Those that round-off could blow up, and those of another length."""
+    first = lookup(UNSEEN, "paper")
+    (path,) = files(cache)
+    values = json.loads(path.read_text())
+    values["coefficients"][0]["triples"] = triples
+    path.write_text(json.dumps(values))
+    store.forget()
+    assert lookup(UNSEEN, "paper") == first
+
+
+@pytest.mark.parametrize(
+    ("shape", "coefficients", "steps", "expected"),
+    [
+        ((7, 9), "adaptive", 5, True),
+        ((8, 9), "adaptive", 5, False),
+        ((32768, 32768), "adaptive", 5, False),
+        ((32769, 40000), "adaptive", 5, True),
+        ((3072, 2048), "paper", 5, False),
+        ((3072, 2048), "paper", 4, True),
+        ((7, 9), "paper", 5, True),
+        ((7, 9), "muon", 5, False),
+        ((7, 9), (1.5, -0.5, 0.0), 5, False),
+        ((9, 7), {"7x9": [(1.5, -0.5, 0.0)] * 5}, 5, False),
+        ((9, 8), {"7x9": [(1.5, -0.5, 0.0)] * 5, "otherwise": "paper"}, 5, True),
+        ((9, 8), {"7x9": [(1.5, -0.5, 0.0)] * 5}, 5, False),
+        ((5, 7), {"7x9": [(1.5, -0.5, 0.0)] * 5}, 5, True),
+    ],
+)
+def test_what_needs_a_fit_is_known_beforehand(shape, coefficients, steps, expected):
+    assert needs_fit(shape, coefficients, steps) is expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="without permissions of this kind")
+def test_files_may_be_read_by_all_and_written_by_their_owner(tmp_path):
+    write_json(tmp_path / "x.json", {})
+    assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == 0o644
+
+
+SOUND = {"triples": [[1.5, -0.5, 0.0]]}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        {"format": "lightning_root coefficients 1"},
+        {"format": "lightning_root coefficients 1", "coefficients": []},
+        {"format": "lightning_root coefficients 1", "coefficients": SOUND},
+        {"format": "lightning_root coefficients 2", "coefficients": [SOUND]},
+        {"coefficients": [SOUND]},
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, values):
+    (tmp_path / "x.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"x\.json` is not a file of coefficients"):
+        load_coefficients(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [(None, None), ([5, 1], (1, 5)), ([4, 4], (4, 4)), ([0, 4], ""), ([4], ""), ([1, 2, 3], "")],
+)
+def test_a_shape_in_a_file_is_two_sizes_in_either_order(shape, expected):
+    if expected == "":
+        with pytest.raises(ValueError, match="`shape` must be two sizes >= 1 or null"):
+            Coefficients.from_dict({**SOUND, "shape": shape})
+    else:
+        assert Coefficients.from_dict({**SOUND, "shape": shape}).shape == expected

@@ -40,7 +40,7 @@ def with_scales(matrix, seed=0):
     return (gaussian(rows, 1, seed=seed + 2).exp() ** 2 * matrix) * gaussian(columns).exp() ** 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(2, 14), st.integers(2, 14), seeds)
 def test_relative_kurtosis_is_one_more_than_pearsons_contingency(m, n, seed):
     matrix = with_outliers(m, n, share=0.1, seed=seed).double()
@@ -90,7 +90,7 @@ def test_one_outlier_does_not_pass_for_a_matrix_of_rank_one(exponent, rank_one):
     assert outlier_threshold(matrix, "auto") < bulk
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sizes, sizes, seeds, st.floats(0, 1), st.sampled_from(DTYPES))
 def test_agrees_with_the_textbook(m, n, seed, zeros, dtype):
     matrix = with_outliers(m, n, share=0.1, size=100.0, seed=seed)
@@ -110,7 +110,7 @@ def test_the_scale_does_not_matter(scale):
     torch.testing.assert_close(outlier_threshold(matrix * scale, "auto"), threshold * scale)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sizes, sizes, seeds)
 def test_neither_order_nor_transposition_nor_zero_rows_matter(m, n, seed):
     matrix = with_outliers(m, n, share=0.1, seed=seed)

@@ -49,7 +49,7 @@ def gaussian(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sizes, sizes, exponents, seeds)
 def test_root_mean_square_and_kurtosis_at_any_scale(m, n, exponent, seed):
     matrix = gaussian(m, n, seed=seed).pow(3)
@@ -61,7 +61,7 @@ def test_root_mean_square_and_kurtosis_at_any_scale(m, n, exponent, seed):
     assert float(kurtosis(scaled)) == pytest.approx(fourth / second**2, rel=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sizes, sizes, exponents, exponents, seeds)
 def test_cosine_and_ratio_at_any_scale(m, n, first, second, seed):
     left, right = gaussian(m, n, seed=seed), gaussian(m, n, seed=seed + 100)
@@ -89,7 +89,7 @@ def test_no_cosine_is_beyond_one():
     torch.testing.assert_close(cosines, -torch.ones(50))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sizes, sizes, exponents, st.floats(0.1, 0.99), st.sampled_from([0.0, 0.5]), seeds)
 def test_outliers_by_their_definition(m, n, exponent, quantile, share_of_zeros, seed):
     matrix = gaussian(m, n, seed=seed).pow(3)

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_root.functional import clip_outliers, outlier_threshold
+from lightning_root.functional.outliers import sample_stride
 from lightning_root.functional.selection import select_by_partition, select_by_sorting
+from tests.reference.root import automatic_p
 
 quantiles = st.floats(0.01, 1.0)
 
@@ -18,7 +20,7 @@ def heavy_tailed(*shape, seed=0):
     return torch.randn(*shape, generator=generator) * tail.abs().pow(3).exp().clamp(max=50)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), quantiles, st.integers(0, 99))
 def test_threshold_is_torchs_quantile_where_nothing_is_zero(m, n, quantile, seed):
     matrix = heavy_tailed(m, n, seed=seed)
@@ -28,7 +30,7 @@ def test_threshold_is_torchs_quantile_where_nothing_is_zero(m, n, quantile, seed
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), quantiles, st.floats(0, 1), st.integers(0, 99))
 def test_zeros_do_not_count(m, n, quantile, share, seed):
     matrix = heavy_tailed(m, n, seed=seed)
@@ -49,7 +51,7 @@ def test_a_sparse_matrix_keeps_its_entries():
     assert torch.equal(row, clip_outliers(matrix[3:4], 0.9)[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), quantiles, st.integers(0, 99))
 def test_clamping_is_subtracting_the_soft_thresholded_outliers(m, n, quantile, seed):
     """B = N - sign(N) max(|N| - eps, 0) (arXiv:2511.20626, Sec. 3.3), in float64."""
@@ -61,7 +63,7 @@ def test_clamping_is_subtracting_the_soft_thresholded_outliers(m, n, quantile, s
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 50), quantiles, st.floats(0, 1), st.integers(0, 99))
 def test_selection_and_sorting_agree(k, size, quantile, share, seed):
     """The path for accelerators, run on the CPU, against the path for CPUs."""
@@ -169,3 +171,54 @@ def test_on_a_cpu_auto_is_exact():
 def test_an_unknown_mode_is_named():
     with pytest.raises(ValueError, match=r"`mode` must be one of .*got 'fast'"):
         outlier_threshold(torch.ones(2, 2), 0.9, mode="fast")
+
+
+class Accelerated(torch.Tensor):
+    """Says that it is on a GPU, so that the path for those is taken; its entries are here."""
+
+    @property
+    def device(self):
+        return torch.device("cuda")
+
+
+def on_accelerator(matrix, *args, **kwargs):
+    found = outlier_threshold(matrix.as_subclass(Accelerated), *args, **kwargs)
+    return found.as_subclass(torch.Tensor)
+
+
+def test_accelerators_find_torchs_quantile_too():
+    stack = heavy_tailed(2, 3, 30, 40)
+    for quantile in (0.01, 0.5, 0.9, 1.0):
+        expected = torch.quantile(stack.abs().flatten(-2).double(), quantile, dim=-1)
+        found = on_accelerator(stack, quantile, mode="exact")
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    assert on_accelerator(torch.zeros(2, 0, 3), 0.9).shape == (2,)
+
+
+@pytest.mark.parametrize("mode", ["exact", "sampled"])
+def test_accelerators_choose_the_automatic_quantile_of_each_matrix(mode):
+    """One with a tail, one without, and one of zeros; torch.quantile at the textbook's p."""
+    stack = torch.stack([heavy_tailed(30, 40), torch.randn(30, 40), torch.zeros(30, 40)])
+    p = automatic_p(stack[0].double())
+    assert 0.8 <= p < 1.0 == automatic_p(stack[1].double())
+    clipped = torch.quantile(stack[0].abs().double(), p)
+    expected = torch.stack([clipped, stack[1].abs().max().double(), torch.zeros(()).double()])
+    found = on_accelerator(stack[:, None], "auto", mode=mode)
+    assert found.shape == (3, 1)
+    torch.testing.assert_close(found[:, 0].double(), expected, rtol=1e-5, atol=0)
+    assert on_accelerator(torch.zeros(2, 0, 3), "auto").tolist() == [0, 0]
+
+
+def test_on_an_accelerator_auto_is_sampled():
+    matrix = heavy_tailed(600, 700)
+    found = on_accelerator(matrix, 0.9, mode="auto")
+    assert found != outlier_threshold(matrix, 0.9)
+    torch.testing.assert_close(found, outlier_threshold(matrix, 0.9, mode="sampled"))
+
+
+@pytest.mark.parametrize("columns", [1, 2, 30, 77, 768, 1000, 4096])
+@pytest.mark.parametrize("entries", [0.5, 1, 1.99, 2, 5.5, 64, 90, 210])
+def test_the_stride_is_the_longest_that_leaves_enough_and_meets_all_columns(entries, columns):
+    size = int(entries * 65536)
+    coprime = [s for s in range(1, size // 65536 + 1) if np.gcd(s, columns) == 1]
+    assert sample_stride(size, columns) == max(coprime, default=1)

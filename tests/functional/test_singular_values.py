@@ -9,7 +9,7 @@ from scipy.linalg import svdvals
 
 from lightning_root.coefficients.schedules import MUON, POLAR_EXPRESS
 from lightning_root.functional import newton_schulz, orthogonalization_error, singular_value_range
-from lightning_root.functional.measures import lanczos, spectrum
+from lightning_root.functional.measures import lanczos, scale, spectrum
 from lightning_root.functional.measures.scale import magnitude
 
 sizes = st.integers(1, 24)
@@ -38,7 +38,7 @@ def by_lanczos(update):
     return spectrum._by_lanczos(spectrum._scaled_gram(update, magnitude(update)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sizes, sizes, st.integers(-3, 3), seeds)
 def test_exact_error_is_that_of_scipys_singular_values(m, n, exponent, seed):
     matrix = gaussian(m, n, seed=seed) * 10.0**exponent
@@ -46,7 +46,7 @@ def test_exact_error_is_that_of_scipys_singular_values(m, n, exponent, seed):
     assert float(actual) == pytest.approx(error_by_svd(matrix), rel=1e-7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @example([0.03125], 0, 0)
 @example([1 / 128], 3, 1)
 @given(st.lists(st.floats(0, 1.5), min_size=1, max_size=32), st.integers(0, 20), seeds)
@@ -105,7 +105,7 @@ def test_the_quartic_is_as_close_as_stated():
     assert np.abs(relative).max() < 0.245
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 80), exponents, seeds)
 def test_the_range_lies_within_the_true_one(m, n, exponent, seed):
     matrix = (gaussian(m, n, seed=seed) * 10.0**exponent).float()
@@ -185,3 +185,38 @@ def test_lanczos_too_keeps_broken_matrices_apart():
 def test_iterations_are_counted(iterations, error):
     with pytest.raises(error, match="`iterations` must be"):
         singular_value_range(torch.eye(3), iterations)
+
+
+@pytest.mark.parametrize("shape", [(40, 500), (500, 40), (2, 3, 70, 90)])
+def test_a_gram_matrix_summed_in_slices_is_the_whole(shape, monkeypatch):
+    monkeypatch.setattr(scale, "SLICE_ELEMENTS", 2000)
+    update = gaussian(*shape) / 20
+    found = orthogonalization_error(update, exact=True).flatten()
+    expected = [error_by_svd(matrix) for matrix in update.reshape(-1, *shape[-2:])]
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 3000), st.integers(1, 40))
+def test_slices_cover_a_dimension_once_and_are_no_larger_than_said(extent, size, least):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scale, "SLICE_ELEMENTS", 1000)
+        parts = [range(extent)[part] for part in scale.slices(extent, size, least)]
+    assert [index for part in parts for index in part] == list(range(extent))
+    assert all(parts)
+    assert max(map(len, parts)) <= max(least, 1000 // size)
+
+
+@pytest.mark.parametrize("rows", [1, 32, 33, 100, 512, 2000])
+def test_probes_are_unit_vectors_of_unrelated_signs(rows):
+    """Small matrices get every direction; otherwise means and inner products are 0 +- 5 sigma."""
+    found = lanczos.probes(rows, like=gaussian(1))
+    if rows <= 32:
+        assert torch.equal(found, torch.eye(rows, dtype=torch.float64))
+        return
+    count = max(4, 2048 // rows)
+    assert found.shape == (count, rows)
+    torch.testing.assert_close(found.abs(), torch.full_like(found, rows**-0.5))
+    products = (found @ found.T).fill_diagonal_(0)
+    assert products.abs().max() < 5 * rows**-0.5
+    assert abs(float((found * rows**0.5).mean())) < 5 * (count * rows) ** -0.5

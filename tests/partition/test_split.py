@@ -109,7 +109,7 @@ def test_every_parameter_is_in_exactly_one_group(model: str):
     torch.optim.SGD(groups, lr=0.1)  # what any optimizer accepts
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=200)
 @given(
     widths=st.lists(st.integers(1, 5), min_size=2, max_size=6),
     frozen=st.sets(st.integers(0, 9), max_size=3),

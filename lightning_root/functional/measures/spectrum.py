@@ -29,7 +29,7 @@ QUARTIC = (0.1985, -0.1982, 0.3628)
 QUARTIC_UP_TO = 0.7  # e = sigma^2 - 1; beyond it the quartic is no help
 
 EIGENVALUES_UP_TO = 64
-"""Rows; on a CPU the eigenvalues of such small matrices cost less than any estimate."""
+"""Rows; on a CPU the eigenvalues of such small matrices cost less than any estimate, in float64."""
 
 
 class Orthogonality(NamedTuple):
@@ -59,11 +59,11 @@ def orthogonalization_error(update: Tensor, exact: bool = False) -> Tensor:
 
     Compared with the singular values of updates of 33 to 1536 rows, in training and of Gaussian
     matrices, the estimate is off by 1 to 2 % (root mean square), at most by 7 %; below 33 rows by
-    at most 1 %. Up to 64 rows a CPU takes the eigenvalues, as with `exact`.
+    at most 1 %. Up to 64 rows a CPU takes the eigenvalues, in float64.
 
     Args:
         update: U, shape (*batch, m, n), any floating dtype, wide or tall; not modified.
-        exact: Take the eigenvalues of G: right to 1e-3 in float32, where singular values are 0,
+        exact: Take the eigenvalues of G: right to 2e-3 in float32, where singular values are 0,
             and to 1e-4 elsewhere. Up to four times slower on a CPU; an accelerator is waited for.
 
     Returns:
@@ -83,9 +83,10 @@ def orthogonalization_error(update: Tensor, exact: bool = False) -> Tensor:
     values = widen(update, "update")
     if update.numel() == 0:
         return values.new_zeros(values.shape[:-2])
-    if exact:
-        return _by_eigenvalues(_scaled_gram(values, magnitude(values))).error
-    return orthogonality(values, magnitude(values)).error
+    largest = magnitude(values)
+    if exact and not _is_small(values):
+        return _by_eigenvalues(_scaled_gram(values, largest)).error
+    return orthogonality(values, largest).error
 
 
 def singular_value_range(matrix: Tensor, iterations: int = STEPS) -> tuple[Tensor, Tensor]:
@@ -137,10 +138,15 @@ def orthogonality(update: Tensor, largest: Tensor) -> Orthogonality:
         update: Shape (*batch, m, n), any floating dtype, with at least one entry.
         largest: Shape (*batch, 1, 1), its `magnitude`, in float32 or better.
     """
-    gram = _scaled_gram(update, largest)
-    if gram.excess.device.type == "cpu" and gram.excess.shape[-1] <= EIGENVALUES_UP_TO:
-        return _by_eigenvalues(gram)
-    return _by_lanczos(gram)
+    if not _is_small(update):
+        return _by_lanczos(_scaled_gram(update, largest))
+    found = _by_eigenvalues(_scaled_gram(update.double(), largest.double()))
+    return Orthogonality(*(value.to(largest.dtype) for value in found))
+
+
+def _is_small(matrix: Tensor) -> bool:
+    """Whether all eigenvalues cost next to nothing."""
+    return matrix.device.type == "cpu" and min(matrix.shape[-2:]) <= EIGENVALUES_UP_TO
 
 
 class _Gram(NamedTuple):
