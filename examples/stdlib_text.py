@@ -110,6 +110,17 @@ class FixedWindows:
 
     Each rank takes every `world_size`-th window; a remainder that does not fill all ranks is left
     out, so that all ranks run the same number of batches.
+
+    Args:
+        text: (length,) bytes or tokens, of any integer dtype.
+        context: Window length, without the one further entry for the last target.
+        batch_size: Windows per batch and rank.
+        count: Windows of all ranks together; no more than fit without overlap are taken.
+        rank: Which part of them is ours.
+        world_size: Number of parts.
+
+    Raises:
+        ValueError: If there is not a window for each rank.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ import torch
 
 from lightning_root import ROOT, ROOTCLI
 from tests.integration.models import weights
+from tests.sources import write_sources
 
 ROOT_FOLDER = Path(__file__).parents[1]
 CONFIGS = sorted(
@@ -38,10 +39,7 @@ def command(config):
 def corpus(tmp_path, monkeypatch):
     """Some text, and the project's root as working directory, as the commands want it."""
     monkeypatch.chdir(ROOT_FOLDER)
-    folder = tmp_path / "text"
-    folder.mkdir()
-    for number in range(8):
-        (folder / f"module_{number}.py").write_text(f"def f(x):\n    return x + {number}\n" * 20)
+    folder = write_sources(tmp_path / "text")
     return [f"--data.root={folder}", f"--trainer.default_root_dir={tmp_path}"]
 
 

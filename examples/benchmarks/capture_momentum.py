@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from tqdm import trange  # type: ignore[import-untyped]
 
 from examples.benchmarks.orthogonalization.images import ViT, cifar10, digits
+from examples.benchmarks.page import RESULTS
 from examples.gpt import GPT
 from examples.stdlib_text import StdlibText
 from lightning_root import ROOT, WarmupDecayLR
 from lightning_root.optim.batches import Stack
 
-SPECTRA = Path(__file__).parent / "results" / "spectra"
+SPECTRA = RESULTS / "spectra"
 AT = (50, 100, 150, 200, 300, 350, 400)
 
 Captured = dict[tuple[int, str], NDArray[np.float32]]

@@ -10,8 +10,8 @@ shapes and compares. float64, deterministic on one machine.
 """
 
 import argparse
-import sys
 
+from lightning_root.cli.terminal import progress
 from lightning_root.coefficients import Coefficients, fit_coefficients, lookup, training_model
 from lightning_root.coefficients.files import write_json
 from lightning_root.coefficients.schedules import NEWTON_SCHULZ
@@ -42,7 +42,7 @@ def fit_grid() -> dict[str, list[list[list[float]]]]:
     schedules: dict[str, list[list[list[float]]]] = {}
     before: dict[int, list[Coefficients]] = {steps: [] for steps in range(1, STEPS + 1)}
     shapes = [grid_shape(rows, ratio) for ratio in RATIOS for rows in ROWS]
-    for number, (m, n) in enumerate(shapes, 1):
+    for m, n in progress(shapes, "fitting"):
         rows = []
         for steps in range(1, STEPS + 1):
             starts = [entry.triples for entry in before[steps][-len(ROWS) :]]
@@ -53,7 +53,6 @@ def fit_grid() -> dict[str, list[list[list[float]]]]:
             before[steps].append(fitted)
             rows.append([list(triple) for triple in fitted.triples])
         schedules[f"{m}x{n}"] = rows
-        show_progress(number, len(shapes), f"{m}x{n}")
     return schedules
 
 
@@ -68,12 +67,6 @@ def check(steps: int) -> None:
         error = spectrum.mean_square_error(table.triples)
         name = f"{shape[0]}x{shape[1]}"
         print(f"{name:>12} {own.mse:10.5f} {error:10.5f}  {table.source.split(', ')[1]}")
-
-
-def show_progress(done: int, total: int, name: str) -> None:
-    """One line that is written over, on a terminal; otherwise one line each."""
-    end = "\r" if sys.stderr.isatty() and done < total else "\n"
-    print(f"fitted {done} of {total} shapes ({name})   ", end=end, file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -30,8 +30,7 @@ from typing import Any
 
 from examples.benchmarks.killing.training import PLACES, SAVE_EVERY
 from examples.benchmarks.killing.trials import ANY_MOMENT, Record, trials
-from examples.benchmarks.page import environment, markdown_table, provenance
-from examples.benchmarks.speed.command import RESULTS
+from examples.benchmarks.page import RESULTS, environment, markdown_table, provenance
 from examples.sweep import positive
 from lightning_root.cli.terminal import progress
 from lightning_root.coefficients.files import write_json
@@ -139,12 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options, start = parser().parse_args(given), time.perf_counter()
     folder = Path(mkdtemp(prefix="kills-"))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         records = kill_all(options, folder)
     except KeyboardInterrupt:
         print(f"\nstopped; nothing is written. The runs are in {folder}", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     about = {
         "command": shlex.join(["python", "-m", MODULE, *given]),
         **environment(),

@@ -35,14 +35,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from examples.benchmarks.monitoring.blocks import WARM_UP, Block, Turns, compare
 from examples.benchmarks.monitoring.page import verdict, write_page
 from examples.benchmarks.monitoring.parts import timed
-from examples.benchmarks.page import environment
+from examples.benchmarks.page import RESULTS, environment
 from lightning_root import ROOTMonitor
 from lightning_root.cli import ROOTCLI
 from lightning_root.coefficients.files import write_json
 from lightning_root.diagnostics import RunSummary
 
 MODULE = "examples.benchmarks.monitor_overhead"
-RESULTS = Path(__file__).parent / "results"
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 STEPS = 10
 """Of a block: one point of the monitor."""

@@ -41,14 +41,13 @@ from examples.benchmarks.orthogonalization.measures import (
 from examples.benchmarks.orthogonalization.page import write_page
 from examples.benchmarks.orthogonalization.pictures import draw_pictures
 from examples.benchmarks.orthogonalization.table_1 import table_1
-from examples.benchmarks.page import environment
+from examples.benchmarks.page import RESULTS, environment
 from lightning_root.coefficients import fit_coefficients
 from lightning_root.coefficients.files import write_json
 from lightning_root.coefficients.schedules import TABLE_1, Shape
 from lightning_root.coefficients.table import TABLE
 
 MODULE = "examples.benchmarks.orthogonalization_error"
-RESULTS = Path(__file__).parent / "results"
 STEPS = (3, 4, 5, 6)
 QUICK = 2048  # largest dimension that `--quick` draws, and most rows that are iterated on
 

@@ -13,9 +13,10 @@ Writes `sharing.md` (the page) and `sharing.json` (all numbers).
 
 import argparse
 import random
-import socket
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -34,14 +35,15 @@ from lightning_root.distributed import Matrices, plan_ownership
 
 MODULE = "examples.benchmarks.sharing"
 WAYS = {"replicated": False, "shared": True}
+TIMES = "times.json"
 WARM_UP = 2
 
 
-def on_rank(rank: int, options: argparse.Namespace, port: int, file: str) -> None:
+def on_rank(rank: int, options: argparse.Namespace, folder: Path) -> None:
     """What one process does: all steps, and rank 0 writes the times down."""
     torch.set_num_threads(options.threads)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=options.ranks)
+    meeting = (folder / "meeting").as_uri()  # a file: no port is taken
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.ranks)
     shapes = SETS["tiny" if options.quick else options.set].shapes
     cpu = torch.device("cpu")
     parameters = make_parameters(shapes, torch.float32, cpu)
@@ -64,22 +66,15 @@ def on_rank(rank: int, options: argparse.Namespace, port: int, file: str) -> Non
             if number >= 0:
                 times[way].append(time.perf_counter() - start)
     if rank == 0:
-        write_json(file, times)
+        write_json(folder / TIMES, times)
     dist.destroy_process_group()
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Start the ranks and take the times of rank 0."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    file = options.output / ".sharing.times"
-    options.output.mkdir(parents=True, exist_ok=True)
-    try:
-        spawn(on_rank, (options, port, str(file)), nprocs=options.ranks)
-        times: dict[str, list[float]] = read_json(file)
-    finally:
-        file.unlink(missing_ok=True)
+    with TemporaryDirectory() as folder:
+        spawn(on_rank, (options, Path(folder)), nprocs=options.ranks)
+        times: dict[str, list[float]] = read_json(Path(folder, TIMES))
     ratios = [a / b for a, b in zip(times["shared"], times["replicated"], strict=True)]
     return {"times": times, "ratios": ratios}
 
@@ -123,7 +118,7 @@ def page_text(numbers: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, then write page and numbers."""
-    command = Command(MODULE, __doc__, rounds=15)
+    command = Command(MODULE, __doc__, rounds=15, devices=False)
     add = command.parser.add_argument
     add("--ranks", type=int, default=2, help="processes (default: 2)")
     add("--set", choices=list(SETS), default="gpt2", help="of parameters (default: gpt2, 4 layers)")

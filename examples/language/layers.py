@@ -38,7 +38,7 @@ class Attention(nn.Module):
     """Causal self-attention in which several query heads share one key and one value head.
 
     Grouped-query attention, arXiv:2305.13245. Query head `i` reads key and value head
-    `i // (heads / key_value_heads)`.
+    `i // (heads / key_value_heads)`. The arguments are as in `Block`.
     """
 
     def __init__(
@@ -72,7 +72,10 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU, arXiv:2002.05202: one matrix up, one that gates it, one down."""
+    """SwiGLU, arXiv:2002.05202: one matrix up, one that gates it, one down.
+
+    The arguments are as in `Block`.
+    """
 
     def __init__(self, dimension: int, mlp_dimension: int, gain: float) -> None:
         super().__init__()

@@ -13,7 +13,8 @@ class Network(nn.Module):
 
     All that reads a parameter happens inside `forward`, the loss too: FSDP2 shards the embedding,
     the last norm and the head with this module, and gathers them around its call. There are no
-    buffers that a sharded or meta-device start could lose.
+    buffers that a sharded or meta-device start could lose. The arguments are those of
+    `examples.language.model.Llama`.
     """
 
     def __init__(

@@ -66,7 +66,9 @@ def _differences(row: Row, baseline: Row) -> dict[int, dict[int, float]]:
 
 
 def _draw(
-    axes: "Axes", curves: Sequence[tuple[int, Row, Mapping[int, Mapping[int, float]]]], tune: Any
+    axes: "Axes",
+    curves: Sequence[tuple[int, Row, Mapping[int, Mapping[int, float]]]],
+    tune: str | None,
 ) -> None:
     late: list[float] = []
     for place, row, by_seed in curves:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from examples.sweeps.curves import draw_curves, name_of
-from examples.sweeps.plan import Labels, in_short
+from examples.sweeps.plan import Labels, Plot, in_short
 from examples.sweeps.results import Results, Row, as_number
 from examples.sweeps.statistics import describe
 from lightning_root.cli.plots import plain_axes
@@ -74,7 +74,7 @@ def draw_over(figure: Any, dots: Sequence[Dots], axis: str, metric: str) -> None
 
     A label that is no number is a level line.
     """
-    panels = list(dict.fromkeys(entry.panel for entry in dots))
+    panels = _panels(dots)
     lines = list(dict.fromkeys(entry.line for entry in dots))
     shown = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     ticks = _places(dots)
@@ -88,6 +88,12 @@ def draw_over(figure: Any, dots: Sequence[Dots], axis: str, metric: str) -> None
     shown[0].set_ylabel(metric)
     if len(lines) > 1 or not ticks:
         figure.legend(*shown[0].get_legend_handles_labels(), loc="outside right upper")
+
+
+def _panels(dots: Sequence[Dots]) -> list[str]:
+    """Titles from left to right: by their numbers, if they have any."""
+    found = dict.fromkeys(entry.panel for entry in dots)
+    return sorted(found, key=lambda panel: as_number(panel.rpartition(" ")[2]) or 0.0)
 
 
 def _places(dots: Sequence[Dots]) -> dict[str, float]:
@@ -142,7 +148,7 @@ def _draw_line(
             )
 
 
-def _dots_of_rows(rows: Sequence[Row], plot: Any) -> list[Dots]:
+def _dots_of_rows(rows: Sequence[Row], plot: Plot) -> list[Dots]:
     """Where each row stands; one at 0 that is tried in a single panel stands in all of them.
 
     Of nothing there is no size or kind.

@@ -20,9 +20,20 @@ HUB = "uoft-cs/cifar10"
 
 
 def decode(rows: list[dict[str, Any]]) -> Tensor:
-    """Decode images, each {"bytes": an image file's, "path": not read}: (images, 3, size, size)."""
-    from PIL import Image  # comes with `datasets`' images
+    """Decode images, each {"bytes": an image file's, "path": not read}: (images, 3, size, size).
 
+    Returns:
+        uint8.
+
+    Raises:
+        ModuleNotFoundError: If Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'decoding images needs Pillow; `pip install "lightning-root[examples]"`'
+        ) from error
     pixels = [np.asarray(Image.open(BytesIO(row["bytes"])).convert("RGB")) for row in rows]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
@@ -71,7 +82,7 @@ class CIFAR10(ImageData):
             import datasets
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                'CIFAR-10 needs `datasets` and Pillow; `pip install "lightning-root[examples]"`'
+                'CIFAR-10 needs `datasets`; `pip install "lightning-root[examples]"`'
             ) from error
         files = self.train_files if split == "train" else self.test_files
         if files is None:

@@ -2,7 +2,7 @@
 
 No download and less than a minute of training on a CPU. To look at the options:
 
-python -m lightning_root fit --data.help examples.vision.digits.Digits
+    python -m lightning_root fit --data.help examples.vision.digits.Digits
 """
 
 from typing import Any

@@ -61,20 +61,21 @@ class GlooPool:
         grace: Seconds that the other ranks have left once one has failed.
     """
 
-    def __init__(self, world_size: int = 2, *, grace: float = 5.0) -> None:
+    def __init__(self, world_size: int = 2, *, grace: float = 30.0) -> None:
         self.world_size = world_size
         self.grace = grace
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._folder: TemporaryDirectory[str] | None = None
         self._calls = 0
+        self._busy: set[int] = set()
 
     @property
     def alive(self) -> bool:
         """Whether every process is running (also true of a pool that has not started)."""
         return all(process.is_alive() for process in self._processes)
 
-    def run(self, function: Callable[..., Any], *args: Any, time_limit: float = 120.0) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, time_limit: float = 600.0) -> list[Any]:
         """Call `function(rank, world_size, *args)` on every rank.
 
         Args:
@@ -101,21 +102,23 @@ class GlooPool:
             self._folder = self._start()
         self._calls += 1
         rendezvous = (Path(self._folder.name) / f"call-{self._calls}").as_uri()
+        self._busy = set(range(self.world_size))
         for pipe in self._pipes:
             pipe.send((rendezvous, call))
         return self._collect(getattr(function, "__qualname__", repr(function)), time_limit)
 
     def close(self) -> None:
         """End the processes; the next `run` starts new ones."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
         for pipe in self._pipes:
-            pipe.close()
+            pipe.close()  # whereupon a process that waits for a call ends as programs do
+        for rank, process in enumerate(self._processes):
+            process.join(0.0 if rank in self._busy else self.grace)
+            process.kill()
+            process.join()
         if self._folder is not None:
             self._folder.cleanup()
         self._processes, self._pipes, self._folder = [], [], None
+        self._busy = set()
 
     def _start(self) -> TemporaryDirectory[str]:
         """Start the processes and return the folder of their rendezvous files."""
@@ -142,6 +145,7 @@ class GlooPool:
             ready = wait(list(ranks), timeout=max(0.0, deadline - time.monotonic()))
             for rank in [rank for pipe, rank in ranks.items() if pipe in ready]:
                 answers[rank] = self._receive(rank, task)
+                self._busy.discard(rank)
                 if answers[rank].exception is not None:  # the others may wait for this rank
                     deadline = min(deadline, time.monotonic() + self.grace)
         silent = [rank for rank in range(self.world_size) if rank not in answers]
@@ -163,7 +167,7 @@ class GlooPool:
         try:
             answer: Answer = pickle.loads(self._pipes[rank].recv_bytes())
         except (EOFError, ConnectionResetError):
-            self._processes[rank].join(self.grace)
+            self._processes[rank].join(60.0)  # its end of the pipe is closed: it is ending
             code = self._processes[rank].exitcode
             error = RuntimeError(f"rank {rank} ended with exit code {code} during {task}")
             return Answer(exception=error, traceback="none: the process is gone", died=True)

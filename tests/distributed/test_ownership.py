@@ -1,7 +1,7 @@
 """Who orthogonalizes what: one owner each, near the optimum, whatever the order, at any size."""
 
 import random
-import time
+import sys
 import tracemalloc
 from collections import Counter
 from functools import cache
@@ -277,16 +277,30 @@ def test_cheap_matrices_are_not_left_in_heaps():
 # Any size.
 
 
+def calls_within(function):
+    """What a function returns, and how many calls it takes: a clock would judge the machine."""
+    calls, before = 0, sys.getprofile()
+
+    def counted(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(counted)
+    try:
+        return function(), calls
+    finally:
+        sys.setprofile(before)
+
+
 @pytest.mark.parametrize("ranks", [8, 64, 1024, 8192])
 @pytest.mark.parametrize(
     ("name", "parameters"), [("llama-3-8b", 7.0e9), ("llama-3-70b", 68.5e9), ("moe-1t", 1.02e12)]
 )
-def test_large_models_are_planned_in_seconds(name, parameters, ranks):
+def test_large_models_take_some_calls_for_each_matrix_and_each_rank(name, parameters, ranks):
     matrices = model(name)
     assert sum(m.shape[0] * m.shape[1] for m in matrices) == pytest.approx(parameters, rel=0.01)
-    start = time.process_time()
-    plan = plan_ownership(matrices, ranks, placement="rows")
-    assert time.process_time() - start < 5
+    plan, calls = calls_within(lambda: plan_ownership(matrices, ranks, placement="rows"))
+    assert calls < 50 * (len(matrices) + ranks)
     total = sum(plan.operations)
     assert plan.limited_by_largest == (plan.busiest == plan.largest > total / ranks)
     assert plan.busiest <= 1.1 * plan.lower_bound
@@ -307,9 +321,8 @@ def test_a_plan_takes_little_memory():
 
 def test_as_stacks_half_a_million_matrices_are_no_more_work():
     stacks = [Matrices(f"layers.{i + 10}.experts", 0, (512, 1024), 8192) for i in range(61)]
-    start = time.process_time()
-    plan = plan_ownership(stacks, 8192)
-    assert time.process_time() - start < 5
+    plan, calls = calls_within(lambda: plan_ownership(stacks, 8192))
+    assert calls < 50 * (len(stacks) + 8192)
     assert plan.balance == 1.0
     assert plan.owner("layers.70.experts", 8191) == 8191
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
@@ -130,12 +129,12 @@ def test_environment_is_that_of_a_launcher(gloo_pool: GlooPool) -> None:
     assert first[3] == "127.0.0.1"
 
 
-def test_exception_keeps_type_message_and_traceback(own_pool: GlooPool) -> None:
-    before = own_pool.run(process_id)
+def test_exception_keeps_type_message_and_traceback(gloo_pool: GlooPool) -> None:
+    before = gloo_pool.run(process_id)
     with pytest.raises(ValueError, match=r"^rank 0 says no$") as caught:
-        own_pool.run(fail_everywhere)
+        gloo_pool.run(fail_everywhere)
     assert "in fail_everywhere" in str(caught.value.__cause__)
-    assert own_pool.run(process_id) == before  # all ranks answered, so all can go on
+    assert gloo_pool.run(process_id) == before  # all ranks answered, so all can go on
 
 
 def test_exception_of_one_rank_ends_the_wait_of_the_others(own_pool: GlooPool) -> None:
@@ -146,14 +145,14 @@ def test_exception_of_one_rank_ends_the_wait_of_the_others(own_pool: GlooPool) -
     assert not set(before) & set(after)
 
 
-def test_exception_that_cannot_travel_is_told(own_pool: GlooPool) -> None:
+def test_exception_that_cannot_travel_is_told(gloo_pool: GlooPool) -> None:
     with pytest.raises(RuntimeError, match="Unpicklable: 1 and 2"):
-        own_pool.run(fail_with_unpicklable)
+        gloo_pool.run(fail_with_unpicklable)
 
 
-def test_failed_check_on_a_rank_fails_the_test(own_pool: GlooPool) -> None:
+def test_failed_check_on_a_rank_fails_the_test(gloo_pool: GlooPool) -> None:
     with pytest.raises(RuntimeError, match="Failed: not what was asked for"):
-        own_pool.run(fail_a_pytest_check)
+        gloo_pool.run(fail_a_pytest_check)
 
 
 def test_dead_process_is_reported(own_pool: GlooPool) -> None:
@@ -164,20 +163,17 @@ def test_dead_process_is_reported(own_pool: GlooPool) -> None:
 def test_process_killed_between_calls_is_replaced(own_pool: GlooPool) -> None:
     first, second = own_pool.run(process_id)
     os.kill(second, signal.SIGKILL)
-    for _ in range(100):  # up to 5 s for the kill to arrive
-        if not own_pool.alive:
-            break
-        time.sleep(0.05)
+    own_pool._processes[1].join()  # until the kill has arrived
     assert not {first, second} & set(own_pool.run(process_id))
 
 
 def test_time_limit_kills_the_pool(own_pool: GlooPool) -> None:
-    own_pool.run(process_id)
-    start = time.monotonic()
-    message = re.escape("ranks [1] were not done with sleep_on_one_rank in 0.5 s")
+    """Rank 0 has nothing to do, and on a busy machine may not be done with it either."""
+    before = own_pool.run(process_id)
+    message = r"ranks \[(0, )?1\] were not done with sleep_on_one_rank in 0\.5 s"
     with pytest.raises(TimeoutError, match=message):
-        own_pool.run(sleep_on_one_rank, 60.0, time_limit=0.5)
-    assert time.monotonic() - start < 30
+        own_pool.run(sleep_on_one_rank, 3600.0, time_limit=0.5)
+    assert not set(before) & set(own_pool.run(process_id))
 
 
 def test_local_function_is_refused(gloo_pool: GlooPool) -> None:

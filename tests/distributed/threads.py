@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 
-def on_threads(ranks: int, function: Callable[..., Any], *args: Any, seconds: int = 60) -> list:
+def on_threads(ranks: int, function: Callable[..., Any], *args: Any, seconds: int = 600) -> list:
     """Call `function(group, *args)` on each rank.
 
     Args:

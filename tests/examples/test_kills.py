@@ -2,18 +2,18 @@
 
 import copy
 import json
-import os
 import shutil
+import signal
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from examples.benchmarks import kills
-from examples.benchmarks.killing import attempts, trials
+from examples.benchmarks.killing import attempts, training, trials
 from examples.benchmarks.killing.compare import difference
 from examples.benchmarks.killing.training import Kill
+from lightning_root.kernels.rates import rates_file
 
 PLACES = [
     (Kill(file=2, place="bytes", share=0.5), None),
@@ -22,16 +22,34 @@ PLACES = [
 ]
 
 
+class Held(training.Steps):
+    """Waits at the fifth step for a kill from outside, however late that comes."""
+
+    def on_train_batch_end(self, trainer, *rest):
+        super().on_train_batch_end(trainer, *rest)
+        if trainer.global_step == 5:
+            signal.pause()
+
+
+def train_held(attempt, numbers):
+    training.Steps = Held
+    training.train_here(attempt, numbers)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="without SIGKILL")
-def test_three_kills_later_the_end_is_the_same_bit_for_bit(tmp_path):
+def test_three_kills_later_the_end_is_the_same_bit_for_bit(tmp_path, monkeypatch):
     """Half of `last.ckpt` is written; in a step; before a checkpoint is renamed."""
+    known = rates_file(1).parent
     for folder in ("whole", "killed"):  # the rates that the session has, so that nobody measures
-        known = Path(os.environ["LIGHTNING_ROOT_CACHE"], "rates-1")
-        shutil.copytree(known, tmp_path / folder / "cache" / "rates-1")
+        shutil.copytree(known, tmp_path / folder / "cache" / known.name)
     whole = trials.uninterrupted(attempts.Run(1, 8, 0, tmp_path / "whole"))
     run = attempts.Run(1, 8, 0, tmp_path / "killed")
+    monkeypatch.setattr(attempts, "PATIENCE", 3600.0)
     for kill, moment in PLACES:
-        ended = attempts.attempt(run, kill, moment, 0)
+        with monkeypatch.context() as patch:
+            if moment is not None:
+                patch.setattr(attempts, "train_here", train_held)
+            ended = attempts.attempt(run, kill, moment, 0)
         assert ended.codes == [-9]
         assert ended.watch.saving or kill is None
         assert run.last.exists() == (kill != PLACES[0][0])

@@ -10,6 +10,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from lightning_root import ROOTMonitor
 from lightning_root.cli import ROOTCLI
 from tests.examples.test_quickstart import CONFIGS, TINY
+from tests.sources import write_sources
 
 STATISTICS = ("orth_error", "outlier_fraction", "outlier_energy", "update_rms", "update_to_weight")
 HISTOGRAMS = ("momentum_over_threshold", "log10_sigma_clipped_momentum", "log10_sigma_update")
@@ -37,9 +38,7 @@ def test_braces_are_expanded():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The quick start with a tiny model, and its event files."""
-    folder = tmp_path_factory.mktemp("quickstart")
-    for i in range(40):
-        (folder / f"{i}.py").write_text(f"def function_{i}(x):\n    return x + {i * i}\n" * 5)
+    folder = write_sources(tmp_path_factory.mktemp("quickstart"))
     arguments = [
         *(f"--config={CONFIGS / 'quickstart.yaml'}", *TINY, f"--data.root={folder}"),
         *("--trainer.max_steps=20", "--trainer.val_check_interval=17"),

@@ -9,6 +9,7 @@ import pytest
 from examples.benchmarks import monitor_overhead
 from examples.benchmarks.monitoring.blocks import Block, compare
 from examples.benchmarks.monitoring.parts import Clock
+from tests.sources import write_sources
 
 
 def blocks_of(pairs, cost, noise=0.0):
@@ -77,8 +78,7 @@ def test_a_part_within_another_counts_for_itself_alone(monkeypatch):
 
 
 def test_quick_writes_a_page_and_all_numbers(tmp_path, capsys):
-    for i in range(40):
-        (tmp_path / f"{i}.py").write_text(f"def function_{i}(x):\n    return x + {i * i}\n" * 5)
+    write_sources(tmp_path)
     options = ["--quick", f"--output={tmp_path}", f"--data.root={tmp_path}"]
     monitor_overhead.main([*options, "--trainer.accelerator=cpu"])
     numbers = json.loads((tmp_path / "monitor_overhead.json").read_text())

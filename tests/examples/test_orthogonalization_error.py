@@ -9,7 +9,7 @@ from torch import nn
 from examples.benchmarks.capture_momentum import capture, load_captured, save_captured
 from examples.benchmarks.capture_momentum import main as capture_main
 from examples.benchmarks.orthogonalization.claims import PUBLISHED_NAMES, check_claims
-from examples.benchmarks.orthogonalization.images import cut_patches
+from examples.benchmarks.orthogonalization.images import cifar10, cut_patches
 from examples.benchmarks.orthogonalization.iterations import matrix_error, matrix_with, polar_factor
 from examples.benchmarks.orthogonalization.measures import (
     Row,
@@ -25,6 +25,7 @@ from examples.benchmarks.orthogonalization.page import number
 from examples.benchmarks.orthogonalization.table_1 import PAPER_MSE
 from examples.benchmarks.orthogonalization_error import main
 from lightning_root.coefficients.schedules import CANS, MUON, TABLE_1
+from tests.examples.images import write_parquet
 
 PICTURES = ("curves", "shapes", "steps")
 
@@ -307,6 +308,15 @@ def test_patches_hold_every_pixel_once_and_together():
     assert patches.shape == (2, 4, 48)
     corner = images[1, :, 4:, :4].flatten()  # third of four: second row, first column
     assert torch.equal(patches[1, 2], corner)
+
+
+def test_cifar10_is_read_from_parquet_in_patches(tmp_path):
+    pixels = write_parquet(tmp_path / "train-0.parquet")
+    patches, labels = cifar10(tmp_path, images=30)
+    assert patches.shape == (30, 64, 48)
+    assert labels.tolist() == [number % 10 for number in range(30)]
+    square = pixels[7, 4:8, 8:12].transpose(2, 0, 1).ravel()  # second row, third column
+    np.testing.assert_allclose(patches[7, 10].numpy(), square / 127.5 - 1, atol=1e-6)
 
 
 def test_the_digits_run_writes_what_the_benchmark_reads(tmp_path, capsys):

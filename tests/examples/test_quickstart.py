@@ -5,6 +5,7 @@ import torch
 
 from lightning_root import ROOT
 from lightning_root.cli import ROOTCLI
+from tests.sources import write_sources
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = [
@@ -23,8 +24,7 @@ TINY = [
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Text to train on, and an empty folder to run in."""
-    for i in range(40):
-        (tmp_path / f"{i}.py").write_text(f"def function_{i}(x):\n    return x + {i * i}\n" * 5)
+    write_sources(tmp_path)
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path / "run")
     return tmp_path

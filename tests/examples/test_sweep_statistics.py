@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from examples.sweeps.pictures import _dots_of_rows
+from examples.sweeps.pictures import _dots_of_rows, _panels
 from examples.sweeps.statistics import best_of, compare, describe, student_quantile
 
 
@@ -40,9 +40,11 @@ def test_what_was_not_tried_is_not_drawn():
     """Only no outliers at all stand in every panel of sizes: of them there is no size."""
     rows = [
         SimpleNamespace(labels={"rate": rate, "size": size}, values={"0": 1.0})
-        for rate, size in [("0", "3"), ("0.01", "3"), ("0.001", "3"), ("0.001", "10")]
+        for rate, size in [("0", "3"), ("0.01", "3"), ("0.001", "10"), ("0.001", "3")]
     ]
     plot = SimpleNamespace(over="rate", lines=None, panels="size")
-    drawn = {(entry.panel, entry.label) for entry in _dots_of_rows(rows, plot)}
+    dots = _dots_of_rows(rows, plot)
+    drawn = {(entry.panel, entry.label) for entry in dots}
     tried = {("size 3", "0"), ("size 3", "0.01"), ("size 3", "0.001"), ("size 10", "0.001")}
     assert drawn == {*tried, ("size 10", "0")}
+    assert _panels(dots[::-1]) == ["size 3", "size 10"]

@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.examples.test_language_configs import SMALL as SMALL_LANGUAGE
 from tests.npu.emulation.machine import PROJECT
+from tests.sources import write_sources
 from tests.test_configs import SMALL, command
 
 CONFIGS = sorted(path.name for path in (PROJECT / "configs").glob("ascend*.yaml"))
@@ -21,10 +22,7 @@ TWO = {
 @pytest.fixture
 def corpus(tmp_path):
     """Some text, and a place for what a run leaves behind."""
-    folder = tmp_path / "text"
-    folder.mkdir()
-    for number in range(8):
-        (folder / f"module_{number}.py").write_text(f"def f(x):\n    return x + {number}\n" * 20)
+    folder = write_sources(tmp_path / "text")
     return [f"--data.root={folder}", f"--trainer.default_root_dir={tmp_path}"]
 
 

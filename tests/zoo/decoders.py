@@ -2,6 +2,7 @@
 
 from tests.zoo.specimen import VOCABULARY, WIDTH, Specimen, from_transformers, language_loss
 
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # What most configurations call these sizes.
 USUAL = {
     "vocab_size": VOCABULARY,
@@ -10,12 +11,9 @@ USUAL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    **SPECIAL,
 }
 GROUPED = {**USUAL, "num_key_value_heads": 2}
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 TOKENS = {"model.embed_tokens.weight": "token embedding"}
 TOKENS_AND_HEAD = {**TOKENS, "lm_head.weight": "output head"}

@@ -1,13 +1,12 @@
 """A vision transformer and two sets of images for it, cut into patches."""
 
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from examples.vision import digits as vision
+from examples.vision.cifar10 import decode
 
 
 class ViT(nn.Module):
@@ -66,15 +65,14 @@ def cifar10(folder: Path, images: int = 25_600) -> tuple[Tensor, Tensor]:
         images: How many to read.
 
     Raises:
-        ModuleNotFoundError: If pyarrow or pillow is not installed.
+        ModuleNotFoundError: If pyarrow or Pillow is not installed.
         FileNotFoundError: If the folder has no such file.
     """
     try:
-        from PIL import Image
         from pyarrow import parquet  # type: ignore[import-not-found]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "`--cifar10` needs pyarrow and pillow; `pip install pyarrow pillow`"
+            '`--cifar10` needs pyarrow; `pip install "lightning-root[examples]"`'
         ) from error
     files = sorted(folder.glob("**/*train*.parquet"))
     if not files:
@@ -82,6 +80,5 @@ def cifar10(folder: Path, images: int = 25_600) -> tuple[Tensor, Tensor]:
             f"`--cifar10` must be a folder with CIFAR-10's *train*.parquet, found none in {folder}"
         )
     table = parquet.read_table(files[0]).slice(0, images)
-    pictures = [np.array(Image.open(BytesIO(row["bytes"]))) for row in table["img"].to_pylist()]
-    pixels = torch.tensor(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = decode(table["img"].to_pylist()) / 127.5 - 1
     return cut_patches(pixels, 4), torch.tensor(table["label"].to_pylist())
