@@ -1,5 +1,7 @@
 """Laws of the measures of entries, and of all measures, against scipy and numpy in float64."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
@@ -186,3 +188,29 @@ def test_what_is_no_matrix_is_refused(measure):
 def test_matrices_of_different_shapes_are_refused(measure):
     with pytest.raises(ValueError, match=r"must have the same shape, got \(3, 4\) and \(4, 3\)"):
         measure(torch.ones(3, 4), torch.ones(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("measure", "names"),
+    [
+        (root_mean_square, ["matrix"]),
+        (kurtosis, ["momentum"]),
+        (orthogonalization_error, ["update"]),
+        (singular_value_range, ["matrix"]),
+        (cosine_similarity, ["momentum", "update"]),
+        (outlier_fraction, ["momentum", "clipped"]),
+        (outlier_energy, ["momentum", "clipped"]),
+        (relative_threshold, ["momentum", "clipped"]),
+        (update_to_weight_ratio, ["update", "weight"]),
+    ],
+)
+def test_what_is_refused_is_called_as_in_the_signature(measure, names):
+    """Each argument in turn, and what to do with a vector."""
+    assert list(signature(measure).parameters)[: len(names)] == names
+    for place, name in enumerate(names):
+        given = [torch.ones(3, 4)] * len(names)
+        given[place] = torch.ones(3, 4, dtype=torch.int64)
+        with pytest.raises(TypeError, match=f"^`{name}` must be a floating point tensor"):
+            measure(*given)
+    with pytest.raises(ValueError, match=rf"^`{names[0]}` must have .*v is the matrix v\[None\]"):
+        measure(*[torch.ones(3)] * len(names))

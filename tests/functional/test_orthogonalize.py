@@ -9,6 +9,7 @@ from scipy.linalg import polar
 
 from lightning_root.coefficients.schedules import MUON, NEWTON_SCHULZ, POLAR_EXPRESS
 from lightning_root.functional import as_schedule, newton_schulz, update_scale
+from lightning_root.functional.orthogonalize import iterate
 
 sizes = st.integers(1, 24)
 
@@ -108,6 +109,31 @@ def test_low_precision_iteration_stays_near_the_exact_one(dtype, tolerance):
     rounded = newton_schulz(matrix, MUON, 5, dtype=dtype)
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).norm() / exact.norm() < tolerance
+
+
+def test_float16_input_is_iterated_in_float32_unless_told_otherwise():
+    matrix = gaussian(24, 40).half()
+    triples = list(POLAR_EXPRESS[:5])
+    assert torch.equal(
+        newton_schulz(matrix, triples), newton_schulz(matrix.float(), triples).half()
+    )
+    assert not torch.equal(
+        newton_schulz(matrix, triples), newton_schulz(matrix, triples, dtype=torch.float16)
+    )
+
+
+def test_other_ways_to_the_products_are_given_what_they_ask_for():
+    """`gram_of` the iterate, `quadratic` the Gram matrix and two of the triple's numbers."""
+    matrix = gaussian(2, 6, 9)
+    x = matrix / matrix.norm(dim=(-2, -1), keepdim=True)
+    plain = iterate(x, [MUON] * 3)
+    found = iterate(
+        x,
+        [MUON] * 3,
+        gram_of=lambda x: torch.einsum("kmn,kpn->kmp", x, x),
+        quadratic=lambda r, b, c: b * r + c * torch.einsum("kmn,knp->kmp", r, r),
+    )
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12)
 
 
 def test_float16_input_neither_overflows_nor_vanishes():

@@ -105,6 +105,26 @@ def test_the_quartic_is_as_close_as_stated():
     assert np.abs(relative).max() < 0.245
 
 
+@pytest.mark.parametrize("rows", [3, 8, 32])
+def test_the_samples_of_small_matrices_are_the_traces(rows):
+    """From all unit vectors the mean of v' q(E) v is that of q over numpy's eigenvalues."""
+    excess = gaussian(2, 3, rows, rows)
+    excess = (excess + excess.mT) / 2
+    start = torch.eye(rows, dtype=excess.dtype).expand_as(excess)
+    small = lanczos.tridiagonalise(lambda vectors: vectors @ excess, start, lanczos.STEPS)
+    eigenvalues = np.linalg.eigvalsh(excess.numpy())
+    powers = np.stack([(eigenvalues**power).mean(-1) for power in (2, 3, 4)])
+    expected = np.tensordot(spectrum.QUARTIC, powers, 1)
+    np.testing.assert_allclose(spectrum._quartic_of_samples(small), expected, rtol=1e-9)
+    np.testing.assert_allclose(spectrum._quartic_of_gram(excess), expected, rtol=1e-9)
+
+
+def test_an_accelerator_measures_stacks_of_stacks_one_by_one():
+    updates = newton_schulz(gaussian(2, 3, 40, 60), [MUON] * 5)
+    one_by_one = [[float(by_lanczos(update).error) for update in row] for row in updates]
+    np.testing.assert_allclose(by_lanczos(updates).error, one_by_one, rtol=1e-6)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 80), exponents, seeds)
 def test_the_range_lies_within_the_true_one(m, n, exponent, seed):
