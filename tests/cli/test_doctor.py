@@ -122,7 +122,7 @@ def test_the_bound_leaves_little_room():
         (Version("a", "1.5", ">=1,<2"), None, "", None),
         (Version("a", "2.0", ">=1,<2"), None, "OUTSIDE", "a 2.0 is outside"),
         (Version("a", None, ">=1,<2"), None, "MISSING", "a is not installed: pip install 'a>=1"),
-        (Version("a", None, ">=1,<2"), "x", "for x: pip install 'lightning-root[b]'", None),
+        (Version("a", None, ">=1,<2"), "x", "for x: lightning-root[b]", None),
         (Version("a", "0.9", ">=1,<2"), "x", "OUTSIDE", "a 0.9 is outside"),
     ],
 )

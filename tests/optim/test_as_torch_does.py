@@ -66,6 +66,11 @@ def unshared(group):
 MATRIX = nn.Parameter(torch.ones(3, 3))
 
 
+def on_one_line(value):
+    """A name for a test that may be given on the command line."""
+    return " ".join(str(value).split())
+
+
 @both
 @pytest.mark.parametrize(
     ("params", "error"),
@@ -83,7 +88,7 @@ MATRIX = nn.Parameter(torch.ones(3, 3))
         ([{"params": [("a", MATRIX)]}, {"params": [("b", MATRIX)]}], ValueError),
         ([("a", MATRIX * 2)], ValueError),
     ],
-    ids=str,
+    ids=on_one_line,
 )
 def test_wrong_parameters_are_refused(kind, params, error):
     with pytest.raises(error):
@@ -101,7 +106,7 @@ def test_wrong_parameters_are_refused(kind, params, error):
         ({"params": [("new", 3)]}, [TypeError]),
         ({"params": 3}, [TypeError]),
     ],
-    ids=str,
+    ids=on_one_line,
 )
 def test_a_refused_group_leaves_no_trace(kind, group, error):
     model, optimizer = made(kind)

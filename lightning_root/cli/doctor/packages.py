@@ -49,7 +49,7 @@ class Package:
         if self.purpose is None:
             return ""
         if self.version.found is None and self.extra is not None:
-            return f"for {self.purpose}: pip install 'lightning-root[{self.extra}]'"
+            return f"for {self.purpose}: lightning-root[{self.extra}]"
         return f"for {self.purpose}"
 
 
