@@ -28,7 +28,9 @@ def one_step(rank, ranks, depth):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+    with profile(
+        activities=[ProfilerActivity.CPU], record_shapes=True, acc_events=True
+    ) as recorded:
         optimizer.step()
     calls = [event for event in recorded.events() if event.name.startswith("c10d::")]
     exchanges = [event for event in calls if event.name == "c10d::alltoall_base_"]

@@ -42,7 +42,9 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
 def allocated(run: Callable[[], object]) -> int:
     """Most bytes that torch's allocator had handed out at a time, in this thread."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would report its start and end
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as recorded:
         run()
     events = recorded.profiler.kineto_results.events()
     memory = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
