@@ -161,6 +161,8 @@ def test_fits_are_deterministic_and_stay_on_the_host_whatever_the_default_device
         one = fit_coefficients((33, 77), 4)
     torch.manual_seed(7)
     assert fit_coefficients((77, 33), 4) == one
+    assert (one.shape, one.steps) == ((33, 77), 4)
+    assert one.source and one.source != fit_coefficients((33, 77), 4, per_step=False).source
 
 
 def test_starting_points_are_used():

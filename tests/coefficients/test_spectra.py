@@ -21,6 +21,7 @@ from lightning_root.coefficients import (
     training_model,
 )
 from lightning_root.coefficients.histogram import BINS, LOWEST
+from lightning_root.coefficients.schedules import MUON
 
 
 def quantile(spectrum, share):
@@ -63,6 +64,20 @@ def test_log_uniform_and_log_normal_have_the_moments_of_their_laws():
     law = scipy.stats.lognorm(s=0.5, scale=0.01)
     assert (normal.weight * normal.sigma).sum().item() == pytest.approx(law.mean(), rel=0.01)
     assert log_normal(0.5, 2.0).sigma.max().item() == 1.0
+
+
+def test_errors_of_many_schedules_are_those_of_each():
+    """By numpy's polynomials; one number a schedule."""
+    spectrum = marchenko_pastur(24, 60)
+    schedules = torch.tensor([[MUON] * 3, [(1.5, -0.5, 0.0)] * 3, [(2.0, -1.5, 0.5)] * 3])
+    errors = []
+    for schedule in schedules.tolist():
+        x = spectrum.sigma.numpy()
+        for a, b, c in schedule:
+            x = np.polynomial.Polynomial([0, a, 0, b, 0, c])(x)
+        errors.append(np.average((x - 1) ** 2, weights=spectrum.weight.numpy()))
+    found = spectrum.mean_square_errors(schedules.double())
+    np.testing.assert_allclose(found, errors, rtol=1e-9)
 
 
 def test_a_mixture_has_the_mean_of_its_parts():
