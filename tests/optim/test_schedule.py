@@ -58,8 +58,9 @@ def test_the_papers_warm_up_is_scaled_down_for_short_runs(given, length, warmup)
     assert WarmupDecayLR(optimizer(), given, length).warmup_steps == warmup
 
 
-@pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)])
-def test_a_length_set_later_gives_the_same_rates(lr):
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_length_set_later_gives_the_same_rates(kind):
+    lr = kind(1.0)  # schedulers write into a tensor
     late = WarmupDecayLR(ROOT([("fc.w", nn.Parameter(torch.zeros(2, 2)))], lr=lr))
     late.resolve(40)
     late.resolve(7)  # the first one holds
