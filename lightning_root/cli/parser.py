@@ -21,7 +21,23 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class ModelParser(CommandParser):
-    """Its own options; all others are left for LightningCLI's parser, in `model`."""
+    """Its own options; all others are left for LightningCLI's parser, in `model`.
+
+    Args:
+        command: Its name.
+        usage: What follows the name.
+        description: Of the help.
+        examples: At its end; `{program}` stands for all that comes before the options.
+    """
+
+    def __init__(self, command: str, usage: str, description: str, examples: str) -> None:
+        called = f"{program()} {command}"
+        super().__init__(
+            prog=called,
+            usage=f"{called} {usage}",
+            description=description,
+            epilog=examples.format(program=called),
+        )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Own options, and nothing that is unknown."""

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Final
 
-from lightning_root.cli.parser import ModelParser, add_allocate, program, run_or_help
+from lightning_root.cli.parser import ModelParser, add_allocate, run_or_help
 from lightning_root.cli.plan_model import read_model
 from lightning_root.partition import partition_parameters
 
@@ -35,13 +35,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def make_parser() -> ModelParser:
     """The parser of what LightningCLI's does not know."""
-    called = f"{program()} partition"
-    parser = ModelParser(
-        prog=called,
-        usage=f"{called} (--config FILE | --model CLASS_PATH ...) [options]",
-        description=DESCRIPTION,
-        epilog=EXAMPLES.format(program=called),
-    )
+    usage = "(--config FILE | --model CLASS_PATH ...) [options]"
+    parser = ModelParser("partition", usage, DESCRIPTION, EXAMPLES)
     add_allocate(parser)
     parser.set_defaults(run=_partition)
     return parser

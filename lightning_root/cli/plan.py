@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, cast, get_args
 
 from lightning_root.cli.coefficients.arguments import read_output, read_steps
-from lightning_root.cli.parser import ModelParser, add_allocate, program, run_or_help
+from lightning_root.cli.parser import ModelParser, add_allocate, run_or_help
 from lightning_root.cli.plan_model import read_model
 from lightning_root.cli.plan_table import ELEMENT_BYTES, Plans, print_plans, print_plans_as_json
 from lightning_root.cli.plots import check_picture
@@ -41,13 +41,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def make_parser() -> ModelParser:
     """The parser of what LightningCLI's does not know."""
-    called = f"{program()} plan"
-    parser = ModelParser(
-        prog=called,
-        usage=f"{called} (--config FILE | --model CLASS_PATH ...) --ranks N [N ...] [options]",
-        description=DESCRIPTION,
-        epilog=EXAMPLES.format(program=called),
-    )
+    usage = "(--config FILE | --model CLASS_PATH ...) --ranks N [N ...] [options]"
+    parser = ModelParser("plan", usage, DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("--ranks", nargs="+", type=_read_ranks, required=True, metavar="N", help="numbers of ranks")
     add(

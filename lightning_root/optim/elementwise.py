@@ -87,8 +87,8 @@ def decay_and_descend_(
     """W <- (1 - lr wd) W - lr scale U, for each of some tensors, in place; none that is not finite.
 
     Args:
-        values: W of each, of one dtype and on one device; no DTensors.
-        updates: U of each, of one dtype.
+        values: W of each.
+        updates: U of each.
         scale: Factor on the learning rate.
         group: With `lr` and `weight_decay`.
         finite: Whether W may change, on the device; None where it may.

@@ -21,7 +21,7 @@ from lightning_root.cli.convert.takeover import (
     take_over,
 )
 from lightning_root.cli.convert.training import count_steps_once, merged_schedules
-from lightning_root.cli.parser import ModelParser, program, run_or_help
+from lightning_root.cli.parser import ModelParser, run_or_help
 from lightning_root.cli.plan_model import read_model
 from lightning_root.cli.terminal import text_table, wrapped
 from lightning_root.optim.checkpoint import keyed_by_names
@@ -71,13 +71,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def make_parser() -> ModelParser:
     """The parser of what LightningCLI's does not know."""
-    called = f"{program()} convert-checkpoint"
-    parser = ModelParser(
-        prog=called,
-        usage=f"{called} FILE [FILE ...] --output FILE [--config FILE | --model CLASS] [options]",
-        description=DESCRIPTION,
-        epilog=EXAMPLES.format(program=called),
-    )
+    usage = "FILE [FILE ...] --output FILE [--config FILE | --model CLASS] [options]"
+    parser = ModelParser("convert-checkpoint", usage, DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("files", nargs="+", type=Path, metavar="FILE", help="of one run")
     add("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
