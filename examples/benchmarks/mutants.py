@@ -5,16 +5,16 @@
     python -m examples.benchmarks.mutants --packages functional --count 20     # to try it
 
 mutmut makes the mutants of `functional`, `optim` and `coefficients` and runs, on each one of a
-sample, the tests of its package that call the function it changes: first the quick ones, then, if
-it survives those, all. What only changes a message is left out. The copy of the project is kept,
-so that a run that was stopped goes on, and a later one tries again what survived.
+sample, the quickest of its package's tests that call the function it changes. What survives those,
+or is called in other processes alone, and is not known to be harmless, meets whole folders of tests
+in a new process. What only changes a message is left out. The copy of the project is kept, so that
+a run that was stopped goes on.
 
 Writes `mutants.md` (the page) and `mutants.json` (every mutant). Which survivors are harmless, and
 why, is said in `mutating/harmless.toml`; the exit status is 1 if there are others.
 """
 
 import argparse
-import math
 import shlex
 import subprocess
 import sys
@@ -32,9 +32,14 @@ from examples.sweep import positive
 from lightning_root.coefficients.files import write_json
 
 MODULE = "examples.benchmarks.mutants"
-PACKAGES = ("functional", "optim", "coefficients")
+TESTS = {
+    "functional": ("functional", "kernels", "diagnostics"),
+    "optim": ("optim", "distributed", "kernels", "integration", "diagnostics"),
+    "coefficients": ("coefficients", "optim", "cli"),
+}
+"""Packages, and the folders of tests that use them most, their own first."""
 HARMLESS = Path(__file__).with_name("mutating") / "harmless.toml"
-OUTCOMES = ("killed", "timeout", "survived", "not called")
+OUTCOMES = ("killed", "timeout", "survived")
 UNJUDGED = "**not judged**"
 
 # Where mutmut's word says less than it knows: a test that cannot even start has noticed.
@@ -47,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         prog=f"python -m {MODULE}", description=(__doc__ or "").partition("\n")[0]
     )
     add = found.add_argument
-    add("--packages", nargs="+", choices=PACKAGES, default=PACKAGES, help="default: all three")
+    add("--packages", nargs="+", choices=TESTS, default=list(TESTS), help="default: all three")
     add("--count", type=positive, default=220, metavar="N", help="of a package (default: 220)")
     add("--seconds", type=float, default=5.0, help="of tests for a mutant at first (default: 5)")
     add("--seed", type=int, default=0, help="of the sample (default: 0)")
@@ -56,23 +61,29 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def outcomes(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Try the mutants of all packages; what became of each."""
+def outcomes(
+    options: argparse.Namespace, harmless: Sequence[Mapping[str, str]]
+) -> list[dict[str, Any]]:
+    """Try the mutants of all packages; what became of each, and why survivors are harmless."""
     found = []
     for name in options.packages:
         package = Package(name, options.folder.resolve() / name)
         package.generate()
-
-        def those(outcome: str, package: Package = package) -> list[Mutant]:
-            sample = package.sample(options.count, options.seed)
-            return [mutant for mutant in sample if mutant.outcome == outcome]
-
-        for outcome, seconds in (("not checked", options.seconds), ("survived", math.inf)):
-            if mutants := those(outcome):
-                print(f"{name}: {len(mutants)} mutants that are {outcome}", file=sys.stderr)
-                package.run(mutants, seconds)
         sample = package.sample(options.count, options.seed)
-        found += [record(name, mutant) for mutant in sample]
+        if new := [mutant for mutant in sample if mutant.outcome == "not checked"]:
+            print(f"{name}: {len(new)} mutants, with the quickest tests", file=sys.stderr)
+            package.run(new, options.seconds)
+            sample = package.sample(options.count, options.seed)
+        records = [record(name, mutant) for mutant in sample]
+        judge(records, harmless)
+        for mutant, one in zip(sample, records, strict=True):
+            tests = [f"tests/{folder}" for folder in TESTS[name]]
+            if one["outcome"] == "not called":  # here: so what calls it is elsewhere
+                one["outcome"] = package.whole(mutant, [*tests[1:], tests[0]])
+            elif one.get("reason") == UNJUDGED:
+                one["outcome"] = package.whole(mutant, tests)
+        judge(records, harmless)
+        found += records
     return found
 
 
@@ -90,6 +101,7 @@ def judge(mutants: Iterable[dict[str, Any]], harmless: Sequence[Mapping[str, str
     """Write beside each survivor why it is harmless, where that is known."""
     known = {(each["function"], each["new"]): each["reason"] for each in harmless}
     for mutant in mutants:
+        mutant.pop("reason", None)
         if mutant["outcome"] == "survived":
             mutant["reason"] = known.get((mutant["function"], mutant["new"]), UNJUDGED)
 
@@ -99,28 +111,34 @@ def page_text(numbers: Mapping[str, Any]) -> str:
     mutants, about = numbers["mutants"], numbers["about"]
     survivors = [mutant for mutant in mutants if mutant["outcome"] == "survived"]
     counts = Counter(mutant["outcome"] for mutant in mutants)
-    tried = len(mutants) - counts["not called"]
     parts = [
         "# Mutants",
         "The code is changed in one small way, and the tests are run: if they pass, they have "
         "not noticed. mutmut changes functions and methods of `functional`, `optim` and "
         "`coefficients`, except decorated ones and the wording of messages; of its mutants "
-        f"{numbers['count']} of a package are drawn (seed {numbers['seed']}). Each meets the tests "
-        "in its package's own folder that call the function it changes.",
+        f"{numbers['count']} of a package are drawn (seed {numbers['seed']}). Each meets the "
+        "quickest tests of its package that call what it changes. What survives them, or is called "
+        "in other processes alone, meets whole folders of tests, each time in new processes: "
+        f"{_folders()}.",
         provenance(about, f"mutmut {about['mutmut']}; commit {about['commit']}."),
-        f"**{tried} mutants tried: {counts['killed'] + counts['timeout']} noticed, "
-        f"{len(survivors)} survived.** {counts['not called']} more are in functions that no test "
-        "of their package's folder calls in its own process: those run on several processes, or "
-        "are tested with the parts that use them.",
+        f"**{len(mutants)} mutants: {counts['killed'] + counts['timeout']} noticed, "
+        f"{len(survivors)} survived.**",
         "## By package",
         _table("package", mutants),
         "## By what is changed",
         _table("kind", mutants),
-        "A timeout is a mutant that runs more than 20 times as long as its tests.",
+        "A timeout is a mutant that runs more than 20 times as long as its tests, or 20 minutes.",
         "## Survivors",
         _survivors(survivors),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _folders() -> str:
+    return "; ".join(
+        f"for `{name}` " + ", ".join(f"`tests/{folder}`" for folder in folders)
+        for name, folders in TESTS.items()
+    )
 
 
 def _table(field: str, mutants: Sequence[Mapping[str, Any]]) -> str:
@@ -158,8 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PackageNotFoundError:
         print("mutmut is not installed; `pip install mutmut==3.8.1` brings it", file=sys.stderr)
         return 2
-    mutants = outcomes(options)
-    judge(mutants, tomllib.loads(HARMLESS.read_text("utf-8")).get("harmless", []))
+    harmless = tomllib.loads(HARMLESS.read_text("utf-8")).get("harmless", [])
+    mutants = outcomes(options, harmless)
     about = {
         "command": shlex.join(["python", "-m", MODULE, *given]),
         **environment(),

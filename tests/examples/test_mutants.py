@@ -1,13 +1,14 @@
 """What a mutant changes is told rightly, the sample is fixed, and no survivor goes unseen."""
 
 import json
+import subprocess
 import sys
 import types
 
 import pytest
 
 from examples.benchmarks import mutants
-from examples.benchmarks.mutating import order
+from examples.benchmarks.mutating import order, runs
 from examples.benchmarks.mutating.kinds import WORDING, Change, change, functions
 from examples.benchmarks.mutating.runs import Mutant, Package
 from lightning_root.coefficients.minimax import greedy_schedule
@@ -85,27 +86,43 @@ def test_a_sample_stays_the_same_when_other_mutants_come(tmp_path, mutmut):
     assert [name for name in more if name in first] == first
 
 
-def test_survivors_are_tried_again_on_all_tests_and_judged(tmp_path, mutmut, monkeypatch, capsys):
-    """Four mutants: one dies at once, one in the long round, one is harmless, one is not called."""
-    rounds = []
+def test_survivors_meet_whole_folders_and_are_judged(tmp_path, mutmut, monkeypatch, capsys):
+    """Four mutants: one dies at once, two in whole folders (or waits there), one is harmless."""
+    tried, wholes = [], []
 
-    def run(self, tried, seconds):
-        rounds.append((sorted(mutant.name[-1] for mutant in tried), seconds))
-        codes = {1: 1, 2: 0, 3: 0, 4: 33}
-        meta(self.folder, codes if len(rounds) == 1 else codes | {2: 1})
+    def run(self, new, seconds):
+        tried.append((sorted(mutant.name[-1] for mutant in new), seconds))
+        meta(self.folder, {1: 1, 2: 0, 3: 0, 4: 33})
 
-    monkeypatch.setattr(Package, "generate", lambda self: meta(self.folder, dict.fromkeys("1234")))
+    def start(command, cwd, env, stdout, timeout):
+        number = env["MUTANT_UNDER_TEST"][-1]
+        wholes.append((number, [word for word in command if word.startswith("tests/")]))
+        assert cwd == tmp_path / "functional" / "mutants"
+        if number == "4":
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, int(number == "2"))
+
+    def generate(self):
+        if not tried:
+            meta(self.folder, dict.fromkeys("1234"))
+
+    monkeypatch.setattr(Package, "generate", generate)
     monkeypatch.setattr(Package, "run", run)
+    monkeypatch.setattr(runs.subprocess, "run", start)
+    monkeypatch.setattr(mutants, "commit", lambda: "abc")
     monkeypatch.setattr(mutants, "version", lambda name: "3.8.1")
     monkeypatch.setattr(mutants, "HARMLESS", tmp_path / "harmless.toml")
     options = ["--packages", "functional", "--folder", str(tmp_path), "--output", str(tmp_path)]
     (tmp_path / "harmless.toml").write_text("# none yet\n")
     assert mutants.main(options) == 1
-    assert rounds == [(["1", "2", "3", "4"], 5.0), (["2", "3"], float("inf"))]
+    assert tried == [(["1", "2", "3", "4"], 5.0)]
+    own, others = "tests/functional", ["tests/kernels", "tests/diagnostics"]
+    folders = {"2": [own, *others], "3": [own, *others], "4": [*others, own]}
+    assert dict(wholes) == folders and len(wholes) == 3
     assert "4 mutants, 1 survivors not judged" in capsys.readouterr().out
     page = (tmp_path / "mutants.md").read_text()
-    assert "**3 mutants tried: 2 noticed, 1 survived.** 1 more" in page
-    assert "| functional | 2 | 0 | 1 | 1 |" in page
+    assert "**4 mutants: 3 noticed, 1 survived.**" in page
+    assert "| functional | 2 | 1 | 1 |" in page
     [survivor] = [
         mutant
         for mutant in json.loads((tmp_path / "mutants.json").read_text())["mutants"]
@@ -115,8 +132,8 @@ def test_survivors_are_tried_again_on_all_tests_and_judged(tmp_path, mutmut, mon
     judged = {"function": survivor["function"], "new": survivor["new"], "reason": "the same"}
     text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in judged.items())
     (tmp_path / "harmless.toml").write_text(f"[[harmless]]\n{text}\n")
-    rounds.clear()
     assert mutants.main(options) == 0
+    assert len(tried) == 1 and len(wholes) == 3  # all is known
     assert "| the same |" in (tmp_path / "mutants.md").read_text()
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Final
 
 from examples.benchmarks.mutating.kinds import WORDING, Change, change, functions
 from examples.benchmarks.mutating.order import SECONDS
+from lightning_root.coefficients.files import write_json
 
 ROOT: Final = Path(__file__).parents[3]
 COPIED: Final = ("lightning_root", "tests", "examples", "configs", "pyproject.toml", "README.md")
@@ -31,6 +32,9 @@ track_dependencies = false
 """
 
 RUN: Final = "from mutmut.__main__ import cli; cli()"
+
+WHOLE_SECONDS: Final = 1200.0
+"""Limit of the tests that run as a whole: a mutant may wait forever for another process."""
 
 # What `mutmut run` begins with, without the tests that it would run then.
 GENERATE: Final = """
@@ -117,6 +121,38 @@ class Package:
         """
         names = (mutant.name for mutant in mutants)
         self._mutmut(RUN, "run", "--max-children", "1", *names, seconds=seconds)
+
+    def whole(self, mutant: Mutant, tests: Sequence[str]) -> str:
+        """Run tests as a whole, with a mutant from the first import on, in every process.
+
+        What came of it is kept, and comes back at once the next time.
+
+        Args:
+            mutant: Which one.
+            tests: Files or folders; the first failure ends the run.
+
+        Returns:
+            "killed", "survived" or "timeout".
+        """
+        file = self.folder / "whole.json"
+        found: dict[str, str] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        key = f"{mutant.name}: {mutant.change.new}"
+        if key not in found:
+            print(f"{len(found) + 1}. {key}", file=sys.stderr)
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+            try:
+                ended = subprocess.run(
+                    command,
+                    cwd=self.folder / "mutants",
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "MUTANT_UNDER_TEST": mutant.name},
+                    stdout=subprocess.DEVNULL,
+                    timeout=WHOLE_SECONDS,
+                )
+                found[key] = "killed" if ended.returncode else "survived"
+            except subprocess.TimeoutExpired:
+                found[key] = "timeout"
+            write_json(file, found, indent=1)
+        return found[key]
 
     def _mutmut(self, program: str, *arguments: str, seconds: float = 0.0) -> None:
         subprocess.run(
