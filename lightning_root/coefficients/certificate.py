@@ -40,7 +40,7 @@ def output_range(
         points = [low, high, *(x for x in critical_points(triple) if low < x < high)]
         values = [_evaluate(triple, x) for x in points]
         low, high = min(values), max(values)
-        if not (math.isfinite(low) and math.isfinite(high)) or max(-low, high) > 1e100:
+        if not all(map(math.isfinite, values)) or max(-low, high) > 1e100:
             return -math.inf, math.inf
     return low, high
 

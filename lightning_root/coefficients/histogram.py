@@ -131,6 +131,11 @@ def load_spectra(path: str | Path) -> dict[tuple[int, int], SpectrumHistogram]:
             f"`{path}` is not a file of spectra: it needs `format` {FORMAT!r} and `spectra`, a "
             "histogram for each shape. `save_spectra` and `ROOTRefit` write one"
         )
+    if (values.get("bins"), values.get("lowest")) != (BINS, LOWEST):
+        raise ValueError(
+            f"`{path}` counts in other bins: `bins` must be {BINS} and `lowest` {LOWEST:g}, got "
+            f"{values.get('bins')!r} and {values.get('lowest')!r}; capture the spectra again"
+        )
     try:
         return {shape_of(key): SpectrumHistogram.from_dict(row) for key, row in rows.items()}
     except (KeyError, OverflowError, TypeError, ValueError) as error:

@@ -186,8 +186,6 @@ def _fit_float32(values: Sequence[Tensor], headroom: Sequence[float]) -> Tensor:
 
 
 def _largest(tensor: Tensor) -> Tensor:
-    """Largest magnitude; NaN and infinity come through."""
-    if tensor.numel() == 0:
-        return torch.zeros((), device=tensor.device)
+    """Largest magnitude of some entries; NaN and infinity come through."""
     low, high = torch.aminmax(tensor)
     return torch.maximum(-low, high)

@@ -59,6 +59,8 @@ def test_the_widest_triple_of_table_1_is_bounded_at_its_own_5_steps_only():
 
 def test_overflow_is_infinite():
     assert output_range([(100.0, 100.0, 100.0)] * 60) == (-np.inf, np.inf)
+    # Infinity times the third number, which is zero, is not a number.
+    assert output_range([(1.5, -0.5, 0.0)], upper=1e200) == (-np.inf, np.inf)
 
 
 @settings(max_examples=200, deadline=None)

@@ -154,7 +154,17 @@ def test_a_damaged_file_of_spectra_is_named(tmp_path, text):
         load_spectra(tmp_path / "x.json")
 
 
-def test_a_file_with_other_bins_is_refused(tmp_path):
+@pytest.mark.parametrize(("key", "value"), [("bins", 300), ("lowest", -12.0)])
+def test_a_file_that_counts_in_other_bins_is_refused(tmp_path, key, value):
+    """Its counts would be read as singular values that nobody measured."""
+    save_spectra(tmp_path / "x.json", {(2, 3): SpectrumHistogram()})
+    values = json.loads((tmp_path / "x.json").read_text())
+    (tmp_path / "x.json").write_text(json.dumps(values | {key: value}))
+    with pytest.raises(ValueError, match=r"`lowest` -16, got .*capture the spectra again"):
+        load_spectra(tmp_path / "x.json")
+
+
+def test_a_histogram_with_too_many_counts_is_refused(tmp_path):
     save_spectra(tmp_path / "x.json", {(2, 3): SpectrumHistogram()})
     values = json.loads((tmp_path / "x.json").read_text())
     values["spectra"]["2x3"]["counts"] = [1] * 300

@@ -145,6 +145,14 @@ def test_sets_come_back_from_a_file(tmp_path):
     assert load_coefficients(tmp_path / "sets.json") == sets
 
 
+def test_a_file_says_what_is_known_of_a_set(tmp_path):
+    known = lookup((768, 768), "muon")
+    save_coefficients(tmp_path / "sets.json", [known])
+    text = (tmp_path / "sets.json").read_text()
+    for name in ("source", "spectrum", "range", "stable_up_to", "bfloat16_error"):
+        assert f'"{name}": ' in text
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path):
     path = tmp_path / "sets.json"
     save_coefficients(path, [lookup((768, 768), "muon")])

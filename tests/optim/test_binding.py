@@ -243,6 +243,29 @@ def test_a_group_without_a_role_is_split():
     assert found["adamw.1"]["lr"] == 0.1
 
 
+def test_a_group_without_a_role_keeps_its_name_in_both_parts():
+    optimizer = ROOT([("blocks.0.fc.weight", torch.zeros(3, 3))])
+    late = [("blocks.1.fc.weight", torch.zeros(3, 3)), ("blocks.1.fc.bias", torch.zeros(3))]
+    optimizer.add_param_group({"params": late, "name": "late"})
+    assert [group["name"] for group in optimizer.param_groups][-2:] == ["late.root", "late.adamw"]
+
+
+@pytest.mark.filterwarnings("ignore:ROOT got tensors without names")
+def test_nameless_parameters_that_come_later_are_counted_on():
+    optimizer = ROOT([torch.zeros(3, 3), torch.zeros(3)])
+    optimizer.add_param_group({"params": [torch.zeros(4, 4)]})
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    assert names == ["parameter.0", "parameter.1", "parameter.2"]
+
+
+def test_groups_of_the_users_own_are_described_with_their_matrices():
+    """Two matrices of 3 x 3 in one parameter, as the rule says, which the groups do not know."""
+    named = [("blocks.0.fc.weight", torch.zeros(6, 3)), ("blocks.0.fc.bias", torch.zeros(3))]
+    optimizer = ROOT(named, rules={"blocks.0.fc.weight": {"rows": [3, 3]}})
+    optimizer.add_param_group({"role": "adamw", "params": [("late", torch.zeros(3))]})
+    assert optimizer.partition.routes[0].view.matrices((6, 3)) == [(3, 3), (3, 3)]
+
+
 def test_the_module_is_not_kept_alive():
     model = GPT(tied=False)
     optimizer = ROOT(model.parameters())

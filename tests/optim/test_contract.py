@@ -91,6 +91,14 @@ def test_bad_options_are_named(options, error, message):
             "must be a real floating point tensor",
         ),
         ([("a", torch.zeros(2, 2)), ("a", torch.zeros(2, 2))], ValueError, "'a'"),
+        (
+            [
+                {"role": "root", "params": [("a", torch.zeros(2, 2))]},
+                {"role": "root", "params": [("a", torch.zeros(2, 2))]},
+            ],
+            ValueError,
+            r"names must be unique, but \['a'\]",
+        ),
     ],
 )
 def test_bad_parameters_are_named(params, error, message):
@@ -310,6 +318,33 @@ def test_state_follows_names_not_positions():
     assert other.param_groups[0]["param_names"] == ["b", "a"]
 
 
+def test_options_of_a_loaded_group_follow_its_name_not_its_place():
+    def groups(*rates):
+        return [
+            {"role": "root", "name": name, "lr": lr, "params": [(name, torch.zeros(3, 3))]}
+            for name, lr in rates
+        ]
+
+    saved = ROOT(groups(("a", 0.1), ("b", 0.2))).state_dict()
+    other = ROOT(groups(("b", 0.5), ("a", 0.5)))
+    other.load_state_dict(saved)
+    assert {group["name"]: group["lr"] for group in other.param_groups} == {"a": 0.1, "b": 0.2}
+
+
+def test_a_group_that_the_loaded_state_lacks_keeps_its_own_rule():
+    weight, bias = ("weight", torch.zeros(3, 3)), ("bias", torch.zeros(3))
+    saved = ROOT([{"role": "adamw", "name": "one", "params": [weight, bias]}]).state_dict()
+    other = ROOT(
+        [
+            {"role": "adamw", "name": "one", "params": [bias]},
+            {"role": "root", "name": "two", "params": [weight]},
+        ]
+    )
+    other.load_state_dict(saved)
+    assert [group["role"] for group in other.param_groups] == ["adamw", "root"]
+    assert [group["name"] for group in other.param_groups] == ["one", "two"]
+
+
 def test_foreign_state_is_refused_with_the_names():
     optimizer = ROOT([{"role": "root", "params": [("a", torch.zeros(3, 3))]}])
     other = ROOT([{"role": "root", "params": [("b", torch.zeros(3, 3))]}])
@@ -342,6 +377,17 @@ def test_float32_state_of_bfloat16_parameters_survives_loading():
     train(model, optimizer, 2, start=3)
     train(resumed, fresh, 2, start=3)
     assert bitwise(list(model.parameters()), list(resumed.parameters()))
+
+
+def test_the_counter_of_float64_parameters_stays_as_it_is_when_loaded():
+    bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = ROOT([{"role": "adamw", "params": [("bias", bias)]}])
+    bias.grad = torch.ones_like(bias)
+    optimizer.step()
+    dtypes = {key: value.dtype for key, value in optimizer.state[bias].items()}
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert {key: value.dtype for key, value in optimizer.state[bias].items()} == dtypes
+    assert dtypes["step"] == torch.float32
 
 
 def test_loading_copies():
