@@ -447,9 +447,15 @@ def test_the_share_of_muons_time_is_that_of_the_rounds(step_results):
     text, numbers = step_results
     rows = numbers["sets"]["tiny"]["optimizers"]
     _, body = table_after(text, "## ROOT's time as a share of Muon's")
-    for cell, other in zip(body[-1][1:], ("muon", "muon-plain"), strict=True):
+    for cell, other in zip(body[-1][1:], ("muon", "muon-plain", "torch-muon"), strict=True):
         expected = np.median(np.array(rows["root"]["cpu"]) / np.array(rows[other]["cpu"]))
         assert float(cell.split()[0]) == pytest.approx(expected, abs=0.005)
+
+
+def test_a_limit_of_the_cpus_instructions_is_part_of_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    text, _ = run(step, tmp_path, "--rounds", "1", "--optimizers", "root")
+    assert "\n    ONEDNN_MAX_CPU_ISA=AVX512_CORE python -m examples.benchmarks.step --quick" in text
 
 
 @pytest.mark.parametrize(("passed", "said"), [(1.04, False), (1.5, True)])

@@ -1,6 +1,7 @@
 """What the four speed benchmarks share on the command line, and how they write results."""
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -12,6 +13,9 @@ import torch
 
 from examples.benchmarks.page import RESULTS, environment
 from lightning_root.coefficients.files import write_json
+
+INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY")
+"""Variables that keep libraries from a CPU's newest instructions; part of the command."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -72,8 +76,9 @@ class Command:
         path: Path = options.output / f"{self.name}.md"
         options.output.mkdir(parents=True, exist_ok=True)
         gpu = options.device.type == "cuda"
+        limits = [f"{name}={os.environ[name]}" for name in INSTRUCTIONS if name in os.environ]
         about = {
-            "command": shlex.join(["python", "-m", self.module, *self._given]),
+            "command": " ".join([*limits, shlex.join(["python", "-m", self.module, *self._given])]),
             **environment(),
             "gpu": torch.cuda.get_device_name(options.device) if gpu else None,
             "minutes": (time.perf_counter() - self._start) / 60,

@@ -16,7 +16,7 @@ from lightning_root import ROOT
 Build: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
 
 COMMON: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1}
-BASELINE, PLAIN = "muon", "muon-plain"
+BASELINE, PLAIN, TORCHS = "muon", "muon-plain", "torch-muon"
 DEFAULT, WITHOUT_THRESHOLD = "root", "root-no-threshold"
 
 OURS: dict[str, dict[str, Any]] = {
@@ -105,9 +105,7 @@ OPTIMIZERS: dict[str, Entry] = {
     GRAPH: replace(
         ours({"capturable": True}, GraphedROOT), title="ROOT, a CUDA graph", about="replayed"
     ),
-    "torch-muon": Entry(
-        "torch.optim.Muon", _torch_muon, about="iterates in bfloat16", matrices=True
-    ),
+    TORCHS: Entry("torch.optim.Muon", _torch_muon, about="iterates in bfloat16", matrices=True),
     "pytorch-optimizer": Entry(
         "pytorch-optimizer's Muon",
         _pytorch_optimizer,

@@ -7,7 +7,7 @@ import numpy as np
 
 from examples.benchmarks.page import markdown_table, provenance
 from examples.benchmarks.speed.clock import Quartiles, quartiles
-from examples.benchmarks.speed.optimizers import BASELINE, DEFAULT, OPTIMIZERS, PLAIN
+from examples.benchmarks.speed.optimizers import BASELINE, DEFAULT, OPTIMIZERS, PLAIN, TORCHS
 from examples.benchmarks.speed.words import (
     CLOCKS,
     digits,
@@ -111,22 +111,30 @@ def _disturbance(sets: Mapping[str, Any], clock: str) -> str:
 
 
 def _shares(sets: Mapping[str, Any], clock: str) -> str:
-    """ROOT's time over that of the baseline, and over that of the plain loop."""
-    compared = {BASELINE: "of the fair baseline", PLAIN: "of a plain loop"}
-    measured = {
-        name: rows
-        for name, values in sets.items()
-        if {DEFAULT, *compared} <= (rows := values["optimizers"]).keys()
+    """ROOT's time over that of the baseline, of the plain loop and of torch's Muon."""
+    compared = {
+        BASELINE: "of the fair baseline",
+        PLAIN: "of a plain loop",
+        TORCHS: "of `torch.optim.Muon`",
     }
-    if not measured:
-        return "Not measured: it takes ROOT, the baseline and the plain loop."
+    measured = {name: values["optimizers"] for name, values in sets.items()}
+    others = [name for name in compared if any(name in rows for rows in measured.values())]
     body = [
-        [name, *(ratio(_share(rows[DEFAULT], rows[other], clock)) for other in compared)]
+        [
+            name,
+            *(
+                ratio(_share(rows[DEFAULT], rows[other], clock)) if other in rows else "-"
+                for other in others
+            ),
+        ]
         for name, rows in measured.items()
+        if DEFAULT in rows
     ]
+    if not body:
+        return "Not measured: it takes ROOT."
     return (
         f"In {CLOCKS[clock]}; below 1 ROOT is the faster one. The plain loop is what most people "
-        "write.\n\n" + markdown_table(["set", *compared.values()], body)
+        "write.\n\n" + markdown_table(["set", *(compared[other] for other in others)], body)
     )
 
 
