@@ -34,10 +34,10 @@ from lightning_root.coefficients.files import write_json
 MODULE = "examples.benchmarks.mutants"
 TESTS = {
     "functional": ("functional", "kernels", "diagnostics"),
-    "optim": ("optim", "distributed", "kernels", "integration", "diagnostics"),
+    "optim": ("distributed", "optim", "kernels", "diagnostics"),
     "coefficients": ("coefficients", "optim", "cli"),
 }
-"""Packages, and the folders of tests that use them most, their own first."""
+"""Packages, and the folders of tests that use them most, those first that may notice first."""
 HARMLESS = Path(__file__).with_name("mutating") / "harmless.toml"
 OUTCOMES = ("killed", "timeout", "survived")
 UNJUDGED = "**not judged**"
@@ -77,11 +77,9 @@ def outcomes(
         records = [record(name, mutant) for mutant in sample]
         judge(records, harmless)
         for mutant, one in zip(sample, records, strict=True):
-            tests = [f"tests/{folder}" for folder in TESTS[name]]
-            if one["outcome"] == "not called":  # here: so what calls it is elsewhere
-                one["outcome"] = package.whole(mutant, [*tests[1:], tests[0]])
-            elif one.get("reason") == UNJUDGED:
-                one["outcome"] = package.whole(mutant, tests)
+            if one["outcome"] == "not called" or one.get("reason") == UNJUDGED:
+                tests = (f"tests/{folder}" for folder in TESTS[name])
+                one["outcome"] = package.whole(mutant, list(tests))
         judge(records, harmless)
         found += records
     return found
