@@ -75,6 +75,9 @@ def outcomes(
             package.run(new, options.seconds)
             sample = package.sample(options.count, options.seed)
         records = [record(name, mutant) for mutant in sample]
+        for one in records:
+            if one["outcome"] == "not called" and reason(one, harmless):
+                one["outcome"] = "survived"
         judge(records, harmless)
         for mutant, one in zip(sample, records, strict=True):
             if one["outcome"] == "not called" or one.get("reason") == UNJUDGED:
@@ -97,11 +100,16 @@ def record(package: str, mutant: Mutant) -> dict[str, Any]:
 
 def judge(mutants: Iterable[dict[str, Any]], harmless: Sequence[Mapping[str, str]]) -> None:
     """Write beside each survivor why it is harmless, where that is known."""
-    known = {(each["function"], each["new"]): each["reason"] for each in harmless}
     for mutant in mutants:
         mutant.pop("reason", None)
         if mutant["outcome"] == "survived":
-            mutant["reason"] = known.get((mutant["function"], mutant["new"]), UNJUDGED)
+            mutant["reason"] = reason(mutant, harmless) or UNJUDGED
+
+
+def reason(mutant: Mapping[str, Any], harmless: Sequence[Mapping[str, str]]) -> str | None:
+    """Why a mutant is harmless, if that is known."""
+    known = {(each["function"], each["new"]): each["reason"] for each in harmless}
+    return known.get((mutant["function"], mutant["new"]))
 
 
 def page_text(numbers: Mapping[str, Any]) -> str:
