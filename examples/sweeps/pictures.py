@@ -132,20 +132,22 @@ def _draw_line(
             axes.scatter(
                 [at] * len(entry.values), entry.values, s=8, alpha=0.5, color=colour(place)
             )
+    levels: dict[float, list[str]] = {}  # those of one height have one line and one text
     for entry in dots:
         if entry.label not in ticks:
-            mean = describe(entry.values).mean
-            axes.axhline(mean, color=style["color"], linewidth=1.0, linestyle=":")
-            axes.annotate(
-                f"{line} {entry.label}".strip(),
-                (1.0, mean),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                xytext=(-2, 3),
-                ha="right",
-                fontsize=8,
-                color=style["color"],
-            )
+            levels.setdefault(describe(entry.values).mean, []).append(entry.label)
+    for mean, labels in levels.items():
+        axes.axhline(mean, color=style["color"], linewidth=1.0, linestyle=":")
+        axes.annotate(
+            f"{line} {', '.join(labels)}".strip(),
+            (1.0, mean),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            xytext=(-2, 3),
+            ha="right",
+            fontsize=8,
+            color=style["color"],
+        )
 
 
 def _dots_of_rows(rows: Sequence[Row], plot: Plot) -> list[Dots]:

@@ -13,7 +13,7 @@ import yaml
 
 from examples import sweep as command
 from examples.sweeps.file import read_sweep
-from examples.sweeps.pictures import draw_all
+from examples.sweeps.pictures import Dots, draw_all, draw_over
 from examples.sweeps.results import collect
 from lightning_root.cli import main as lightning_root
 from lightning_root.coefficients.files import write_json
@@ -275,3 +275,10 @@ def test_a_run_that_diverged_is_a_result_and_never_the_best(tmp_path):
     results = collect(sweep, tmp_path, {})
     assert [row.tuned for row in results.rows] == ["0.2", "0.2"]
     assert (tmp_path / "tuning.png") in draw_all(results, tmp_path)
+
+
+def test_levels_of_one_height_have_one_line_and_one_text():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    dots = [Dots("", "", label, [value]) for label, value in (("none", 1.0), ("auto", 1.0))]
+    draw_over(figure, [*dots, Dots("", "", "far", [2.0]), Dots("", "", "0.9", [1.5])], "p", "loss")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["none, auto", "far"]
