@@ -22,9 +22,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     a second copy of the checkpoint in memory; this does not. The file is on the disk, not only in
     the system's memory, when it takes its place, so that a power cut leaves it whole too. What a
     killed process has left of a file is removed when that file is written again, and of a full disk
-    nothing is left. Remote paths are left to Lightning,
-    and folders of shards (`save_distributed_checkpoint: true`) do not come by here: give each a
-    name of its own and have `save_last: link`.
+    nothing is left. Remote paths are left to Lightning, and folders of shards
+    (`save_distributed_checkpoint: true`) do not come by here: give each a name of its own and have
+    `save_last: link`.
 
     Example:
         >>> import lightning as L

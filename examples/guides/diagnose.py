@@ -5,7 +5,8 @@
 Trains the small classifier three times with the same batches: with clean gradients; with outliers,
 one entry in a thousand of the hidden matrices' gradients replaced by +-30 times the largest one
 (`examples.noise.GradientOutliers`); and with the same outliers, but without the threshold. Each run
-writes TensorBoard's files, and the second one a report. What to look at:
+writes TensorBoard's files, and the second one a report. What to look at (in the logs `/mean`,
+`/min` or `/max` of all matrices follows the names, but for `root/skipped`):
 
 - `train/loss`, `val/loss`: whether there is anything to diagnose at all. Here the outliers cost
   0.02 of the held-out loss, and 0.06 without the threshold (one seed);

@@ -34,7 +34,8 @@ _ADVICE: Final = {
     "certificate": "singular values of the update lie above the range of the coefficients. Try "
     '`ns_dtype="float32"`, or another set of `coefficients`',
     "energy": f"more than {MOST_ENERGY:.0%} of the momentum's energy lies beyond the outlier "
-    "threshold. Try a higher `outlier_quantile`, gradient clipping, or a look at the data",
+    'threshold. Look at the data and at the precision; keep the threshold, or try "auto" as '
+    "`outlier_quantile`",
     "small": f"the update RMS is below {LEAST_SHARE:.0%} of its target: the momentum has few "
     "directions. Look for inactive units; or give the parameter AdamW by `rules`",
     "large": f"the update RMS is above {MOST_SHARE:.0%} of its target: the orthogonalization is "

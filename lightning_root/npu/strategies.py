@@ -23,7 +23,7 @@ from lightning_root.strategies import ShardedState
 
 
 class OnNPU:
-    """What all three share: no other accelerator, and precision on `npu`."""
+    """What all of them share: no other accelerator, and precision on `npu`."""
 
     _accelerator: Any
     _precision_plugin: Any

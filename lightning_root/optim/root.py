@@ -91,8 +91,8 @@ class ROOT(SharedState, torch.optim.Optimizer):
         maximize: Ascend instead of descend.
         foreach: torch's AdamW implementation by lists; None lets torch decide.
         fused: torch's fused AdamW kernel; None lets torch decide.
-        ns_dtype: Arithmetic of the orthogonalization: "auto" is bfloat16 on CUDA devices and
-            float32 elsewhere (float64 for float64 parameters).
+        ns_dtype: Arithmetic of the orthogonalization: "auto" is bfloat16 on CUDA devices and on
+            NPUs that have it, and float32 elsewhere (float64 for float64 parameters).
         ns_form: How the iteration is evaluated, which changes its speed and its rounding:
             "standard" on the matrix, "gram" on its Gram matrix, "eigh" on the eigenvalues of that;
             "auto" takes the cheapest by operation counts and rates of the machine, measured once;
@@ -101,7 +101,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
             that is clipped has a standard deviation of 0.0012 at p = 0.9), or "auto": exact on
             CPUs, where it is cheap, sampled elsewhere.
         kernels: Where Triton's kernels for CUDA devices are used: "auto" where they were measured
-            to be faster than torch's operations, once per machine; "torch" nowhere; "triton"
+            to be faster than torch's operations, once per GPU; "torch" nowhere; "triton"
             everywhere.
         capturable: Take steps that a CUDA graph can hold: the host waits for nothing on the device.
             AdamW is torch's fused one, learning rates that change must be tensors, and parameters
