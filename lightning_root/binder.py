@@ -105,21 +105,32 @@ class ROOTBinder(Callback):
 def run_length(module: LightningModule) -> int:
     """Steps of the run that a module is in.
 
+    Returns:
+        At least 1: a run without any step (`limit_train_batches=0`) needs no schedule.
+
     Raises:
-        ValueError: If there is no Trainer, or its run has no end.
+        ValueError: If there is no Trainer, or its run has no end, or none that can be counted.
     """
     if module._fabric is None and module._trainer is None:
         raise ValueError(
             "`max_steps` must be given when the module is not attached to a Trainer; with a "
             "Trainer it is the length of the run"
         )
+    if module.trainer.limit_train_batches == 0:
+        return 1
     steps = module.trainer.estimated_stepping_batches
     if steps == float("inf"):
         raise ValueError(
             "`max_steps` must be given when the Trainer's run has no end (max_epochs=-1); or pass "
             "schedule=None for a fixed learning rate"
         )
-    return int(steps)
+    if steps < 0:  # so Lightning says that it cannot count them
+        raise ValueError(
+            "`max_steps` must be given, here or to the Trainer, when the training data have no "
+            "length (an IterableDataset) and steps cannot be counted from `max_epochs`; or pass "
+            "schedule=None for a fixed learning rate"
+        )
+    return max(1, int(steps))
 
 
 def _replicas(trainer: Trainer) -> dist.ProcessGroup | None:

@@ -84,6 +84,9 @@ class ROOTMixin:
     a ROOT. `--optimizer` on the command line goes before all of these. For `lightning.pytorch` and
     `pytorch_lightning` alike.
 
+    Raises:
+        TypeError: At the class, if the mixin comes after its LightningModule.
+
     Attributes:
         root_options: Options of the factory `configure_optimizers`, to be set in the class or on
             the instance, for example {"lr": 2e-3, "warmup_steps": 100, "outlier_quantile": 0.95}.
@@ -97,6 +100,7 @@ class ROOTMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _check_order(cls)
         own = cls.__dict__.get("configure_optimizers")
         if own is not None:
             cls.configure_optimizers = _prefer_root(own)  # type: ignore[assignment, method-assign]
@@ -139,6 +143,21 @@ class ROOTMixin:
         inherited = super().configure_callbacks()  # type: ignore[misc]
         others = inherited if isinstance(inherited, list | tuple) else [inherited]
         return [*others, ROOTBinder()]
+
+
+def _check_order(module: type) -> None:
+    """Refuse a class that would train with another optimizer and say nothing.
+
+    Raises:
+        TypeError: If its LightningModule comes before the mixin.
+    """
+    names = [base.__name__ for base in module.__mro__]  # of two packages, which both have one
+    if "LightningModule" in names[: module.__mro__.index(ROOTMixin)]:
+        raise TypeError(
+            f"`ROOTMixin` must come before the LightningModule among the bases of "
+            f"`{module.__name__}`, or it is never asked for its optimizer; write "
+            f"`class {module.__name__}(ROOTMixin, ...)`"
+        )
 
 
 class _Whole:

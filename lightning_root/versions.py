@@ -73,6 +73,11 @@ def installed(package: str, supported: str) -> Version:
         return Version(package, None, supported)
 
 
+def own_version() -> str:
+    """Of lightning_root, where pip knows it."""
+    return installed("lightning-root", ">=0").found or "(not installed, run from its source)"
+
+
 def explain(error: BaseException) -> None:
     """Note below an error which required packages are outside the supported range.
 

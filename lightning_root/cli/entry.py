@@ -6,8 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from lightning_root.cli.commands import COMMANDS
-from lightning_root.cli.parser import program
-from lightning_root.versions import explain
+from lightning_root.versions import explain, own_version
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {full}. {'. '.join(notes_of(error))}", file=sys.stderr)
             return 1
         explain(error)
-        if str(error).startswith("`") and not notes_of(error):  # as we name what the user can mend
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        said = " ".join(str(error).split())
+        if said.startswith("`") and not notes_of(error):  # as we name what the user can mend
+            print(f"error: {said}", file=sys.stderr)
             return 2
         raise
     return 0
@@ -55,8 +55,8 @@ def _run_lightning(arguments: list[str] | None) -> None:
         save_config_kwargs={"overwrite": True},
         parser_class=MainParser,
         parser_kwargs={
-            "prog": program(),
             "description": "Train with ROOT, and look into what it does.",
+            "version": own_version(),
         },
         args=arguments,
     )

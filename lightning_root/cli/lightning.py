@@ -7,16 +7,20 @@ from typing import Any, Final, Literal, NoReturn
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from lightning_root.binder import ROOTBinder
 from lightning_root.checkpoint_io import damage_named
 from lightning_root.cli.commands import COMMANDS
 from lightning_root.cli.messages import NO_TEXT, one_line
+from lightning_root.cli.parser import program
 from lightning_root.optim import ROOT
 
 _KEYWORDS: Final = ("best", "last", "hpc", "registry")
 """What `--ckpt_path` may name besides a file."""
+
+_POSITIVE: Final = ("accumulate_grad_batches", "val_check_interval")
 
 
 class SchedulerInterval(Callback):
@@ -102,11 +106,27 @@ def _check_checkpoint(parser: LightningArgumentParser, path: Path) -> None:
         parser.error(f"`ckpt_path` must be a checkpoint, but the folder '{path}' holds none")
 
 
+def _check_numbers(parser: LightningArgumentParser, options: Any) -> None:
+    """Refuse numbers that Lightning takes and then divides by, or cannot seed with."""
+    validates = options.get("trainer.limit_val_batches") != 0
+    for name in _POSITIVE if validates else _POSITIVE[:1]:
+        value = options.get(f"trainer.{name}")
+        if isinstance(value, int | float) and value <= 0:
+            parser.error(f"`trainer.{name}` must be > 0, got {value}")
+    seed = options.get("seed_everything")
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        parser.error(f"`seed_everything` must be in [0, 2**32), or true or false, got {seed}")
+
+
 class MainParser(LightningArgumentParser):
     """LightningCLI's parser, with errors of one line.
 
     `list_commands` adds the commands that `main` sends elsewhere to its help.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("prog", program())  # that of `--optimizer.help` too
+        super().__init__(*args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and leave with status 2; values that are only tried raise."""
@@ -120,7 +140,13 @@ class MainParser(LightningArgumentParser):
         return self.listing
 
     def list_commands(self) -> None:
-        """Name the commands that do not train, after LightningCLI's own."""
+        """Name the commands that do not train, after LightningCLI's own.
+
+        What those say of themselves is the first line of a docstring, which may end anywhere.
+        """
+        for listed in self.listing._choices_actions:
+            first, _, _ = str(listed.help).partition(". ")
+            listed.help = f"{first.rstrip('.')}."
         for name, command in COMMANDS.items():
             self.listing.add_subcommand(name, MainParser(), help=command.__doc__)
 
@@ -153,6 +179,14 @@ class MainCLI(ROOTCLI):
         except (MisconfigurationException, RuntimeError, ValueError) as error:
             self.parser.error(" ".join(str(error).split()))
 
+    def before_fit(self) -> None:
+        """Refuse a run without an optimizer before anything of it is set up."""
+        if not is_overridden("configure_optimizers", self.model):
+            self.parser.error(
+                f"`optimizer` must be given, for `{type(self.model).__name__}` has no "
+                "`configure_optimizers`: `--optimizer lightning_root.ROOT`"
+            )
+
     @staticmethod
     def configure_optimizers(lightning_module: LightningModule, *args: Any, **options: Any) -> Any:
         """ROOTCLI's; rules that do not fit a model which is only complete now are one line too."""
@@ -173,6 +207,8 @@ class MainCLI(ROOTCLI):
         subcommand = self.config["subcommand"]
         if subcommand in COMMANDS:
             parser.error(f"`{subcommand}` must be the first argument")
+        if subcommand:
+            _check_numbers(parser, self.config[subcommand])
         path = self._ckpt_path()
         if path is not None and path not in _KEYWORDS and "://" not in str(path):
             _check_checkpoint(parser, Path(path))

@@ -1,5 +1,6 @@
 """What is looked at before a step: live parameters, and gradients that may be used."""
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ def check_bound(groups: Groups, module: nn.Module | None, added: Groups = ()) ->
             warnings.warn(
                 "no parameter of ROOT has a gradient on its first step; if the model was wrapped "
                 "or rebuilt after the optimizer was created, call `optimizer.bind(model)`",
-                stacklevel=5,
+                stacklevel=7,
             )
         return
     reshard(module)
@@ -128,8 +129,10 @@ def _flags(
 
 
 def _headroom(group: Group) -> float:
-    """Momentum and its look-ahead may grow to 1 / (1 - mu) times the gradient."""
-    return 2.0 / (1.0 - group["momentum"]) if group["role"] == "root" else 1.0
+    """Momentum and its look-ahead may grow to 1 / (1 - mu) times the gradient; AdamW squares it."""
+    if group["role"] == "root":
+        return 2.0 / (1.0 - float(group["momentum"]))
+    return math.sqrt(torch.finfo(torch.float32).max)
 
 
 def check_layout(name: str, gradient: Tensor) -> None:

@@ -13,6 +13,9 @@ Groups = Sequence[Mapping[str, Any]]
 ROLE_KEYS = {"root": "momentum_buffer", "adamw": "exp_avg"}
 """A state entry that only this role has."""
 
+_AVERAGES = frozenset({"step", "exp_avg", "exp_avg_sq"})
+"""State entries that AdamW has together."""
+
 _OF_THE_SHAPE = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq"})
 """State entries that have the shape of their parameter."""
 
@@ -74,14 +77,21 @@ def check_names(names: set[str], saved: set[str]) -> None:
 
 
 def check_state(groups: Groups, saved_ids: Mapping[str, Any], state: Mapping[Any, Any]) -> None:
-    """Refuse state of other sizes: broadcasting would hide some of it.
+    """Refuse state of other sizes, for broadcasting would hide some of it, or with parts missing.
 
     Raises:
         ValueError: With the first entry that does not fit.
     """
     for group in groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
-            for key, value in state.get(saved_ids[name], {}).items():
+            loaded = state.get(saved_ids[name], {})
+            missing = sorted(_AVERAGES - loaded.keys()) if "exp_avg" in loaded else []
+            if missing:
+                raise ValueError(
+                    f"the loaded state of `{name}` is damaged: it has `exp_avg` and lacks "
+                    f"`{missing[0]}`"
+                )
+            for key, value in loaded.items():
                 is_tensor = isinstance(value, Tensor)
                 if not is_tensor and key in _OF_THE_SHAPE:
                     raise ValueError(f"the loaded `{key}` of `{name}` is no tensor: {value!r:.60}")

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
@@ -293,6 +294,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
+    @_disable_dynamo  # within a compiled function the step runs as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient.
@@ -444,7 +446,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
         if new:
             warnings.warn(
                 f"ROOT left {len(new)} parameters alone because their gradient is not finite "
-                f"(first: {new[:3]}); weights and state are untouched. Said once per parameter; "
-                "`optimizer.skipped` counts",
-                stacklevel=4,
+                f"or overflows in float32 (first: {new[:3]}); weights and state are untouched. "
+                "Said once per parameter; `optimizer.skipped` counts",
+                stacklevel=7,
             )

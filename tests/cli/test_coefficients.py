@@ -12,9 +12,11 @@ import torch
 
 from lightning_root import ROOT, lookup
 from lightning_root.cli import main
+from lightning_root.cli.commands import COMMANDS
 from lightning_root.coefficients import COEFFICIENT_NAMES, SpectrumHistogram, save_spectra
 from lightning_root.coefficients.schedules import TABLE_1
 from lightning_root.coefficients.table import RATIOS, ROWS
+from lightning_root.versions import own_version
 from tests.integration.test_cli import process
 
 TABLE_1_MSE = {  # arXiv:2511.20626, Table 1, T = 5: Muon's triple, the paper's triple
@@ -445,6 +447,23 @@ def test_the_main_help_lists_all_commands(capsys):
     assert out.startswith("usage: python -m lightning_root ")
     for name in ("fit", "validate", "test", "predict", "partition", "coefficients"):
         assert re.search(rf"^    {name}  ", out, re.MULTILINE)
+    described = re.findall(r"(?m)^    ([a-z-]+) {2,}(.+(?:\n {8,}.+)*)", out)
+    assert len(described) == 4 + len(COMMANDS)
+    assert all(text.endswith(".") for _, text in described), "a sentence that is cut off"
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"python -m lightning_root {own_version()}\n"
+
+
+def test_the_help_of_an_optimizer_names_the_program(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--optimizer.help", "ROOT"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: python -m lightning_root [--optimizer.lr LR]")
 
 
 @pytest.mark.parametrize(

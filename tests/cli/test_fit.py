@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_root.cli import entry
 from lightning_root.cli.lightning import MainCLI
 from tests.cli.test_plan import HERE
 
@@ -16,6 +17,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"a": torch.ones(3)}, "foreign.ckpt")
     (tmp_path / "text.yaml").write_text("hello\n")
+    (tmp_path / "nothing.yaml").write_text("")
     (tmp_path / "empty").mkdir()
 
 
@@ -24,7 +26,8 @@ def files(tmp_path, monkeypatch):
     [
         (["--config=foreign.ckpt"], "`--config` must be a YAML file, got one that is no text"),
         (["--config=empty"], "Path is not a file"),
-        (["--config=text.yaml"], "Unexpected config: hello"),
+        (["--config=text.yaml"], "`--config` must be a YAML file of keys with values, got"),
+        (["--config=nothing.yaml"], "`--config` must be a YAML file of keys with values, got an"),
         ([NET, "--ckpt_path=none.ckpt"], "`ckpt_path` must be a checkpoint, but there is no"),
         ([NET, "--ckpt_path=empty"], "the folder 'empty' holds none"),
         ([NET, "--ckpt_path=text.yaml"], "`ckpt_path`: 'text.yaml' is no checkpoint"),
@@ -34,6 +37,10 @@ def files(tmp_path, monkeypatch):
             [NET, "--trainer.callbacks=ROOTMonitor", "--trainer.callbacks.log_every_n_steps=0"],
             "`log_every_n_steps` must be >= 1, got 0",
         ),
+        ([NET], "`optimizer` must be given, for `Net` has no `configure_optimizers`"),
+        ([NET, "--trainer.accumulate_grad_batches=0"], "`trainer.accumulate_grad_batches` must"),
+        ([NET, "--trainer.val_check_interval=0.0"], "`trainer.val_check_interval` must be > 0"),
+        ([NET, "--seed_everything=-1"], "`seed_everything` must be in [0, 2**32)"),
     ],
 )
 def test_what_is_wrong_is_one_line(call, files, monkeypatch, arguments, words):
@@ -44,3 +51,13 @@ def test_what_is_wrong_is_one_line(call, files, monkeypatch, arguments, words):
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert words in line
     assert "Traceback" not in err
+
+
+def test_a_value_that_lightning_refuses_when_training_starts_is_one_line_too(call, monkeypatch):
+    def refuse(_):
+        raise ValueError(" `val_check_interval` (99) must be\n less than 4.")
+
+    monkeypatch.setattr(entry, "_run_lightning", refuse)
+    status, out, err = call("fit")
+    assert (status, out) == (2, "")
+    assert err == "error: `val_check_interval` (99) must be less than 4.\n"

@@ -241,6 +241,36 @@ def test_random_configurations_train_or_name_the_key(tmp_path, monkeypatch):
             "  Given value: SGDD",
             "a: no class is known by the name SGDD; give its path: package.Class",
         ),
+        (  # the class fits the first kind, so that it is none of the second is not what is wrong
+            "Parser key \"a\":\n  Errors:\n    - Problem with given class_path 'my.Decay':\n"
+            '        Parser key "b":\n          Errors:\n'
+            "            - Expected a <class 'int'>\n            - Expected a <class 'NoneType'>\n"
+            "          Given value: few\n"
+            "    - Import path my.Decay does not correspond to a subclass of Plateau\n"
+            "    - Expected a <class 'NoneType'>\n  Given value: NestedArg(key='b', val='few')",
+            "a.b: expected int or null. Got value: few",
+        ),
+        (
+            "Parser key \"a\":\n  Errors:\n    - Expected a <class 'float'>\n"
+            "    - Expected a dot import path string: \n    Given value: \n"
+            "  Given value: NestedArg(key='b', val='')",
+            "a: expected float. Got value: ''",
+        ),
+        (
+            'Parser key "optimizer":\n  Errors:\n'
+            "    - Problem with given class_path 'torch.optim.Optimizer':\n"
+            "        Option 'lr' is not accepted\n    - Expected a <class 'NoneType'>",
+            "optimizer: name the class before its options: `--optimizer package.Class`",
+        ),
+        (
+            "Unexpected config: - 1\n- 2\n",
+            "`--config` must be a YAML file of keys with values, got a file that begins with "
+            "'- 1 - 2'",
+        ),
+        (
+            "Unexpected config: ",
+            "`--config` must be a YAML file of keys with values, got an empty file",
+        ),
     ],
 )
 def test_long_messages_become_one_line(message, line):

@@ -168,6 +168,18 @@ def test_the_mixin_leaves_several_optimizers_alone_and_says_so():
     assert [type(optimizer) for optimizer in kept] == [torch.optim.SGD] * 2
 
 
+@pytest.mark.parametrize("package", [L, pytorch_lightning])
+def test_the_mixin_after_the_module_is_refused_for_it_would_train_with_another_optimizer(package):
+    class Base(package.LightningModule):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters())
+
+    with pytest.raises(TypeError, match=r"`ROOTMixin` must come before .* of `Net`.*\(ROOTMixin, "):
+
+        class Net(Base, ROOTMixin):
+            pass
+
+
 def test_super_reaches_the_mixins_optimizer():
     class Net(ROOTMixin, PlainNet):
         def configure_optimizers(self):
@@ -250,6 +262,31 @@ def test_the_factory_says_when_the_length_of_the_run_is_unknown():
 
     with pytest.raises(ValueError, match=r"`max_steps` must be given .* has no end"):
         trainer(max_steps=-1).fit(Endless())
+
+
+def test_data_without_a_length_are_named_where_steps_cannot_be_counted_from_epochs():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(Batches())
+
+    class Net(MixedNet):
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(Stream(), batch_size=None)
+
+    with pytest.raises(ValueError, match=r"`max_steps` must be given.* have no length .*Iterable"):
+        trainer(max_steps=-1, max_epochs=1).fit(Net())
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_steps": 0}, {"limit_train_batches": 0, "max_steps": -1, "max_epochs": 2}]
+)
+def test_a_run_without_a_step_is_as_well_as_with_adamw(options):
+    fit, model = trainer(**options), MixedNet()
+    before = weights(model)
+    fit.fit(model)
+    assert fit.state.finished
+    assert fit.global_step == 0
+    assert moved(before, weights(model)) == set()
 
 
 def test_the_binder_asks_for_the_length_of_the_run_only_where_the_schedule_lacks_it(tmp_path):

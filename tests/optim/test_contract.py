@@ -237,6 +237,33 @@ def test_a_non_finite_gradient_never_reaches_a_weight(bad):
     assert sorted(optimizer.skipped.values()) == [2, 2]
 
 
+def test_a_gradient_whose_square_overflows_does_not_stop_adamw_for_good():
+    """exp_avg_sq would be infinite from then on, and the update zero."""
+    bias = nn.Parameter(torch.zeros(3))
+    optimizer = ROOT([{"role": "adamw", "params": [("bias", bias)]}], lr=0.1, weight_decay=0.0)
+    bias.grad = torch.full((3,), 2e19)
+    with pytest.warns(UserWarning, match="overflows in float32") as caught:
+        optimizer.step()
+    assert caught[0].filename == __file__, "the warning must point at the step"
+    assert torch.equal(bias, torch.zeros(3))
+    bias.grad = torch.full((3,), 1e18)
+    optimizer.step()
+    assert torch.allclose(bias, torch.full((3,), -0.1))
+
+
+def test_within_a_compiled_function_the_step_runs_as_it_is():
+    one, other = (GPT(tied=False) for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    plain, compiled = ROOT(one.parameters()), ROOT(other.parameters())
+    step = torch.compile(lambda: compiled.step(), backend="eager")
+    for seed in range(2):
+        for model, act in ((one, plain.step), (other, step)):
+            model.zero_grad()
+            backward(model, seed)
+            act()
+    assert bitwise(list(one.parameters()), list(other.parameters()))
+
+
 def test_sparse_gradients_are_refused_and_nothing_changes():
     weights = [("a", nn.Parameter(torch.randn(4, 4))), ("b", nn.Parameter(torch.randn(4, 4)))]
     optimizer = ROOT([{"role": "root", "params": weights}])
@@ -388,6 +415,18 @@ def test_the_counter_of_float64_parameters_stays_as_it_is_when_loaded():
     optimizer.load_state_dict(optimizer.state_dict())
     assert {key: value.dtype for key, value in optimizer.state[bias].items()} == dtypes
     assert dtypes["step"] == torch.float32
+
+
+@pytest.mark.parametrize("key", ["step", "exp_avg_sq"])
+def test_a_state_with_a_part_missing_is_refused(key):
+    bias = nn.Parameter(torch.zeros(3))
+    optimizer = ROOT([{"role": "adamw", "params": [("bias", bias)]}])
+    bias.grad = torch.ones(3)
+    optimizer.step()
+    damaged = optimizer.state_dict()
+    damaged["state"][0] = {k: v for k, v in damaged["state"][0].items() if k != key}
+    with pytest.raises(ValueError, match=f"state of `bias` is damaged: .* lacks `{key}`"):
+        optimizer.load_state_dict(damaged)
 
 
 def test_loading_copies():

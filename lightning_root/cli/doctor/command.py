@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from lightning_root.cli.doctor.cache import Cache, cache
 from lightning_root.cli.doctor.devices import Device, devices
-from lightning_root.cli.doctor.packages import Package, own_version, packages
+from lightning_root.cli.doctor.packages import Package, packages
 from lightning_root.cli.doctor.selfcheck import Check, check_device
 from lightning_root.cli.parser import CommandParser, program, run_command
 from lightning_root.cli.terminal import print_json, small, text_table, wrapped
+from lightning_root.versions import own_version
 
 DESCRIPTION: Final = """\
 Look at what a run needs: versions of packages, devices, the cache folder; and orthogonalize one

@@ -64,8 +64,3 @@ def packages() -> list[Package]:
         for name, (supported, purpose, extra) in OPTIONAL.items()
     ]
     return [*(Package(version) for version in (python, *required)), *optional]
-
-
-def own_version() -> str:
-    """Of lightning_root, where pip knows it."""
-    return installed("lightning-root", ">=0").found or "(not installed, run from its source)"
