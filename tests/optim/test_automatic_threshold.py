@@ -2,11 +2,13 @@
 
 import copy
 
+import pytest
 import torch
 
 from lightning_root import ROOT
-from lightning_root.functional import clip_outliers, outlier_fraction
+from lightning_root.functional import automatic_quantile, clip_outliers, outlier_fraction
 from lightning_root.optim.batches import Stack
+from lightning_root.optim.fused import _bounds
 
 
 def gradient(t: int, outliers: bool) -> torch.Tensor:
@@ -76,3 +78,15 @@ def test_it_is_an_option_of_each_group_and_a_resumed_run_goes_on_as_before():
     for one in (optimizer, resumed):
         train(one, 3, start=2, outliers=(True, True))
     assert all(torch.equal(a, b) for a, b in zip(weights, copies, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("quantile", "mode"), [(0.9, "exact"), ("auto", "exact"), ("auto", "auto")]
+)
+def test_beside_kernels_what_must_be_exact_is_not_sampled(quantile, mode):
+    """Of 2^18 entries, far more than a sample has; the oracle is torch's quantile."""
+    matrix = torch.randn(1, 256, 1024, generator=torch.Generator().manual_seed(0)) ** 3
+    group = {"outlier_quantile": quantile, "outlier_quantile_mode": mode}
+    p = float(automatic_quantile(matrix)) if quantile == "auto" else quantile
+    found = _bounds(matrix, matrix.abs().amax((1, 2)), group)
+    torch.testing.assert_close(found[0], matrix.abs().double().flatten().quantile(p).float())
