@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_root import ROOT
+from lightning_root.optim.checkpoint import packed, unpacked
 from tests.models import GPT
 
 
@@ -427,6 +428,17 @@ def test_a_state_with_a_part_missing_is_refused(key):
     damaged["state"][0] = {k: v for k, v in damaged["state"][0].items() if k != key}
     with pytest.raises(ValueError, match=f"state of `bias` is damaged: .* lacks `{key}`"):
         optimizer.load_state_dict(damaged)
+
+
+def test_coefficients_by_shape_are_one_string_in_a_file_of_many_ranks():
+    """Distributed checkpoints take a dict apart, and cannot put it into a name's place."""
+    by_shape = {"3x3": ((1.5, -0.5, 0.0),) * 5, "otherwise": "muon"}
+    group = {"role": "root", "params": [("a", torch.zeros(3, 3))], "coefficients": by_shape}
+    state = ROOT([group]).state_dict()
+    [written] = packed(state)["param_groups"]
+    assert written.keys() == state["param_groups"][0].keys()
+    assert isinstance(written["coefficients"], str)
+    assert unpacked(packed(state)) == state
 
 
 def test_loading_copies():
