@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = found.add_argument
     add("--packages", nargs="+", choices=TESTS, default=list(TESTS), help="default: all three")
-    add("--count", type=positive, default=220, metavar="N", help="of a package (default: 220)")
+    add("--count", type=positive, default=150, metavar="N", help="of a package (default: 150)")
     add("--seconds", type=float, default=5.0, help="of tests for a mutant at first (default: 5)")
     add("--seed", type=int, default=0, help="of the sample (default: 0)")
     add("--folder", type=Path, default=ROOT / "build/mutants", help="default: build/mutants")
@@ -126,7 +126,11 @@ def page_text(numbers: Mapping[str, Any]) -> str:
         "quickest tests of its package that call what it changes. What survives them, or is called "
         "in other processes alone, meets whole folders of tests, each time in new processes: "
         f"{_folders()}.",
-        provenance(about, f"mutmut {about['mutmut']}; commit {about['commit']}."),
+        provenance(
+            about,
+            f"mutmut {about['mutmut']}; commit {about['commit']}.",
+            "The minutes are those of the last run, which goes on from earlier ones.",
+        ),
         f"**{len(mutants)} mutants: {counts['killed'] + counts['timeout']} noticed, "
         f"{len(survivors)} survived.**",
         "## By package",
