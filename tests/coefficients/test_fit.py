@@ -128,7 +128,7 @@ def test_another_method_finds_no_better_optimum_within_the_same_bounds():
     assert found.fun > 0.97 * fitted.mse
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 5000), st.integers(1, 50_000)),
     steps=st.integers(1, 8),
