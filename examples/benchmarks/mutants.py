@@ -21,10 +21,10 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from examples.benchmarks.mutating.runs import ROOT, Mutant, Package
 from examples.benchmarks.page import RESULTS, environment, markdown_table, provenance
@@ -41,6 +41,7 @@ TESTS = {
 HARMLESS = Path(__file__).with_name("mutating") / "harmless.toml"
 OUTCOMES = ("killed", "timeout", "survived")
 UNJUDGED = "**not judged**"
+Known: TypeAlias = tuple[str, str]
 
 # Where mutmut's word says less than it knows: a test that cannot even start has noticed.
 WORDS = {"check was interrupted by user": "killed", "segfault": "killed", "no tests": "not called"}
@@ -61,10 +62,13 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def outcomes(
-    options: argparse.Namespace, harmless: Sequence[Mapping[str, str]]
-) -> list[dict[str, Any]]:
-    """Try the mutants of all packages; what became of each, and why survivors are harmless."""
+def outcomes(options: argparse.Namespace, harmless: Mapping[Known, str]) -> list[dict[str, Any]]:
+    """Try the mutants of all packages; what became of each, and why survivors are harmless.
+
+    Args:
+        options: Of the command line.
+        harmless: Why a mutant is, by its function and what the changed lines become.
+    """
     found = []
     for name in options.packages:
         package = Package(name, options.folder.resolve() / name)
@@ -74,17 +78,15 @@ def outcomes(
             print(f"{name}: {len(new)} mutants, with the quickest tests", file=sys.stderr)
             package.run(new, options.seconds)
             sample = package.sample(options.count, options.seed)
-        records = [record(name, mutant) for mutant in sample]
-        for one in records:
-            if one["outcome"] == "not called" and reason(one, harmless):
-                one["outcome"] = "survived"
-        judge(records, harmless)
-        for mutant, one in zip(sample, records, strict=True):
-            if one["outcome"] == "not called" or one.get("reason") == UNJUDGED:
-                tests = (f"tests/{folder}" for folder in TESTS[name])
-                one["outcome"] = package.whole(mutant, list(tests))
-        judge(records, harmless)
-        found += records
+        tests = [f"tests/{folder}" for folder in TESTS[name]]
+        for mutant in sample:
+            one = record(name, mutant)
+            reason = harmless.get((one["function"], one["new"]))
+            if one["outcome"] in ("survived", "not called"):
+                one["outcome"] = "survived" if reason else package.whole(mutant, tests)
+            if one["outcome"] == "survived":
+                one["reason"] = reason or UNJUDGED
+            found.append(one)
     return found
 
 
@@ -96,20 +98,6 @@ def record(package: str, mutant: Mutant) -> dict[str, Any]:
     outcome = WORDS.get(mutant.outcome, mutant.outcome)
     where = {"package": package, "function": f"{module}.{name}"}
     return {**where, **mutant.change._asdict(), "outcome": outcome}
-
-
-def judge(mutants: Iterable[dict[str, Any]], harmless: Sequence[Mapping[str, str]]) -> None:
-    """Write beside each survivor why it is harmless, where that is known."""
-    for mutant in mutants:
-        mutant.pop("reason", None)
-        if mutant["outcome"] == "survived":
-            mutant["reason"] = reason(mutant, harmless) or UNJUDGED
-
-
-def reason(mutant: Mapping[str, Any], harmless: Sequence[Mapping[str, str]]) -> str | None:
-    """Why a mutant is harmless, if that is known."""
-    known = {(each["function"], each["new"]): each["reason"] for each in harmless}
-    return known.get((mutant["function"], mutant["new"]))
 
 
 def page_text(numbers: Mapping[str, Any]) -> str:
@@ -186,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PackageNotFoundError:
         print("mutmut is not installed; `pip install mutmut==3.8.1` brings it", file=sys.stderr)
         return 2
-    harmless = tomllib.loads(HARMLESS.read_text("utf-8")).get("harmless", [])
+    entries = tomllib.loads(HARMLESS.read_text("utf-8")).get("harmless", [])
+    harmless = {(each["function"], each["new"]): each["reason"] for each in entries}
     mutants = outcomes(options, harmless)
     about = {
         "command": shlex.join(["python", "-m", MODULE, *given]),

@@ -16,7 +16,7 @@ ROLE_KEYS = {"root": "momentum_buffer", "adamw": "exp_avg"}
 _AVERAGES = frozenset({"step", "exp_avg", "exp_avg_sq"})
 """State entries that AdamW has together."""
 
-_OF_THE_SHAPE = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq"})
+_OF_THE_SHAPE = _AVERAGES - {"step"} | {"momentum_buffer"}
 """State entries that have the shape of their parameter."""
 
 
