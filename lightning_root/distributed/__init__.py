@@ -5,8 +5,10 @@ from lightning_root.distributed.exchange import (
     gather,
     is_sharded,
     local_part,
+    placed_like,
     reshard,
     scatter_like,
+    shard_like,
 )
 from lightning_root.distributed.ownership import OwnershipPlan, plan_ownership
 from lightning_root.distributed.ownership_cost import (
@@ -69,11 +71,13 @@ __all__ = [
     "matrices_in",
     "overlap",
     "pieces_of",
+    "placed_like",
     "plan_ownership",
     "reshard",
     "row_shards",
     "scatter_like",
     "send_streams",
+    "shard_like",
     "slots",
     "standard_operations",
 ]

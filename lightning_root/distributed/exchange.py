@@ -54,6 +54,35 @@ def scatter_like(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def shard_like(local: Tensor, like: Tensor) -> Tensor:
+    """Take `local` for this rank's part of a tensor that is placed as `like` is.
+
+    Args:
+        local: Shape of the local part of `like`.
+        like: A DTensor or a plain tensor.
+
+    Returns:
+        A DTensor with the placements of `like`, or `local` itself.
+    """
+    if not isinstance(like, DTensor):
+        return local
+    return DTensor.from_local(
+        local,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
+def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Exchange the parts of a DTensor until they lie as those of `like`; others are unchanged."""
+    if not isinstance(tensor, DTensor) or not isinstance(like, DTensor):
+        return tensor
+    return tensor.redistribute(like.device_mesh, like.placements)
+
+
 def all_ranks_agree(flags: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """The logical and of `flags` over all ranks that hold a part of one of `tensors`.
 

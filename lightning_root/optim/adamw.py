@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from lightning_root.optim.items import Item, State, state_dtype, zeros_like
+from lightning_root.optim.items import Item, State, state_dtype, step_counter, zeros_like
 
 
 def adamw_update_(items: Sequence[Item], group: Mapping[str, Any]) -> None:
@@ -73,14 +72,7 @@ def _by_torch_(
 def fresh_averages(parameter: Tensor, group: Mapping[str, Any]) -> State:
     """The state of a parameter that has not been updated yet."""
     return {
-        "step": _step_counter(parameter, group),
+        "step": step_counter(parameter, group),
         "exp_avg": zeros_like(parameter),
         "exp_avg_sq": zeros_like(parameter),
     }
-
-
-def _step_counter(parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """On the host, as torch keeps it, unless the fused kernel reads it on the device."""
-    on_device = group["fused"] or group["capturable"]
-    device = parameter.device if on_device else torch.device("cpu")
-    return torch.zeros((), dtype=torch.float32, device=device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.optim.adamw import fresh_averages
-from lightning_root.optim.items import momentum_dtype, state_dtype, zeros_like
+from lightning_root.optim.items import momentum_dtype, state_dtype
 from lightning_root.optim.loaded import (
     Groups,
     StateDict,
@@ -18,6 +18,7 @@ from lightning_root.optim.loaded import (
     check_state,
     checked_groups,
 )
+from lightning_root.optim.momentum import keep_loaded_, saved_fresh
 from lightning_root.optim.options import plain_coefficients
 
 
@@ -46,12 +47,8 @@ def completed(
 
 def _fresh(parameter: Tensor, group: Mapping[str, Any], device: torch.device | None) -> StateDict:
     """The state of a parameter before its first update."""
-    if group["role"] == "root":
-        state: StateDict = {
-            "momentum_buffer": zeros_like(parameter, momentum_dtype(parameter, group))
-        }
-    else:
-        state = fresh_averages(parameter, group)
+    fresh = saved_fresh if group["role"] == "root" else fresh_averages
+    state: StateDict = fresh(parameter, group)
     return {key: value.to(device) for key, value in state.items()} if device else state
 
 
@@ -183,3 +180,5 @@ def restore_precision(
                         wanted = momentum_dtype(parameter, group)
                     dtype = value.dtype if key == "step" else wanted
                     state[parameter][key] = value.to(device=loaded.device, dtype=dtype, copy=True)
+            if group["role"] == "root" and parameter in state:
+                keep_loaded_(state[parameter], parameter, group)

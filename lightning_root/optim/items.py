@@ -21,7 +21,7 @@ class Item:
         name: Of the parameter.
         parameter: The whole of it, or a DTensor, or some matrices of a stack.
         gradient: Alike.
-        state: With `momentum_buffer`, alike, or AdamW's.
+        state: With `momentum_buffer`, alike or as `float8` keeps it, or AdamW's.
         view: How it is cut into matrices.
         first: Number of its first matrix within the parameter of that name.
         finite: Whether the gradient may be used, on the device; None where it may.
@@ -47,13 +47,20 @@ def state_dtype(parameter: Tensor) -> torch.dtype:
 
 
 def momentum_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
-    """In which the momentum of a matrix is kept."""
-    return torch.bfloat16 if group["momentum_dtype"] == "bfloat16" else state_dtype(parameter)
+    """In which the momentum of a matrix is saved, and kept where it is not kept in 8 bits."""
+    return state_dtype(parameter) if group["momentum_dtype"] == "auto" else torch.bfloat16
 
 
 def shared_dtype(momentum: Tensor, group: Mapping[str, Any]) -> torch.dtype:
     """In which the updates of matrices travel between ranks."""
     return torch.bfloat16 if group["share_dtype"] == "bfloat16" else state_dtype(momentum)
+
+
+def step_counter(parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """On the host, as torch keeps it, unless it is read on the device."""
+    on_device = group["fused"] or group["capturable"]
+    device = parameter.device if on_device else torch.device("cpu")
+    return torch.zeros((), dtype=torch.float32, device=device)
 
 
 def zeros_like(parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:

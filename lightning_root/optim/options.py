@@ -18,7 +18,10 @@ from lightning_root.kernels import FORMS, KERNEL_OPTIONS
 OrthogonalizationDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float64"]
 _DTYPE_NAMES = get_args(OrthogonalizationDtype)
 
-KeptDtype: TypeAlias = Literal["auto", "bfloat16"]
+MomentumDtype: TypeAlias = Literal["auto", "bfloat16", "float8"]
+"""float32 (float64 for float64 parameters), half the bytes of it, or a quarter."""
+
+ShareDtype: TypeAlias = Literal["auto", "bfloat16"]
 """float32 (float64 for float64 parameters), or half the bytes."""
 
 MOST_STEPS: Final = 100
@@ -41,8 +44,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_quantile(options["outlier_quantile"])
     _check_choice("adjust_lr_fn", options["adjust_lr_fn"], (*ADJUST_LR_NAMES, None))
     _check_choice("ns_dtype", options["ns_dtype"], _DTYPE_NAMES)
-    _check_choice("momentum_dtype", options["momentum_dtype"], get_args(KeptDtype))
-    _check_choice("share_dtype", options["share_dtype"], get_args(KeptDtype))
+    _check_choice("momentum_dtype", options["momentum_dtype"], get_args(MomentumDtype))
+    _check_choice("share_dtype", options["share_dtype"], get_args(ShareDtype))
     _check_choice("ns_form", options["ns_form"], ("auto", *FORMS))
     _check_choice("outlier_quantile_mode", options["outlier_quantile_mode"], QUANTILE_MODES)
     _check_coefficients(options["coefficients"], options["ns_steps"])

@@ -20,9 +20,11 @@ from lightning_root.distributed import (
     is_sharded,
     pieces_of,
 )
+from lightning_root.optim.float8 import is_float8
 from lightning_root.optim.groups import Groups, members
 from lightning_root.optim.guard import WHOLE
 from lightning_root.optim.items import Item, State
+from lightning_root.optim.momentum import look_ahead_flat
 from lightning_root.partition import MatrixView
 
 
@@ -131,17 +133,31 @@ def is_cut(key: str, value: Any) -> bool:
     return key != "step" and isinstance(value, Tensor)
 
 
-def own_momenta(item: Item, kept: Replicas, dtype: torch.dtype) -> list[Tensor]:
-    """The momentum of each matrix; of those that others keep, a stand-in that has no memory."""
-    assert kept.owners is not None
-    parts = kept.owners.parts(item.name)
-    buffer: Tensor | None = item.state.get("momentum_buffer")
-    if buffer is None:
-        buffer = item.parameter.new_zeros(parts.size(kept.rank), dtype=dtype)
-        item.state["momentum_buffer"] = buffer
-    own = iter(pieces_of(buffer, [parts.sizes[number] for number in parts.of(kept.rank)]))
-    nothing = buffer.new_zeros(())
-    return [
+def own_part(item: Item, kept: Replicas) -> Tensor:
+    """Memory, of the parameter's dtype, for what this rank keeps of a parameter's matrices."""
+    return item.parameter.new_empty(_parts_of(item, kept).size(kept.rank))
+
+
+def own_gradient_and_momenta(
+    item: Item, kept: Replicas, group: Mapping[str, Any]
+) -> tuple[Tensor | None, list[Tensor]]:
+    """G, and M of each matrix; None, and N of each where M is kept in 8 bits.
+
+    Of the matrices that others keep there is a stand-in, which has no memory.
+    """
+    parts, flat = _parts_of(item, kept), item.state["momentum_buffer"]
+    gradient: Tensor | None = item.gradient
+    if is_float8(flat):
+        own_gradient = Cut(parts, item.view).part(item.gradient, kept.rank)
+        gradient, flat = None, look_ahead_flat(own_gradient, item, group)
+    own = iter(pieces_of(flat, [parts.sizes[number] for number in parts.of(kept.rank)]))
+    nothing = flat.new_zeros(())
+    return gradient, [
         next(own).view(shape) if owner == kept.rank else nothing.expand(shape)
         for shape, owner in zip(item.view.matrices(item.parameter.shape), parts.owners, strict=True)
     ]
+
+
+def _parts_of(item: Item, kept: Replicas) -> Parts:
+    assert kept.owners is not None
+    return kept.owners.parts(item.name)

@@ -39,8 +39,9 @@ from lightning_root.optim.groups import (
 )
 from lightning_root.optim.guard import check_bound, collect
 from lightning_root.optim.options import (
-    KeptDtype,
+    MomentumDtype,
     OrthogonalizationDtype,
+    ShareDtype,
     check_options,
     plain_coefficients,
 )
@@ -110,8 +111,9 @@ class ROOT(SharedState, torch.optim.Optimizer):
             nothing warns. Take one step before the capture. Not for sharded parameters or shared
             updates.
         momentum_dtype: In which the matrices' momentum is kept: "auto" is float32 (float64 for
-            float64 parameters); "bfloat16" is half the bytes, rounded stochastically, so that
-            small gradients add up. A step computes in float32 either way.
+            float64 parameters); "bfloat16" is half the bytes, "float8" a quarter (e4m3 with an
+            exponent for 128 entries; saved as bfloat16, which holds it exactly). Both are rounded
+            stochastically, so that small gradients add up. A step computes in float32 either way.
         rules: Globs on parameter names that override the split, first match wins. The value is
             "adamw", "root", or how a matrix rule cuts the parameter: {"*.qkv.weight": {"rows": 3}}
             for three equal row blocks, {"rows": [256, 64, 64]} for unequal ones, "columns"
@@ -180,10 +182,10 @@ class ROOT(SharedState, torch.optim.Optimizer):
         outlier_quantile_mode: QuantileMode = "auto",
         kernels: KernelOption = "auto",
         capturable: bool = False,
-        momentum_dtype: KeptDtype = "auto",
+        momentum_dtype: MomentumDtype = "auto",
         rules: Mapping[str, Literal["root", "adamw"] | dict[str, Any]] | str | None = None,
         share_updates: bool = True,
-        share_dtype: KeptDtype = "auto",
+        share_dtype: ShareDtype = "auto",
     ) -> None:
         defaults = {
             "lr": lr,

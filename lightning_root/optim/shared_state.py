@@ -16,6 +16,7 @@ from lightning_root.optim.checkpoint import (
 )
 from lightning_root.optim.collecting import collected
 from lightning_root.optim.groups import members
+from lightning_root.optim.momentum import keep_loaded_, saved_momenta
 from lightning_root.optim.parts import Cut, own_parts, refuse_sharded, settled
 from lightning_root.partition import MatrixView
 
@@ -104,7 +105,8 @@ class SharedState(Base):
         local, kept = super().state_dict(), self._replicas
         assert kept is not None
         cuts = self._settle_owners()
-        state = collected(local["state"], self.param_groups, cuts, kept, device)
+        own = saved_momenta(local["state"], self.param_groups, in_parts=True)
+        state = collected(own, self.param_groups, cuts, kept, device)
         on_host = torch.device("cpu")
         return packed(completed({**local, "state": state}, self.param_groups, on_host))
 
@@ -165,10 +167,19 @@ class SharedState(Base):
                 )
             replicas.owners = before.owners
         elif self.shards_state:
-            cut = self._own_part(super().state_dict())
-            parameters = [parameter for _, _, parameter in members(self.param_groups)]
-            self.state = defaultdict(dict, {parameters[i]: own for i, own in cut.items()})
+            whole = super().state_dict()
+            saved = saved_momenta(whole["state"], self.param_groups, in_parts=False)
+            cut = self._own_part({**whole, "state": saved})
+            state: defaultdict[Any, Any] = defaultdict(dict)
+            for position, (group, _, parameter) in enumerate(members(self.param_groups)):
+                if position in cut:
+                    state[parameter] = cut[position]
+                    if group["role"] == "root":
+                        keep_loaded_(state[parameter], parameter, group)
+            self.state = state
 
 
 def _finished(optimizer: torch.optim.Optimizer, own: dict[str, Any]) -> dict[str, Any]:
-    return packed(completed(own, optimizer.param_groups))
+    groups = optimizer.param_groups
+    saved = saved_momenta(own["state"], groups, in_parts=False)
+    return packed(completed({**own, "state": saved}, groups))

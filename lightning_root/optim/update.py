@@ -32,15 +32,18 @@ from lightning_root.optim.batches import (
     update_batch_,
     work,
 )
-from lightning_root.optim.elementwise import decay_and_descend_, look_ahead_
-from lightning_root.optim.items import Item, momentum_dtype, portions, state_dtype, zeros_like
-from lightning_root.optim.parts import own_momenta
+from lightning_root.optim.elementwise import decay_and_descend_
+from lightning_root.optim.float8 import is_float8
+from lightning_root.optim.items import Item, portions, state_dtype
+from lightning_root.optim.momentum import fresh_momentum, look_ahead
+from lightning_root.optim.parts import own_gradient_and_momenta, own_part
 from lightning_root.optim.sharding import ShardedUpdates, own_matrices
 from lightning_root.optim.sharing import share_updates_
 from lightning_root.partition import MatrixView
 
 WHOLE_ELEMENTS: Final = 1 << 25
-"""Of sharded and low-precision parameters, so many elements have a whole update at a time."""
+"""Of sharded and low-precision parameters, so many elements have a whole update at a time; of
+those with momentum in 8 bits, a whole N."""
 
 
 def root_update_(
@@ -65,11 +68,11 @@ def root_update_(
     Returns:
         To be called before the parameters are used: waits for what other ranks have computed.
     """
-    if not _kept_in_parts(replicas):
-        for item in items:
-            if "momentum_buffer" not in item.state:
-                dtype = momentum_dtype(item.parameter, group)
-                item.state["momentum_buffer"] = zeros_like(item.parameter, dtype)
+    keepers = _keepers(replicas)
+    for item in items:
+        if "momentum_buffer" not in item.state:
+            like = item.parameter if keepers is None else own_part(item, keepers)
+            item.state.update(fresh_momentum(like, group))
     by_rows: dict[Any, list[Item]] = defaultdict(list)
     direct: list[Item] = []
     rounded: list[Item] = []
@@ -87,8 +90,12 @@ def root_update_(
             sharded.append(item)
     shards = {} if shards is None else shards
     here = partial(_update_here, group=group, hooks=hooks)
-    finish = [_update_all(list(_blocks(direct, group, replicas)), group, hooks, replicas)]
-    here(list(_blocks([item for item in stacks if item.parameter.numel()], group, None)))
+    finish = []
+    for portion in _at_once(direct):
+        blocks = list(_blocks(portion, group, replicas))
+        finish.append(_update_all(blocks, group, hooks, replicas))
+    for portion in _at_once([item for item in stacks if item.parameter.numel()]):
+        here(list(_blocks(portion, group, None)))
     for (ranks, _, _), alike in by_rows.items():
         planned = shards.setdefault(ranks, Replicas(ranks))
         finish.append(ShardedUpdates(alike, group, planned, here).finish)
@@ -111,9 +118,16 @@ def _is_direct(item: Item) -> bool:
     return in_full and view.is_view(parameter) and view.is_view(item.gradient)
 
 
-def _kept_in_parts(replicas: Replicas | None) -> bool:
-    """Whether this rank has the momentum of its own matrices alone."""
-    return replicas is not None and replicas.owners is not None
+def _at_once(items: Sequence[Item]) -> list[list[Item]]:
+    """All at a time, but only so many whose N is kept until they are done."""
+    ahead = [item for item in items if is_float8(item.state["momentum_buffer"])]
+    others = [item for item in items if not is_float8(item.state["momentum_buffer"])]
+    return [others, *portions(ahead, WHOLE_ELEMENTS)]
+
+
+def _keepers(replicas: Replicas | None) -> Replicas | None:
+    """The ranks, where each has the momentum of its own matrices alone."""
+    return replicas if replicas is not None and replicas.owners is not None else None
 
 
 def _blocks(
@@ -121,14 +135,20 @@ def _blocks(
 ) -> Iterator[Block]:
     """The matrices of parameters that can be updated where they lie."""
     for item in items:
-        momenta = _momenta(item, group, replicas)
-        yield from _cut(item, item.gradient, momenta, item.parameter, True, group)
+        gradient, momenta = _given(item, group, replicas)
+        yield from _cut(item, gradient, momenta, item.parameter, True, group)
 
 
-def _momenta(item: Item, group: Mapping[str, Any], replicas: Replicas | None) -> Sequence[Tensor]:
-    if replicas is not None and replicas.owners is not None:
-        return own_momenta(item, replicas, momentum_dtype(item.parameter, group))
-    return _matrices(item.view, item.state["momentum_buffer"])
+def _given(
+    item: Item, group: Mapping[str, Any], replicas: Replicas | None
+) -> tuple[Tensor | None, Sequence[Tensor]]:
+    """G, and M of each matrix; None, and N of each where M is kept in 8 bits."""
+    buffer, keepers = item.state["momentum_buffer"], _keepers(replicas)
+    if keepers is not None:
+        return own_gradient_and_momenta(item, keepers, group)
+    if is_float8(buffer):
+        return None, _matrices(item.view, look_ahead(item, group))
+    return item.gradient, _matrices(item.view, buffer)
 
 
 def _cut(
@@ -199,10 +219,10 @@ def _update_whole_(
     for item in items:
         dtype = state_dtype(item.parameter)
         updates.append(torch.empty(item.parameter.shape, dtype=dtype, device=item.gradient.device))
-        if _kept_in_parts(replicas):
-            gradient, momenta = item.gradient, _momenta(item, group, replicas)
+        if _keepers(replicas) is not None:
+            gradient, momenta = _given(item, group, replicas)
         else:
-            gradient, momenta = None, _matrices(item.view, gather(_look_ahead(item, group)))
+            gradient, momenta = None, _matrices(item.view, gather(look_ahead(item, group)))
         blocks.append(list(_cut(item, gradient, momenta, updates[-1], False, group)))
     _update_all(list(chain.from_iterable(blocks)), group, hooks, replicas)()
     for item, update, cut in zip(items, updates, blocks, strict=True):
@@ -217,14 +237,6 @@ def _common_scale_(blocks: Sequence[Block]) -> float:
     for block in blocks:
         block.target.mul_(block.scale)
     return 1.0
-
-
-def _look_ahead(item: Item, group: Mapping[str, Any]) -> Tensor:
-    """N of a whole parameter, or of its shards."""
-    buffer: Tensor = item.state["momentum_buffer"]
-    direction = torch.empty_like(buffer, dtype=state_dtype(buffer))
-    look_ahead_(item.gradient, buffer, direction, group, item.finite)
-    return direction
 
 
 def _apply_(item: Item, update: Tensor, scale: float, group: Mapping[str, Any]) -> None:

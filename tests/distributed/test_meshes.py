@@ -71,8 +71,8 @@ def plans():
     }
 
 
-def train(model):
-    optimizer = ROOT(list(model.named_parameters()), lr=1e-2)
+def train(model, kept="auto"):
+    optimizer = ROOT(list(model.named_parameters()), lr=1e-2, momentum_dtype=kept)
     for number in range(STEPS):
         generator = torch.Generator().manual_seed(number)
         tokens = torch.randint(17, (4, 8), generator=generator)
@@ -83,7 +83,7 @@ def train(model):
     return {name: gather(p.detach()).clone() for name, p in model.named_parameters()}
 
 
-def tensor_parallel(rank, ranks, plan, sharded):
+def tensor_parallel(rank, ranks, plan, sharded, kept="auto"):
     torch.set_num_threads(1)
     names = ("data_parallel", "tensor_parallel")
     mesh = dist.device_mesh.init_device_mesh("cpu", (1, ranks), mesh_dim_names=names)
@@ -91,7 +91,7 @@ def tensor_parallel(rank, ranks, plan, sharded):
     if sharded:
         for part in (model.up, model.down, model.mix, model):
             fully_shard(part, mesh=mesh["data_parallel"])
-    return train(model)
+    return train(model, kept)
 
 
 @pytest.mark.parametrize("plan", plans())
@@ -103,12 +103,26 @@ def test_tensor_parallel_layers_end_where_whole_ones_end(plan, sharded, gloo_poo
             torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def partial_gradients(rank, ranks):
+@pytest.mark.parametrize("plan", plans())
+def test_rounded_momentum_of_tensor_parallel_layers_stays_near(plan, gloo_pool):
+    """Each rank rounds what it has by places of its own, so the paths differ by rounding alone."""
+    start = {name: p.detach().clone() for name, p in Net().named_parameters()}
+    expected, rounded = train(Net()), train(Net(), "float8")
+    found, again = gloo_pool.run(tensor_parallel, plan, True, "float8")
+    for name, weight in expected.items():
+        path = (weight - start[name]).norm()
+        assert torch.equal(found[name], again[name])
+        assert (found[name] - weight).norm() <= 0.15 * path
+        assert (rounded[name] - weight).norm() <= 0.15 * path
+
+
+def partial_gradients(rank, ranks, kept):
     """A weight on every rank, whose gradient each has a term of, as sequence parallelism leaves."""
     torch.set_num_threads(1)
     mesh = dist.device_mesh.init_device_mesh("cpu", (ranks,))
     weight = nn.Parameter(distribute_tensor(torch.eye(6, 4), mesh, [Replicate()]))
-    optimizer = ROOT([{"role": "root", "params": [("weight", weight)]}], lr=1e-2)
+    group = {"role": "root", "params": [("weight", weight)]}
+    optimizer = ROOT([group], lr=1e-2, momentum_dtype=kept)
     for number in range(STEPS):
         terms = torch.randn(ranks, 6, 4, generator=torch.Generator().manual_seed(number))
         weight.grad = DTensor.from_local(terms[rank], mesh, [Partial()])
@@ -116,14 +130,16 @@ def partial_gradients(rank, ranks):
     return weight.detach().to_local()
 
 
-def test_terms_of_a_gradient_are_added_before_momentum(gloo_pool):
+@pytest.mark.parametrize("kept", ["auto", "float8"])
+def test_terms_of_a_gradient_are_added_before_momentum(gloo_pool, kept):
     weight = nn.Parameter(torch.eye(6, 4))
-    optimizer = ROOT([{"role": "root", "params": [("weight", weight)]}], lr=1e-2)
+    group = {"role": "root", "params": [("weight", weight)]}
+    optimizer = ROOT([group], lr=1e-2, momentum_dtype=kept)
     for number in range(STEPS):
         generator = torch.Generator().manual_seed(number)
         weight.grad = torch.randn(2, 6, 4, generator=generator).sum(0)
         optimizer.step()
-    for found in gloo_pool.run(partial_gradients):
+    for found in gloo_pool.run(partial_gradients, kept):
         torch.testing.assert_close(found, weight.detach(), rtol=1e-5, atol=1e-6)
 
 

@@ -112,14 +112,15 @@ def saving_changes_nothing(rank, ranks):
     return all(torch.equal(before[n], gather(p.detach())) for n, p in model.named_parameters())
 
 
-def save_and_resume(rank, ranks):
+def save_and_resume(rank, ranks, kept):
     """6 steps, state out by name, in again into a fresh optimizer, 6 more; against 12 in one go."""
+    options = {"momentum_dtype": kept}
     whole = sharded("cnn", ranks)
-    run(whole, steps=12)
+    run(whole, steps=12, **options)
     model = sharded("cnn", ranks)
-    optimizer = run(model, steps=6)
+    optimizer = run(model, steps=6, **options)
     saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
-    fresh = ROOT(model.parameters(), lr=1e-2)
+    fresh = ROOT(model.parameters(), lr=1e-2, **options)
     set_optimizer_state_dict(model, fresh, saved)
     assert [group["name"] for group in fresh.param_groups] == ["root", "adamw"]
     for step in range(6, 12):
@@ -155,5 +156,6 @@ def test_saving_before_the_first_step_changes_nothing(gloo_pool):
     assert gloo_pool.run(saving_changes_nothing) == [True, True]
 
 
-def test_sharded_state_resumes_bit_for_bit(gloo_pool):
-    assert gloo_pool.run(save_and_resume) == [True, True]
+@pytest.mark.parametrize("kept", ["auto", "bfloat16", "float8"])
+def test_sharded_state_resumes_bit_for_bit(gloo_pool, kept):
+    assert gloo_pool.run(save_and_resume, kept) == [True, True]

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from lightning_root import ROOT
 from lightning_root.distributed import Matrix, Replicas, StateOwners, replicas
 from tests.distributed.test_sharded_optimizer import MODELS, set_gradients
-from tests.distributed.test_sharding import Fused
+from tests.distributed.test_sharding import Aligned, Fused
 from tests.distributed.threads import on_threads
 
 STEPS = 8
@@ -42,7 +42,7 @@ class Tied(nn.Module):
         return {"rules": {"patches.weight": "adamw", "empty": "adamw"}}
 
 
-ALL_MODELS = {**MODELS, "fused": Fused, "tied": Tied}
+ALL_MODELS = {**MODELS, "fused": Fused, "tied": Tied, "aligned": Aligned}
 
 
 class Result(NamedTuple):
@@ -155,6 +155,7 @@ def trained_alone(name, **options):
         {"lr": torch.tensor(1e-2)},
         {"foreach": False},
         {"fused": True},
+        {"momentum_dtype": "bfloat16"},
     ],
 )
 def test_options_hold_for_parts(options):
@@ -272,11 +273,22 @@ def test_a_run_goes_on_with_another_number_of_ranks(save, resume):
     assert_same(whole, on_ranks(resume, "gpt", True, half[0], rest)[0], **ROUNDING)
 
 
-def test_the_same_ranks_go_on_exactly():
-    whole = on_ranks(2, "tied", True)
-    half = on_ranks(2, "tied", True, steps=range(STEPS // 2))
-    rest = on_ranks(2, "tied", True, half[0], range(STEPS // 2, STEPS))
+@pytest.mark.parametrize("kept", ["auto", "bfloat16", "float8"])
+def test_the_same_ranks_go_on_exactly(kept):
+    options = {"momentum_dtype": kept}
+    whole = on_ranks(2, "tied", True, **options)
+    half = on_ranks(2, "tied", True, steps=range(STEPS // 2), **options)
+    rest = on_ranks(2, "tied", True, half[0], range(STEPS // 2, STEPS), **options)
     assert_same(whole[0], rest[0], **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_momentum_in_8_bits_ends_where_the_whole_state_ends(dtype):
+    """Bit for bit where every matrix begins with a block, as 128 entries share an exponent."""
+    options = {"dtype": dtype, "momentum_dtype": "float8"}
+    whole = on_ranks(3, "aligned", False, every=True, **options)
+    parts = on_ranks(3, "aligned", True, every=True, **options)
+    assert_same(whole[0], parts[0], **EXACT)
 
 
 def saved_twice(group, pairs):
@@ -305,6 +317,14 @@ def test_a_parameter_without_any_gradient_so_far_is_in_the_state_with_zeros():
     assert len(optimizer.state) == 1  # nothing is made for it
 
 
+@pytest.mark.parametrize(("kept", "bytes_each"), [("auto", 4), ("bfloat16", 2), ("float8", 1)])
+def test_rounded_momentum_takes_fewer_bytes_in_parts(kept, bytes_each):
+    results = on_ranks(2, "aligned", True, every=True, momentum_dtype=kept)
+    entries = sum(p.numel() for p in Aligned().parameters())
+    exponents = entries // 128 if kept == "float8" else 0
+    assert sum(result.bytes for result in results) == entries * bytes_each + exponents
+
+
 def begun_late(group, pairs):
     """The state is there before the ranks begin to keep parts of it."""
     model, optimizer = pairs[group.rank()]
@@ -315,6 +335,14 @@ def begun_late(group, pairs):
     optimizer.share(group, shard_state=True)  # again, as a second `fit` does
     again = optimizer.consolidated_state_dict()
     return before["state"], after["state"], again["state"], bytes_of(optimizer)
+
+
+def test_rounded_momentum_that_is_there_is_cut():
+    pairs = [made("tied", momentum_dtype="float8") for _ in range(2)]
+    before, *others, _ = on_threads(2, begun_late, pairs)[0]
+    assert any(value.dtype == torch.bfloat16 for s in before.values() for value in s.values())
+    for other in others:
+        assert all(torch.equal(before[key][k], v) for key in other for k, v in other[key].items())
 
 
 def test_a_state_that_is_there_is_cut():

@@ -36,12 +36,31 @@ class Fused(nn.Module):
         return {"rules": rules}
 
 
+class Aligned(nn.Module):
+    """Rows of 128 entries, as the blocks of momentum in 8 bits, so that no shard cuts a block."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.plain = nn.Linear(128, 7, bias=False)
+        self.fused = nn.Linear(128, 12, bias=False)
+        self.experts = nn.Parameter(torch.randn(3, 6, 128))
+
+    def groups(self):
+        rules = {"fused.weight": {"rows": [3, 4, 5]}, "experts": {"stack": 1}, "*": "root"}
+        return {"rules": rules}
+
+
 ALL_MODELS = {**MODELS, "fused": Fused}
+
+
+def made(name):
+    return Aligned() if name == "aligned" else ALL_MODELS[name]()
 
 
 def trained(model, dtype, options):
     """The weights after some steps, and the matrices that were orthogonalized here at each."""
-    if isinstance(model, Fused):
+    if hasattr(model, "groups"):
         options = {**options, **model.groups()}
     optimizer = ROOT(list(model.named_parameters()), lr=1e-2, **options)
     seen = []
@@ -57,7 +76,7 @@ def on_ranks(rank, ranks, name, mesh_shape, dtype, bucket, options):
     torch.set_num_threads(1)
     names = ("replicate", "shard")[-len(mesh_shape) :]
     mesh = dist.device_mesh.init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
-    model = fully_shard(ALL_MODELS[name]().to(dtype), mesh=mesh)
+    model = fully_shard(made(name).to(dtype), mesh=mesh)
     calls, gathered = [], []
     to_all, whole = dist.all_to_all_single, torch.distributed.tensor.DTensor.full_tensor
     before, replicas.EXCHANGE_ELEMENTS = replicas.EXCHANGE_ELEMENTS, bucket
@@ -88,7 +107,7 @@ def compare(gloo_pool, name, mesh_shape=(2,), dtype=torch.float32, bucket=1 << 2
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected, alone = trained(ALL_MODELS[name]().to(dtype), dtype, options)
+        expected, alone = trained(made(name).to(dtype), dtype, options)
     results = gloo_pool.run(on_ranks, name, mesh_shape, dtype, bucket, options)
     for weights, *_ in results:
         for n, weight in weights.items():
@@ -159,9 +178,17 @@ def test_smaller_exchanges_change_nothing(gloo_pool, bucket):
     assert all(len(calls) > 2 * STEPS for _, _, calls, _ in results)
 
 
-@pytest.mark.parametrize("options", [{"nesterov": False}, {"maximize": True}, {"momentum": 0.0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"nesterov": False}, {"maximize": True}, {"momentum": 0.0}, {"momentum_dtype": "bfloat16"}],
+)
 def test_options_hold_for_shards(gloo_pool, options):
     compare(gloo_pool, "cnn", **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_momentum_in_8_bits_is_rounded_alike_where_no_block_is_cut(gloo_pool, dtype):
+    compare(gloo_pool, "aligned", dtype=dtype, momentum_dtype="float8")
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 5, 8, 17])

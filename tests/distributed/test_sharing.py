@@ -171,8 +171,9 @@ def test_updates_that_travel_in_bfloat16_are_rounded_once_and_equal_on_all_ranks
     assert any(not torch.equal(ranks[0][0][n], p.detach()) for n, p in model.named_parameters())
 
 
-def test_momentum_in_bfloat16_is_the_same_on_all_ranks_and_in_one_process(gloo_pool):
-    (_, optimizer, _), ranks = compare(gloo_pool, "gpt", options={"momentum_dtype": "bfloat16"})
+@pytest.mark.parametrize("kept", ["bfloat16", "float8"])
+def test_rounded_momentum_is_the_same_on_all_ranks_and_in_one_process(gloo_pool, kept):
+    (_, optimizer, _), ranks = compare(gloo_pool, "gpt", options={"momentum_dtype": kept})
     for key, state in optimizer.state_dict()["state"].items():
         for k, value in state.items():
             assert torch.equal(ranks[0][1][key][k], value)

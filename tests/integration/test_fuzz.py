@@ -38,7 +38,7 @@ OPTIMIZER = {
     "fused": [None, False],
     "ns_dtype": ["auto", "float64", "bfloat16"],
     "ns_form": ["gram", "eigh", "polar"],
-    "momentum_dtype": ["auto", "bfloat16"],
+    "momentum_dtype": ["auto", "bfloat16", "float8"],
     "share_dtype": ["auto", "bfloat16"],
     "outlier_quantile_mode": ["exact", "sampled"],
     "kernels": ["auto", "torch"],

@@ -39,7 +39,7 @@ GOOD = {
     "fused": [True, False],
     "ns_dtype": ["float32", "bfloat16", "float64"],
     "ns_form": ["standard", "gram", "eigh", "polar"],
-    "momentum_dtype": ["bfloat16"],
+    "momentum_dtype": ["bfloat16", "float8"],
     "share_dtype": ["bfloat16"],
     "outlier_quantile_mode": ["exact", "sampled"],
     "kernels": ["torch"],
