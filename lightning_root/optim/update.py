@@ -42,8 +42,10 @@ from lightning_root.optim.sharing import share_updates_
 from lightning_root.partition import MatrixView
 
 WHOLE_ELEMENTS: Final = 1 << 25
-"""Of sharded and low-precision parameters, so many elements have a whole update at a time; of
-those with momentum in 8 bits, a whole N."""
+"""Of sharded and low-precision parameters, so many elements have a whole update at a time."""
+
+AHEAD_ELEMENTS: Final = 1 << 20
+"""Of parameters whose momentum is kept in 8 bits, so many have a whole N for each CPU thread."""
 
 
 def root_update_(
@@ -90,11 +92,12 @@ def root_update_(
             sharded.append(item)
     shards = {} if shards is None else shards
     here = partial(_update_here, group=group, hooks=hooks)
-    finish = []
-    for portion in _at_once(direct):
-        blocks = list(_blocks(portion, group, replicas))
-        finish.append(_update_all(blocks, group, hooks, replicas))
-    for portion in _at_once([item for item in stacks if item.parameter.numel()]):
+    now, portioned = _at_once(direct)
+    finish = [_update_all(list(_blocks(now, group, replicas)), group, hooks, replicas)]
+    for portion in portioned:
+        _update_all(list(_blocks(portion, group, replicas)), group, hooks, replicas)()
+    now, portioned = _at_once([item for item in stacks if item.parameter.numel()])
+    for portion in [now, *portioned]:
         here(list(_blocks(portion, group, None)))
     for (ranks, _, _), alike in by_rows.items():
         planned = shards.setdefault(ranks, Replicas(ranks))
@@ -118,11 +121,15 @@ def _is_direct(item: Item) -> bool:
     return in_full and view.is_view(parameter) and view.is_view(item.gradient)
 
 
-def _at_once(items: Sequence[Item]) -> list[list[Item]]:
-    """All at a time, but only so many whose N is kept until they are done."""
-    ahead = [item for item in items if is_float8(item.state["momentum_buffer"])]
+def _at_once(items: Sequence[Item]) -> tuple[list[Item], list[list[Item]]]:
+    """What is updated all at a time, and the portions of what has a whole N until it is updated."""
+    compressed = [item for item in items if is_float8(item.state["momentum_buffer"])]
+    if not compressed:
+        return list(items), []
     others = [item for item in items if not is_float8(item.state["momentum_buffer"])]
-    return [others, *portions(ahead, WHOLE_ELEMENTS)]
+    on_cpu = compressed[0].parameter.device.type == "cpu"
+    elements = AHEAD_ELEMENTS * torch.get_num_threads() if on_cpu else WHOLE_ELEMENTS
+    return others, portions(compressed, elements)
 
 
 def _keepers(replicas: Replicas | None) -> Replicas | None:

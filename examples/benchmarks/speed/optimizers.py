@@ -24,6 +24,7 @@ OURS: dict[str, dict[str, Any]] = {
     WITHOUT_THRESHOLD: {"outlier_quantile": None},
     "root-auto-threshold": {"outlier_quantile": "auto"},
     "root-bfloat16-momentum": {"momentum_dtype": "bfloat16"},
+    "root-float8-momentum": {"momentum_dtype": "float8"},
     "root-standard": {"ns_form": "standard"},
     "root-gram": {"ns_form": "gram"},
     "root-eigh": {"ns_form": "eigh"},
