@@ -111,7 +111,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
             nothing warns. Take one step before the capture. Not for sharded parameters or shared
             updates.
         momentum_dtype: In which the matrices' momentum is kept: "auto" is float32 (float64 for
-            float64 parameters); "bfloat16" is half the bytes, "float8" a quarter (e4m3 with an
+            float64 parameters); "bfloat16" is half the bytes, "float8" a quarter (e3m4 with an
             exponent for 128 entries; saved as bfloat16, which holds it exactly). Both are rounded
             stochastically, so that small gradients add up. A step computes in float32 either way.
         rules: Globs on parameter names that override the split, first match wins. The value is

@@ -22,32 +22,37 @@ def rounded(value):
     return decoded(encoded(value)).float().view(value.shape)
 
 
-def spaced_as_torch_does(value):
-    """The two neighbours of each entry in torch's e4m3, scaled so that a block's exponent fits."""
-    top = torch.log2(value.abs().amax(-1, keepdim=True)).ceil() - 1  # of the largest, if rounded up
-    scale = torch.exp2(top - 7)  # [1, 2) of it is torch's [128, 256), one octave below its last
-    every = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+def every_magnitude():
+    """e3m4 as IEEE 754 defines binary formats, with bias 6: subnormals, then 1.mmmm x 2^(e - 6)."""
+    subnormal = [m / 16 * 2.0**-5 for m in range(16)]
+    normal = [(1 + m / 16) * 2.0 ** (e - 6) for e in range(1, 8) for m in range(16)]
+    return torch.tensor(subnormal + normal)
+
+
+def neighbours(value):
+    """The two magnitudes around each entry, where 2^e < largest entry of a block <= 2^(e + 1)."""
+    scale = torch.exp2(torch.log2(value.double().abs().amax(-1, keepdim=True)).ceil() - 1).float()
+    every = every_magnitude()
     place = torch.searchsorted(every, (value / scale).abs(), right=True) - 1
-    low, high = every[place], every[(place + 1).clamp(max=126)]
-    return low * scale, high * scale
+    return every[place] * scale, every[place + 1] * scale
 
 
 @pytest.mark.parametrize("power", [0, -90, 90])
-def test_a_value_goes_to_one_of_its_two_neighbours_in_torchs_format(power):
+def test_a_value_goes_to_one_of_its_two_neighbours(power):
     """With tails of all sizes, so that the even spacing below the smallest exponent is met too."""
     value = torch.randn(500, BLOCK).pow(7) * 2.0**power
-    low, high = spaced_as_torch_does(value)
+    low, high = neighbours(value)
     result = rounded(value)
     assert ((result.abs() == low) | (result.abs() == high)).all()
     assert (result.sign() * value.sign() >= 0).all()
 
 
-@pytest.mark.parametrize("upper", [2.0, 2.0**-13, 2.0**-16])
+@pytest.mark.parametrize("upper", [2.0, 2.0**-5, 2.0**-9])
 def test_it_goes_up_as_often_as_it_is_near_to_the_upper_one(upper):
     """A chi-squared test by twentieths of the distance, which nearest rounding fails at once."""
     value = torch.rand(4000, BLOCK) * upper
     value[:, 0] = 1.9
-    low, high = spaced_as_torch_does(value)
+    low, high = neighbours(value)
     distance = ((value - low) / (high - low)).double()[:, 1:]
     up = (rounded(value) == high)[:, 1:]
     place = (distance * 20).long().clamp_(max=19)
@@ -76,10 +81,10 @@ def test_what_was_read_is_written_back_to_the_same_values(entries, power, tail, 
     assert torch.equal(decoded(encoded(decoded(once))), decoded(once))
 
 
-def test_zero_stays_zero_and_the_largest_stays_finite():
+def test_zero_stays_zero_and_the_largest_stays_large():
     assert not decoded(encoded(torch.zeros(3, 200))).any()
-    extremes = torch.tensor([torch.finfo(torch.float32).max, -1e38, 0.0, 1e-45])
-    assert decoded(encoded(extremes)).float().isfinite().all()
+    extremes = torch.tensor([torch.finfo(torch.float32).max, -3e38, 0.0, 1e-45])
+    torch.testing.assert_close(rounded(extremes), extremes, rtol=0.07, atol=1e-30)
 
 
 @pytest.mark.parametrize("entries", [1, BLOCK - 1, BLOCK, BLOCK + 1, 70_000])
@@ -97,7 +102,7 @@ def test_the_look_ahead_is_that_of_what_is_kept(entries, options):
     assert step == 1
     largest = torch.nn.functional.pad(exact.abs(), (0, -entries % BLOCK)).view(-1, BLOCK).amax(1)
     spacing = torch.maximum(
-        exact.abs() / 8, largest.repeat_interleave(BLOCK)[:entries] * 2.0**-16
+        exact.abs() / 16, largest.repeat_interleave(BLOCK)[:entries] * 2.0**-9
     )  # at most
     assert ((decoded(buffer).float() - exact).abs() <= spacing).all()
 
@@ -121,7 +126,7 @@ def test_momentum_without_gradients_decays_by_mu(momentum, steps):
 
 @pytest.mark.parametrize("momentum", [0.9, 0.99])
 def test_equal_gradients_add_up_to_their_multiple(momentum):
-    """Of 100 steps each adds as little as a hundredth, under the spacing of 6 to 13 %."""
+    """Each adds as little as a hundredth, under the spacing of 3 to 6 %."""
     gradient = torch.randn(1 << 15, generator=torch.Generator().manual_seed(0))
     end = run(gradient, torch.zeros_like(gradient), momentum, 400)
     expected = gradient.double() * (1 - momentum**400) / (1 - momentum)

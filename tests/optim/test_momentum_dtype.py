@@ -92,10 +92,8 @@ def steps_of(momentum_dtype, steps=60, dtype=torch.float32, saved_at=None):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(
-    ("name", "bytes_each", "worse"), [("bfloat16", 2.0, 0.03), ("float8", 129 / 128, 0.10)]
-)
-def test_fewer_bytes_and_nearly_the_same_losses(dtype, name, bytes_each, worse):
+@pytest.mark.parametrize(("name", "bytes_each"), [("bfloat16", 2.0), ("float8", 129 / 128)])
+def test_fewer_bytes_and_nearly_the_same_losses(dtype, name, bytes_each):
     """Of a full batch, without noise: what rounding adds to small directions then counts most."""
     _, exact, before = steps_of("auto", dtype=dtype)
     _, optimizer, after = steps_of(name, dtype=dtype)
@@ -108,7 +106,7 @@ def test_fewer_bytes_and_nearly_the_same_losses(dtype, name, bytes_each, worse):
                 assert kept.nbytes == parameter.numel() * bytes_each
             else:
                 assert kept.dtype == whole.dtype
-    assert after[-1] == pytest.approx(before[-1], rel=worse)
+    assert after[-1] == pytest.approx(before[-1], rel=0.03)
     assert before[-1] < 0.5 * before[0]
 
 
@@ -127,6 +125,20 @@ def test_8_bits_are_saved_as_bfloat16_which_reads_them_exactly():
     assert saved["momentum_buffer"].shape == model[0].weight.shape
     assert saved["step"] == 5
     assert optimizer.state[model[0].weight]["momentum_buffer"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("name", ["auto", "bfloat16", "float8"])
+def test_a_matrix_without_a_gradient_so_far_is_saved_with_the_same_entries(name):
+    """Distributed checkpoints cannot load a state that has others."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 3))
+    optimizer = ROOT(model.parameters(), momentum_dtype=name)
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    optimizer.step()
+    used, unused = (optimizer.state_dict()["state"][number] for number in (0, 1))
+    assert list(unused) == list(used)
+    for key, value in unused.items():
+        assert not value.any()
+        assert (value.dtype, value.ndim) == (used[key].dtype, used[key].ndim)
 
 
 @pytest.mark.parametrize(
