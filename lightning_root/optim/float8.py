@@ -2,9 +2,9 @@
 
 128 consecutive entries share one more byte, the exponent of the largest of them, so that any scale
 fits. Entries of at least 2^-5 of the power of two below the largest have four binary places
-(neighbours are 3 to 6 % apart), those below have a spacing of 2^-9 of it. With one more bit of
-exponent in the place of one of mantissa a small GPT ended 0.005 nats higher, with outliers in its
-gradients too: the rounding of most entries is noise that the orthogonalization enlarges.
+(neighbours are 3 to 6 % apart), those below have a spacing of 2^-9 of it. With e4m3, one more bit
+of exponent in the place of one of mantissa, eight small fits of a full batch ended 3 % above
+float32, with this 1 %: rounding is noise in the small directions, which orthogonalization enlarges.
 
 Rounding is stochastic, as that of `rounding`, but what decides is a hash of the value's bits, of
 its place in the block and of the number of the step. By its bits alone an entry without a gradient

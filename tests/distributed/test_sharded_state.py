@@ -339,10 +339,16 @@ def begun_late(group, pairs):
 
 def test_rounded_momentum_that_is_there_is_cut():
     pairs = [made("tied", momentum_dtype="float8") for _ in range(2)]
-    before, *others, _ = on_threads(2, begun_late, pairs)[0]
-    assert any(value.dtype == torch.bfloat16 for s in before.values() for value in s.values())
+    results = on_threads(2, begun_late, pairs)
+    before, *others, _ = results[0]
     for other in others:
         assert all(torch.equal(before[key][k], v) for key in other for k, v in other[key].items())
+    tensors = [v for s in before.values() for k, v in s.items() if k != "step"]
+    rounded = [value for value in tensors if value.dtype == torch.bfloat16]
+    entries = sum(value.numel() for value in rounded)
+    exact = sum(value.nbytes for value in tensors) - 2 * entries
+    exponents = sum(own for *_, own in results) - exact - entries
+    assert 0 < exponents <= entries / 128 + 2 * len(rounded)
 
 
 def test_a_state_that_is_there_is_cut():
