@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from scipy import stats
 from torch import nn
 
 from lightning_root import ROOT
+from lightning_root.optim import update
 from lightning_root.optim.rounding import keep_
 
 
@@ -194,3 +196,24 @@ def test_the_saved_options_come_with_the_state(before, after):
 def test_other_dtypes_are_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` must be one of .*got 'float16'"):
         ROOT([], **{name: "float16"})
+
+
+def test_few_matrices_have_a_whole_look_ahead_at_a_time(monkeypatch):
+    """Of momentum in 8 bits, which would otherwise need float32 for all of it in every step."""
+    alive, most, original = [], [], update.look_ahead
+
+    def watched(item, group):
+        most.append(sum(reference() is not None for reference in alive))
+        result = original(item, group)
+        alive.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(update, "look_ahead", watched)
+    monkeypatch.setattr(update, "AHEAD_ELEMENTS", 1)
+    matrices = [(str(number), nn.Parameter(torch.randn(8, 16))) for number in range(5)]
+    optimizer = ROOT([{"role": "root", "params": matrices}], momentum_dtype="float8")
+    for _, matrix in matrices:
+        matrix.grad = torch.randn_like(matrix)
+    optimizer.step()
+    assert len(most) == 5
+    assert max(most) <= 1  # the last one, until its successor takes its name
