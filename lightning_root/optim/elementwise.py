@@ -3,14 +3,18 @@
 As few passes over memory as there can be; each gives the same bits however a matrix is cut.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from lightning_root.distributed import is_sharded
 from lightning_root.optim.items import state_dtype
 from lightning_root.optim.rounding import keep_
+
+CACHED_ELEMENTS: Final = 1 << 17
+"""So many stay in a core's cache from one pass over them to the next."""
 
 
 def look_ahead_(
@@ -29,11 +33,25 @@ def look_ahead_(
         group: With `momentum`, `nesterov` and `maximize`, for which G counts negative.
         finite: Where it is False, M stays as it is and G counts as zero; no dimensions.
     """
-    gradient, momentum = advance_(gradient, momentum, group, finite)
-    if group["nesterov"]:
-        torch.add(gradient, momentum, alpha=float(group["momentum"]), out=out)
-    else:
-        out.copy_(momentum)
+    for some_gradient, some_momentum, some_out in _rows_in_cache(gradient, momentum, out):
+        counted, exact = advance_(some_gradient, some_momentum, group, finite)
+        if group["nesterov"]:
+            torch.add(counted, exact, alpha=float(group["momentum"]), out=some_out)
+        else:
+            some_out.copy_(exact)
+
+
+def _rows_in_cache(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Where M is rounded by many passes on a CPU, as many rows as stay in its cache; else all."""
+    _, momentum, _ = tensors
+    rounded = momentum.dtype != state_dtype(momentum)
+    if not rounded or momentum.device.type != "cpu" or is_sharded(momentum):
+        yield tensors
+        return
+    length = max(1, len(momentum))
+    rows = max(1, CACHED_ELEMENTS * length // max(1, momentum.numel()))
+    for start in range(0, length, rows):
+        yield tuple(tensor[start : start + rows] for tensor in tensors)
 
 
 def advance_(

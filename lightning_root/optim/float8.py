@@ -22,15 +22,16 @@ from lightning_root.optim.elementwise import look_ahead_
 BLOCK: Final = 128
 """Consecutive entries that share an exponent."""
 
-_AT_ONCE: Final = {"cpu": 1 << 16}
+_AT_ONCE: Final = {"cpu": 1 << 17}
 """Entries that are worked on at a time: what a core's cache holds, with all that is needed."""
 
 _OTHERS_AT_ONCE: Final = 1 << 24
 
-_TOP: Final = 2.0**121
-"""Makes [1, 2) of the 3-bit exponent 6, which in float32 is [2^-121, 2^-120)."""
+_LEAST_NORMAL: Final = (127 - 5) << 23
+"""2^-5 in float32: the least with four binary places, where [1, 2) has the 3-bit exponent 6."""
 
-_SIGN_AND_CODE: Final = 0x83F80000 - (1 << 32)
+_FROM_HALF: Final = 2.0**9
+"""Makes [1, 2) of what has the exponent 6 in float16."""
 
 # Odd numbers of 32 bits: steps and places spread evenly, and all bits of a sum reach the upper 19.
 _PER_STEP: Final = -1640531527
@@ -119,11 +120,14 @@ def _chunks(buffer: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
 
 
 def _read(codes: Tensor, exponents: Tensor) -> Tensor:  # (k, size), (k,) -> (k, size) float32
-    bits = codes.to(torch.int32)
-    bits <<= 24
-    bits >>= 5  # the sign stays the first bit
-    bits &= _SIGN_AND_CODE
-    value = bits.view(torch.float32).mul_(_TOP)
+    """By way of float16, of which a code is sign, the last bits of the exponent, and mantissa."""
+    bits = codes.to(torch.int16)
+    signs = bits << 8
+    signs &= -32768
+    bits &= 0x7F
+    bits <<= 6
+    bits |= signs
+    value = bits.view(torch.float16).to(torch.float32).mul_(_FROM_HALF)
     return value.mul_((exponents.to(torch.int32) << 23).view(torch.float32)[:, None])
 
 
@@ -132,28 +136,38 @@ def _write(value: Tensor, codes: Tensor, exponents: Tensor, step: Tensor) -> Non
 
     So it can grow by increments far below its spacing; and what has been read is written back
     without a change, whichever of the two codes that a power of two has it gets.
+
+    Subnormal numbers of float32 would do the same with fewer operations, and stall most CPUs.
     """
-    largest = value.abs().amax(dim=1)
+    scaled = value.abs()
+    largest = scaled.amax(dim=1)
     exponent = ((largest.view(torch.int32) - 1) >> 23).clamp_(0, 253)
     exponents.copy_(exponent)
-    inverse = ((254 - exponent) << 23).view(torch.float32)
-    bits = (value * inverse[:, None]).mul_(1.0 / _TOP).view(torch.int32)
-    noise = _noise(value, step)
-    signs = bits >> 24
-    signs &= 0x80
-    bits &= 0x7FFFFFFF
-    bits += noise
+    scaled *= ((254 - exponent) << 23).view(torch.float32)[:, None]
+    bits = scaled.view(torch.int32)
+    below = bits - _LEAST_NORMAL
+    below >>= 31  # all bits, where the even spacing begins, and none elsewhere
+    scaled += (below & _LEAST_NORMAL).view(torch.float32)
+    bits += _noise(value, step)
     bits >>= 19
+    bits -= _LEAST_NORMAL >> 19
+    below += 1
+    below <<= 4
+    bits += below  # 16 codes more where there are no subnormal ones
+    signs = value.view(torch.int32) >> 24
+    signs &= 0x80
     codes.copy_(bits.clamp_(max=127).bitwise_or_(signs))
 
 
 def _noise(value: Tensor, step: Tensor) -> Tensor:  # (k, size) -> below 2^19
-    places = torch.arange(value.shape[1], dtype=torch.int32, device=value.device)
-    salts = places.mul_(_PER_PLACE).add_(step.to(torch.int32) * _PER_STEP)
-    noise = value.view(torch.int32) + salts
+    salts = torch.arange(value.shape[1], dtype=torch.int32, device=value.device)
+    salts *= _PER_PLACE
+    salts += step.to(torch.int32) * _PER_STEP
+    for mixer in _MIXERS:
+        salts ^= salts >> 15
+        salts *= mixer
+    noise = value.view(torch.int32) ^ salts
     noise *= _MIXERS[0]
-    noise ^= noise >> 15
-    noise *= _MIXERS[1]
     noise >>= 13
     noise &= 0x7FFFF
     return noise
