@@ -17,15 +17,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightning_root.optim.elementwise import look_ahead_
+from lightning_root.optim.elementwise import CACHED_ELEMENTS, look_ahead_
 
 BLOCK: Final = 128
 """Consecutive entries that share an exponent."""
 
-_AT_ONCE: Final = {"cpu": 1 << 17}
-"""Entries that are worked on at a time: what a core's cache holds, with all that is needed."""
-
 _OTHERS_AT_ONCE: Final = 1 << 24
+"""Entries that accelerators work on at a time; CPUs as many as a core's cache holds."""
 
 _LEAST_NORMAL: Final = (127 - 5) << 23
 """2^-5 in float32: the least with four binary places, where [1, 2) has the 3-bit exponent 6."""
@@ -110,7 +108,7 @@ def _chunks(buffer: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     entries = size(buffer)
     codes, exponents = buffer[:entries], buffer[entries:]
     whole = entries - entries % BLOCK
-    at_once = _AT_ONCE.get(buffer.device.type, _OTHERS_AT_ONCE)
+    at_once = CACHED_ELEMENTS if buffer.device.type == "cpu" else _OTHERS_AT_ONCE
     for start in range(0, whole, at_once):
         stop = min(start + at_once, whole)
         of_blocks = exponents[start // BLOCK : stop // BLOCK]
@@ -137,7 +135,7 @@ def _write(value: Tensor, codes: Tensor, exponents: Tensor, step: Tensor) -> Non
     So it can grow by increments far below its spacing; and what has been read is written back
     without a change, whichever of the two codes that a power of two has it gets.
 
-    Subnormal numbers of float32 would do the same with fewer operations, and stall most CPUs.
+    Subnormal numbers of float32 would do the same with fewer operations, and stall many CPUs.
     """
     scaled = value.abs()
     largest = scaled.amax(dim=1)
