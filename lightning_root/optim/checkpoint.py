@@ -18,7 +18,7 @@ from lightning_root.optim.loaded import (
     check_state,
     checked_groups,
 )
-from lightning_root.optim.momentum import keep_loaded_, saved_fresh
+from lightning_root.optim.momentum import keep_saved_, saved_fresh
 from lightning_root.optim.options import plain_coefficients
 
 
@@ -180,5 +180,4 @@ def restore_precision(
                         wanted = momentum_dtype(parameter, group)
                     dtype = value.dtype if key == "step" else wanted
                     state[parameter][key] = value.to(device=loaded.device, dtype=dtype, copy=True)
-            if group["role"] == "root" and parameter in state:
-                keep_loaded_(state[parameter], parameter, group)
+    keep_saved_(state, groups)

@@ -41,17 +41,19 @@ def look_ahead_(
             some_out.copy_(exact)
 
 
-def _rows_in_cache(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _rows_in_cache(
+    gradient: Tensor, momentum: Tensor, out: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Where M is rounded by many passes on a CPU, as many rows as stay in its cache; else all."""
-    _, momentum, _ = tensors
     rounded = momentum.dtype != state_dtype(momentum)
     if not rounded or momentum.device.type != "cpu" or is_sharded(momentum):
-        yield tensors
+        yield gradient, momentum, out
         return
     length = max(1, len(momentum))
     rows = max(1, CACHED_ELEMENTS * length // max(1, momentum.numel()))
     for start in range(0, length, rows):
-        yield tuple(tensor[start : start + rows] for tensor in tensors)
+        some = slice(start, start + rows)
+        yield gradient[some], momentum[some], out[some]
 
 
 def advance_(

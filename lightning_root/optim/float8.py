@@ -37,9 +37,9 @@ _PER_PLACE: Final = -2048144789
 _MIXERS: Final = (-1640531535, -2048144777)
 
 
-def is_float8(buffer: Tensor | None) -> bool:
+def is_float8(buffer: Tensor) -> bool:
     """Whether momentum is kept as this module keeps it."""
-    return buffer is not None and buffer.dtype == torch.uint8
+    return buffer.dtype == torch.uint8
 
 
 def zeros(like: Tensor) -> Tensor:

@@ -50,13 +50,25 @@ def look_ahead(item: Item, group: Group) -> Tensor:
     buffer: Tensor = item.state["momentum_buffer"]
     if float8.is_float8(buffer):
         gradient = local_part(placed_like(item.gradient, item.parameter))
-        return shard_like(look_ahead_flat(gradient, item, group), item.parameter)
+        return shard_like(look_ahead_float8(gradient, item, group), item.parameter)
     direction = torch.empty_like(buffer, dtype=state_dtype(buffer))
     look_ahead_(item.gradient, buffer, direction, group, item.finite)
     return direction
 
 
-def look_ahead_flat(gradient: Tensor, item: Item, group: Group) -> Tensor:
+def look_ahead_here(item: Item, group: Group) -> Tensor:
+    """The same for this rank's part of both, contiguous, where they are cut alike."""
+    gradient, buffer = local_part(item.gradient), local_part(item.state["momentum_buffer"])
+    if float8.is_float8(buffer):
+        return look_ahead_float8(gradient, item, group)
+    direction = torch.empty_like(
+        buffer, dtype=state_dtype(buffer), memory_format=torch.contiguous_format
+    )
+    look_ahead_(gradient, buffer, direction, group)
+    return direction
+
+
+def look_ahead_float8(gradient: Tensor, item: Item, group: Group) -> Tensor:
     """The same for momentum in 8 bits, of which this rank has what belongs to `gradient`."""
     step = item.state["step"]
     if group["capturable"]:
@@ -81,7 +93,7 @@ def saved_momenta(
     saved = dict(state)
     for position, entry in state.items():
         buffer = entry.get("momentum_buffer")
-        if isinstance(buffer, Tensor) and float8.is_float8(buffer):
+        if buffer is not None and float8.is_float8(buffer):
             values, parameter = float8.decoded(buffer), parameters[position]
             if not in_parts:
                 values = shard_like(values.view(local_part(parameter).shape), parameter)
@@ -89,13 +101,21 @@ def saved_momenta(
     return saved
 
 
-def keep_loaded_(state: State, parameter: Tensor, group: Group) -> None:
-    """Put loaded momentum into the form that the options ask for."""
-    if not _in_float8(group):
-        state.pop("step", None)
-    elif "momentum_buffer" in state:
-        state["momentum_buffer"] = float8.encoded(local_part(state["momentum_buffer"]))
-        state.setdefault("step", step_counter(parameter, group))
+def keep_saved_(state: Mapping[Tensor, State], groups: Sequence[Group]) -> None:
+    """Put saved momentum into the form that the options of its group ask for.
+
+    Args:
+        state: By parameter.
+        groups: The parameter groups.
+    """
+    matrices = [(g, p) for g in groups if g["role"] == "root" for p in g["params"] if p in state]
+    for group, parameter in matrices:
+        own = state[parameter]
+        if not _in_float8(group):
+            own.pop("step", None)
+        elif "momentum_buffer" in own:
+            own["momentum_buffer"] = float8.encoded(local_part(own["momentum_buffer"]))
+            own.setdefault("step", step_counter(parameter, group))
 
 
 def _in_float8(group: Group) -> bool:

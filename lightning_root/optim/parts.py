@@ -24,7 +24,7 @@ from lightning_root.optim.float8 import is_float8
 from lightning_root.optim.groups import Groups, members
 from lightning_root.optim.guard import WHOLE
 from lightning_root.optim.items import Item, State
-from lightning_root.optim.momentum import look_ahead_flat
+from lightning_root.optim.momentum import look_ahead_float8
 from lightning_root.partition import MatrixView
 
 
@@ -149,7 +149,7 @@ def own_gradient_and_momenta(
     gradient: Tensor | None = item.gradient
     if is_float8(flat):
         own_gradient = Cut(parts, item.view).part(item.gradient, kept.rank)
-        gradient, flat = None, look_ahead_flat(own_gradient, item, group)
+        gradient, flat = None, look_ahead_float8(own_gradient, item, group)
     own = iter(pieces_of(flat, [parts.sizes[number] for number in parts.of(kept.rank)]))
     nothing = flat.new_zeros(())
     return gradient, [

@@ -25,10 +25,9 @@ from lightning_root.distributed import (
 from lightning_root.distributed import replicas as plans
 from lightning_root.functional import update_scale
 from lightning_root.optim.batches import Block
-from lightning_root.optim.elementwise import decay_and_descend_, look_ahead_
-from lightning_root.optim.float8 import is_float8
-from lightning_root.optim.items import Item, shared_dtype, state_dtype
-from lightning_root.optim.momentum import look_ahead_flat
+from lightning_root.optim.elementwise import decay_and_descend_
+from lightning_root.optim.items import Item, shared_dtype
+from lightning_root.optim.momentum import look_ahead_here
 
 Update: TypeAlias = Callable[[Sequence[Block]], None]
 Range: TypeAlias = tuple[int, int]
@@ -172,14 +171,7 @@ class ShardedUpdates:
 
 def _part(item: Item, shards: RowShards, group: Mapping[str, Any]) -> Part:
     """Advance this rank's momentum and look ahead."""
-    gradient, momentum = local_part(item.gradient), local_part(item.state["momentum_buffer"])
-    if is_float8(momentum):
-        direction = look_ahead_flat(gradient, item, group)
-    else:
-        direction = torch.empty_like(
-            momentum, dtype=state_dtype(momentum), memory_format=torch.contiguous_format
-        )
-        look_ahead_(gradient, momentum, direction, group)
+    direction = look_ahead_here(item, group)
     value = local_part(item.parameter).to(direction.dtype)
     columns = item.parameter.shape[1:].numel()
     rows = shards.rows(item.parameter.shape[0])

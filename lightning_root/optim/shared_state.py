@@ -16,7 +16,7 @@ from lightning_root.optim.checkpoint import (
 )
 from lightning_root.optim.collecting import collected
 from lightning_root.optim.groups import members
-from lightning_root.optim.momentum import keep_loaded_, saved_momenta
+from lightning_root.optim.momentum import keep_saved_, saved_momenta
 from lightning_root.optim.parts import Cut, own_parts, refuse_sharded, settled
 from lightning_root.partition import MatrixView
 
@@ -170,13 +170,9 @@ class SharedState(Base):
             whole = super().state_dict()
             saved = saved_momenta(whole["state"], self.param_groups, in_parts=False)
             cut = self._own_part({**whole, "state": saved})
-            state: defaultdict[Any, Any] = defaultdict(dict)
-            for position, (group, _, parameter) in enumerate(members(self.param_groups)):
-                if position in cut:
-                    state[parameter] = cut[position]
-                    if group["role"] == "root":
-                        keep_loaded_(state[parameter], parameter, group)
-            self.state = state
+            parameters = [parameter for _, _, parameter in members(self.param_groups)]
+            self.state = defaultdict(dict, {parameters[i]: own for i, own in cut.items()})
+            keep_saved_(self.state, self.param_groups)
 
 
 def _finished(optimizer: torch.optim.Optimizer, own: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from torch.distributed.fsdp import fully_shard
 
 from lightning_root import ROOT
 from lightning_root.distributed import Matrix, Replicas, StateOwners, replicas
-from tests.distributed.test_sharded_optimizer import MODELS, set_gradients
-from tests.distributed.test_sharding import Aligned, Fused
+from tests.distributed.test_sharded_optimizer import set_gradients
+from tests.distributed.test_sharding import ALL_MODELS as OTHERS
+from tests.distributed.test_sharding import Aligned
 from tests.distributed.threads import on_threads
 
 STEPS = 8
@@ -42,7 +43,7 @@ class Tied(nn.Module):
         return {"rules": {"patches.weight": "adamw", "empty": "adamw"}}
 
 
-ALL_MODELS = {**MODELS, "fused": Fused, "tied": Tied, "aligned": Aligned}
+ALL_MODELS = {**OTHERS, "tied": Tied}
 
 
 class Result(NamedTuple):

@@ -51,11 +51,7 @@ class Aligned(nn.Module):
         return {"rules": rules}
 
 
-ALL_MODELS = {**MODELS, "fused": Fused}
-
-
-def made(name):
-    return Aligned() if name == "aligned" else ALL_MODELS[name]()
+ALL_MODELS = {**MODELS, "fused": Fused, "aligned": Aligned}
 
 
 def trained(model, dtype, options):
@@ -76,7 +72,7 @@ def on_ranks(rank, ranks, name, mesh_shape, dtype, bucket, options):
     torch.set_num_threads(1)
     names = ("replicate", "shard")[-len(mesh_shape) :]
     mesh = dist.device_mesh.init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
-    model = fully_shard(made(name).to(dtype), mesh=mesh)
+    model = fully_shard(ALL_MODELS[name]().to(dtype), mesh=mesh)
     calls, gathered = [], []
     to_all, whole = dist.all_to_all_single, torch.distributed.tensor.DTensor.full_tensor
     before, replicas.EXCHANGE_ELEMENTS = replicas.EXCHANGE_ELEMENTS, bucket
@@ -107,7 +103,7 @@ def compare(gloo_pool, name, mesh_shape=(2,), dtype=torch.float32, bucket=1 << 2
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected, alone = trained(made(name).to(dtype), dtype, options)
+        expected, alone = trained(ALL_MODELS[name]().to(dtype), dtype, options)
     results = gloo_pool.run(on_ranks, name, mesh_shape, dtype, bucket, options)
     for weights, *_ in results:
         for n, weight in weights.items():

@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from lightning_root.optim.float8 import (
     BLOCK,
@@ -14,6 +13,7 @@ from lightning_root.optim.float8 import (
     size,
     zeros,
 )
+from tests.optim.rounding import fits_the_distance
 
 PLAIN = {"momentum": 0.95, "nesterov": True, "maximize": False}
 
@@ -49,19 +49,12 @@ def test_a_value_goes_to_one_of_its_two_neighbours(power):
 
 @pytest.mark.parametrize("upper", [2.0, 2.0**-5, 2.0**-9])
 def test_it_goes_up_as_often_as_it_is_near_to_the_upper_one(upper):
-    """A chi-squared test by twentieths of the distance, which nearest rounding fails at once."""
     value = torch.rand(4000, BLOCK) * upper
     value[:, 0] = 1.9
     low, high = neighbours(value)
     distance = ((value - low) / (high - low)).double()[:, 1:]
     up = (rounded(value) == high)[:, 1:]
-    place = (distance * 20).long().clamp_(max=19)
-    total = torch.bincount(place.flatten(), minlength=20).double()
-    seen = torch.bincount(place.flatten(), weights=up.flatten().double(), minlength=20)
-    expected = torch.bincount(place.flatten(), weights=distance.flatten(), minlength=20)
-    variance = expected * (1 - expected / total)
-    statistic = float(((seen - expected) ** 2 / variance).sum())
-    assert stats.chi2(20).sf(statistic) > 1e-3
+    assert fits_the_distance(distance, up) > 1e-3
 
 
 @settings(max_examples=200, deadline=None)

@@ -6,12 +6,12 @@ import weakref
 
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
 from lightning_root import ROOT
 from lightning_root.optim import update
 from lightning_root.optim.rounding import keep_
+from tests.optim.rounding import fits_the_distance
 
 
 def rounded(value):
@@ -36,18 +36,11 @@ def test_a_value_goes_to_one_of_its_two_neighbours(scale):
 
 
 def test_it_goes_up_as_often_as_it_is_near_to_the_upper_one():
-    """A chi-squared test by twentieths of the distance, which nearest rounding fails at once."""
     value = torch.rand(400_000) + 1.0
     low, high = neighbours(value)
     distance = ((value - low) / (high - low)).double()
     up = rounded(value).float() == high
-    place = (distance * 20).long().clamp_(max=19)
-    total = torch.bincount(place, minlength=20).double()
-    seen = torch.bincount(place, weights=up.double(), minlength=20)
-    expected = torch.bincount(place, weights=distance, minlength=20)
-    variance = expected * (1 - expected / total)
-    statistic = float(((seen - expected) ** 2 / variance).sum())
-    assert stats.chi2(20).sf(statistic) > 1e-3
+    assert fits_the_distance(distance, up) > 1e-3
 
 
 def test_values_that_bfloat16_holds_stay_as_they_are():
