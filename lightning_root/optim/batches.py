@@ -91,7 +91,8 @@ def batches(blocks: Iterable[Block]) -> list[list[Block]]:
     alike: dict[tuple[object, ...], list[Block]] = defaultdict(list)
     for block in blocks:
         matrix = block.momentum
-        key = (*matrix.shape, matrix.dtype, matrix.device, block.direct, block.scale)
+        dtypes = (matrix.dtype, block.target.dtype)
+        key = (*matrix.shape, *dtypes, matrix.device, block.direct, block.scale)
         alike[key].append(block)
     found = [batch for equal in alike.values() for batch in _parts(equal)]
     return sorted(found, key=work, reverse=True)

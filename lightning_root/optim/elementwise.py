@@ -107,18 +107,24 @@ def decay_and_descend_(
     """W <- (1 - lr wd) W - lr scale U, for each of some tensors, in place; none that is not finite.
 
     Args:
-        values: W of each.
+        values: W of each, all of one dtype; of low precision it is computed in float32 and rounded
+            once.
         updates: U of each.
         scale: Factor on the learning rate.
         group: With `lr` and `weight_decay`.
         finite: Whether W may change, on the device; None where it may.
     """
+    dtype = state_dtype(values[0])
+    rounded = values[0].dtype != dtype
+    exact = [value.to(dtype) for value in values] if rounded else values
     lr, decay = group["lr"], group["weight_decay"]
     if isinstance(lr, Tensor) or finite is not None:
-        flags = [None] * len(values) if finite is None else finite
-        for value, update, flag in zip(values, updates, flags, strict=True):
+        flags = [None] * len(exact) if finite is None else finite
+        for value, update, flag in zip(exact, updates, flags, strict=True):
             rate = lr if flag is None else lr * flag  # it stays on its device
-            value.mul_(1.0 - rate * decay).sub_(update.to(value.dtype) * (rate * scale))
+            value.mul_(1.0 - rate * decay).sub_(update.to(dtype) * (rate * scale))
     else:
-        torch._foreach_mul_(values, 1.0 - lr * decay)
-        torch._foreach_add_(values, updates, alpha=-lr * scale)
+        torch._foreach_mul_(exact, 1.0 - lr * decay)
+        torch._foreach_add_(exact, updates, alpha=-lr * scale)
+    if rounded:
+        torch._foreach_copy_(values, exact)

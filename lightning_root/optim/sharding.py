@@ -38,8 +38,8 @@ class Part:
     """This rank's rows of a parameter.
 
     Args:
-        value: W in the dtype of the state, (own rows, columns).
-        direction: N, alike.
+        value: W, (own rows, columns).
+        direction: N, alike, in the dtype of the state.
         rows: First row and the row after the last, of every rank.
     """
 
@@ -103,7 +103,7 @@ class ShardedUpdates:
         replicas: Replicas,
         update: Update,
     ) -> None:
-        self._items, self._group, self._replicas = items, group, replicas
+        self._group, self._replicas = group, replicas
         self._parts = [_part(item, RowShards(replicas.group), group) for item in items]
         self._places = [
             place
@@ -126,10 +126,6 @@ class ShardedUpdates:
                     value = place.cut(place.part.value, me)
                     decay_and_descend_([value], [piece.view_as(value)], place.scale, self._group)
         self._under_way.clear()
-        for item, part in zip(self._items, self._parts, strict=True):
-            local = local_part(item.parameter)
-            if local.dtype != part.value.dtype:
-                local.copy_(part.value.view_as(local))
 
     def _sent_back(self, bucket: Bucket, update: Update) -> Exchange:
         """Make this rank's matrices whole, compute their updates, and send the rows back."""
@@ -172,7 +168,7 @@ class ShardedUpdates:
 def _part(item: Item, shards: RowShards, group: Mapping[str, Any]) -> Part:
     """Advance this rank's momentum and look ahead."""
     direction = look_ahead_here(item, group)
-    value = local_part(item.parameter).to(direction.dtype)
+    value = local_part(item.parameter)
     columns = item.parameter.shape[1:].numel()
     rows = shards.rows(item.parameter.shape[0])
     return Part(value.view(-1, columns), direction.view(-1, columns), rows)

@@ -71,13 +71,13 @@ class SharedUpdates:
         self._under_way.clear()
 
     def _apply_(self, blocks: Sequence[Block], updates: Sequence[Tensor]) -> None:
-        by_scale: dict[float, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        alike: dict[tuple[float, torch.dtype], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for block, update in zip(blocks, updates, strict=True):
             if block.direct:
-                by_scale[block.scale].append((block.target, update))
+                alike[block.scale, block.target.dtype].append((block.target, update))
             else:
                 block.target.copy_(update)
-        for scale, pairs in by_scale.items():
+        for (scale, _), pairs in alike.items():
             targets, values = [t for t, _ in pairs], [u for _, u in pairs]
             decay_and_descend_(targets, values, scale, self._group)
 

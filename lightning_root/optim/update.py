@@ -42,7 +42,7 @@ from lightning_root.optim.sharing import share_updates_
 from lightning_root.partition import MatrixView
 
 WHOLE_ELEMENTS: Final = 1 << 25
-"""Of sharded and low-precision parameters, so many elements have a whole update at a time."""
+"""Of parameters that are sharded or copied, so many elements have a whole update at a time."""
 
 AHEAD_ELEMENTS: Final = 1 << 20
 """Of parameters whose momentum is kept in 8 bits, so many have a whole N for each CPU thread."""
@@ -77,11 +77,11 @@ def root_update_(
             item.state.update(fresh_momentum(like, group))
     by_rows: dict[Any, list[Item]] = defaultdict(list)
     direct: list[Item] = []
-    rounded: list[Item] = []
+    copied: list[Item] = []
     sharded, stacks = [], []
     for item in items:
         if not is_sharded(item.parameter):
-            (direct if _is_direct(item) else rounded).append(item)
+            (direct if _is_direct(item) else copied).append(item)
         elif (cut := row_shards(item.parameter, item.gradient)) is None:
             sharded.append(item)
         elif item.view.stack == 0:
@@ -104,7 +104,7 @@ def root_update_(
         finish.append(ShardedUpdates(alike, group, planned, here).finish)
     for portion in portions(sharded, WHOLE_ELEMENTS):
         _update_whole_(portion, group, hooks, None)
-    for portion in portions(rounded, WHOLE_ELEMENTS):
+    for portion in portions(copied, WHOLE_ELEMENTS):
         _update_whole_(portion, group, hooks, replicas)
     return partial(_all, finish)
 
@@ -116,9 +116,7 @@ def _all(halves: Sequence[Callable[[], None]]) -> None:
 
 def _is_direct(item: Item) -> bool:
     """Whether matrices that are not sharded can be updated where they lie, each for itself."""
-    parameter, view = item.parameter, item.view
-    in_full = parameter.dtype == state_dtype(parameter)
-    return in_full and view.is_view(parameter) and view.is_view(item.gradient)
+    return item.view.is_view(item.parameter) and item.view.is_view(item.gradient)
 
 
 def _at_once(items: Sequence[Item]) -> tuple[list[Item], list[list[Item]]]:
@@ -220,7 +218,7 @@ def _update_whole_(
     hooks: Sequence[StackHook],
     replicas: Replicas | None,
 ) -> None:
-    """Parameters that are gathered from shards, or rounded: all their matrices, then each once."""
+    """Parameters that are gathered from shards, or copied: all their matrices, then each once."""
     blocks: list[list[Block]] = []
     updates = []
     for item in items:
@@ -247,12 +245,9 @@ def _common_scale_(blocks: Sequence[Block]) -> float:
 
 
 def _apply_(item: Item, update: Tensor, scale: float, group: Mapping[str, Any]) -> None:
-    """W <- (1 - lr wd) W - lr scale U, rounded once."""
-    parameter, flags = item.parameter, None if item.finite is None else [item.finite]
-    value = parameter.to(update.dtype)  # the parameter itself, unless it is of low precision
-    decay_and_descend_([local_part(value)], [local_part(update)], scale, group, flags)
-    if value is not parameter:
-        parameter.copy_(value)
+    """W <- (1 - lr wd) W - lr scale U."""
+    flags = None if item.finite is None else [item.finite]
+    decay_and_descend_([local_part(item.parameter)], [local_part(update)], scale, group, flags)
 
 
 def _workers(found: Sequence[Sequence[Block]]) -> int:

@@ -113,17 +113,17 @@ def form(name, shape):
     return distance(result, newton_schulz(matrix.double(), triples))
 
 
-def trained(kernels, shapes, bad, **options):
+def trained(kernels, shapes, bad, dtype=torch.float32, **options):
     """Weights after three steps, in the second of which some gradients are not finite."""
-    weights = [torch.nn.Parameter(random(*shape, seed=9)) for shape in shapes]
+    weights = [torch.nn.Parameter(random(*shape, seed=9).to(dtype)) for shape in shapes]
     optimizer = ROOT([{"role": "root", "params": weights}], lr=0.1, kernels=kernels, **options)
     for step in range(3):
         for number, weight in enumerate(weights):
-            weight.grad = random(*weight.shape, seed=10 * step + number)
+            weight.grad = random(*weight.shape, seed=10 * step + number).to(dtype)
             if bad and step == 1 and number % 2:
                 weight.grad[0, 0] = torch.inf
         optimizer.step()
-    return torch.cat([weight.detach().flatten() for weight in weights])
+    return torch.cat([weight.detach().flatten().float() for weight in weights])
 
 
 def steps(shapes, bad=False, **options):
@@ -224,6 +224,10 @@ CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
         partial(steps, [(20, 50)] * 2, bad=True, capturable=True, ns_steps=2),
     ),
     "steps in bfloat16": (0.1, partial(steps, [(20, 50)], ns_dtype="bfloat16", ns_steps=2)),
+    "steps of bfloat16 parameters": (
+        2e-2,  # which are rounded: a few of them end one unit apart
+        partial(steps, [(20, 50)] * 2, bad=True, dtype=torch.bfloat16, ns_steps=2),
+    ),
     "missed by the sample": (1e-3, missed_by_the_sample),
     "the measurement of passes": (0.0, passes_beside_torch),
     "the package imports kernels by itself": (0.0, lambda: float(ALREADY_IMPORTED)),

@@ -78,12 +78,13 @@ def test_half_of_the_precision_gives_the_same_update():
 @pytest.mark.parametrize(
     "shapes", [[(400, 1600)] * 3, [(500, 500)] * 4, [(64, 256)] * 64, [(1600, 400)] * 2]
 )
-def test_a_step_needs_little_memory_beside_the_state(shapes):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_needs_little_memory_beside_the_state(shapes, dtype):
     """Three times what is orthogonalized at a time, five times one large matrix, however many.
 
     Of the five, an eigendecomposition takes three where the matrix is square.
     """
-    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    weights = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
     optimizer = ROOT([{"role": "root", "params": weights}])
     for weight in weights:
         weight.grad = torch.randn_like(weight)
@@ -94,20 +95,31 @@ def test_a_step_needs_little_memory_beside_the_state(shapes):
     assert 0 < peak <= 4 * max(3 * batch, 5 * matrix) + (64 << 10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "of_weight, of_update",
+    [
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.bfloat16),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "lay", [lambda w: w, lambda w: w.mT.contiguous().mT], ids=["rows", "turned"]
 )
-def test_a_weight_takes_its_update_to_the_bit_however_it_is_cut(lay, dtype):
-    """Cuts at any entry, strided memory, and updates that travelled in bfloat16."""
+def test_a_weight_takes_its_update_to_the_bit_however_it_is_cut(lay, of_weight, of_update):
+    """Cuts at any entry, strided memory, updates that travelled in bfloat16; rounded once."""
     generator = torch.Generator().manual_seed(0)
     weight, update = (torch.randn(37, 41, generator=generator) for _ in range(2))
-    weight, update = weight.double() if dtype == torch.float64 else weight, update.to(dtype)
+    weight, update = weight.to(of_weight), update.to(of_update)
     options = {"lr": 0.02, "weight_decay": 0.1}
     exact = (1 - 0.02 * 0.1) * weight.double() - 0.02 * 3.0 * update.double()
     whole = weight.clone()
     decay_and_descend_([whole], [update], 3.0, options)
-    torch.testing.assert_close(whole.double(), exact, rtol=0, atol=1e-6)
+    half_unit = torch.finfo(of_weight).eps / 2
+    torch.testing.assert_close(whole.double(), exact, rtol=half_unit, atol=1e-6)
     for row, column in ((1, 1), (16, 8), (29, 40), (36, 17)):
         cut = lay(weight.clone())
         blocks = [(slice(row), slice(None)), (slice(row, None), slice(column))]
