@@ -97,7 +97,7 @@ def products_for(tuning: Tuning | None, x: Tensor) -> Products:
         tuning: From `tuning_for`.
         x: Shape (*batch, m, n), m <= n.
     """
-    tile = tuning.tile(x.shape[-2]) if tuning is not None else None
+    tile = tuning.tile(*x.shape[-2:]) if tuning is not None else None
     if tile is None:
         return PLAIN
     from lightning_root.kernels.triton import products

@@ -17,24 +17,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lightning_root.kernels.rounding import (
+    BLOCK,
+    FROM_HALF,
+    LEAST_NORMAL,
+    MIXERS,
+    PER_PLACE,
+    PER_STEP,
+)
 from lightning_root.optim.elementwise import CACHED_ELEMENTS, look_ahead_
-
-BLOCK: Final = 128
-"""Consecutive entries that share an exponent."""
 
 _OTHERS_AT_ONCE: Final = 1 << 24
 """Entries that accelerators work on at a time; CPUs as many as a core's cache holds."""
-
-_LEAST_NORMAL: Final = (127 - 5) << 23
-"""2^-5 in float32: the least with four binary places, where [1, 2) has the 3-bit exponent 6."""
-
-_FROM_HALF: Final = 2.0**9
-"""Makes [1, 2) of what has the exponent 6 in float16."""
-
-# Odd numbers of 32 bits: steps and places spread evenly, and all bits of a sum reach the upper 19.
-_PER_STEP: Final = -1640531527
-_PER_PLACE: Final = -2048144789
-_MIXERS: Final = (-1640531535, -2048144777)
 
 
 def is_float8(buffer: Tensor) -> bool:
@@ -125,7 +119,7 @@ def _read(codes: Tensor, exponents: Tensor) -> Tensor:  # (k, size), (k,) -> (k,
     bits &= 0x7F
     bits <<= 6
     bits |= signs
-    value = bits.view(torch.float16).to(torch.float32).mul_(_FROM_HALF)
+    value = bits.view(torch.float16).to(torch.float32).mul_(FROM_HALF)
     return value.mul_((exponents.to(torch.int32) << 23).view(torch.float32)[:, None])
 
 
@@ -143,12 +137,12 @@ def _write(value: Tensor, codes: Tensor, exponents: Tensor, step: Tensor) -> Non
     exponents.copy_(exponent)
     scaled *= ((254 - exponent) << 23).view(torch.float32)[:, None]
     bits = scaled.view(torch.int32)
-    below = bits - _LEAST_NORMAL
+    below = bits - LEAST_NORMAL
     below >>= 31  # all bits, where the even spacing begins, and none elsewhere
-    scaled += (below & _LEAST_NORMAL).view(torch.float32)
+    scaled += (below & LEAST_NORMAL).view(torch.float32)
     bits += _noise(value, step)
     bits >>= 19
-    bits -= _LEAST_NORMAL >> 19
+    bits -= LEAST_NORMAL >> 19
     below += 1
     below <<= 4
     bits += below  # 16 codes more where there are no subnormal ones
@@ -159,13 +153,13 @@ def _write(value: Tensor, codes: Tensor, exponents: Tensor, step: Tensor) -> Non
 
 def _noise(value: Tensor, step: Tensor) -> Tensor:  # (k, size) -> below 2^19
     salts = torch.arange(value.shape[1], dtype=torch.int32, device=value.device)
-    salts *= _PER_PLACE
-    salts += step.to(torch.int32) * _PER_STEP
-    for mixer in _MIXERS:
+    salts *= PER_PLACE
+    salts += step.to(torch.int32) * PER_STEP
+    for mixer in MIXERS:
         salts ^= salts >> 15
         salts *= mixer
     noise = value.view(torch.int32) ^ salts
-    noise *= _MIXERS[0]
+    noise *= MIXERS[0]
     noise >>= 13
     noise &= 0x7FFFF
     return noise

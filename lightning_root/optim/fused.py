@@ -5,6 +5,7 @@ The plain twin is what `batches.update_batch_` does otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,14 @@ def can_be_fused(batch: Sequence[Block], group: Mapping[str, Any], tuning: Tunin
         group: The options of their parameter group.
         tuning: From `tuning_for`.
     """
+    dtype = batch[0].momentum.dtype
+    known = dtype == torch.float32 or (dtype == torch.bfloat16 and tuning.rounds)
+    if not (known and tuning.passes and group["ns_form"] in ("auto", "standard")):
+        return False
+    if all(block.gradient is None for block in batch):
+        return True
     tensors = [tensor for block in batch for tensor in (block.gradient, block.momentum)]
-    return (
-        tuning.passes
-        and group["ns_form"] in ("auto", "standard")
-        and batch[0].momentum.dtype == torch.float32
-        and all(tensor is not None and tensor.is_contiguous() for tensor in tensors)
-    )
+    return all(tensor is not None and tensor.is_contiguous() for tensor in tensors)
 
 
 def fused_updates(
@@ -57,9 +59,23 @@ def fused_updates(
     """
     from lightning_root.kernels.triton import passes
 
+    directions, largest = _directions(batch, group)
+    bounds = _bounds(directions, largest, group)
+    unit = passes.clipped_unit(directions, bounds, dtype)
+    return directions, bounds, orthogonalize_unit(unit, triples, tuning).to(directions.dtype)
+
+
+def _directions(batch: Sequence[Block], group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """N, shape (k, rows, columns), and its largest magnitudes, shape (k,)."""
+    from lightning_root.kernels.triton import passes
+
     matrix = batch[0].momentum
-    directions = matrix.new_empty(len(batch), *matrix.shape)
-    peaks = matrix.new_empty(len(batch), passes.blocks(matrix))
+    shape = (len(batch), *matrix.shape)
+    directions = torch.empty(shape, dtype=torch.float32, device=matrix.device)
+    if batch[0].gradient is None:
+        torch._foreach_copy_(list(directions), [block.momentum for block in batch])
+        return directions, torch.linalg.vector_norm(directions, math.inf, dim=(1, 2))
+    peaks = directions.new_empty(len(batch), passes.blocks(matrix))
     for block, direction, peak in zip(batch, directions, peaks, strict=True):
         assert block.gradient is not None
         passes.look_ahead_(
@@ -72,9 +88,7 @@ def fused_updates(
             maximize=group["maximize"],
             finite=block.finite,
         )
-    bounds = _bounds(directions, peaks.amax(dim=1), group)
-    unit = passes.clipped_unit(directions, bounds, dtype)
-    return directions, bounds, orthogonalize_unit(unit, triples, tuning).to(matrix.dtype)
+    return directions, peaks.amax(dim=1)
 
 
 def _bounds(directions: Tensor, largest: Tensor, group: Mapping[str, Any]) -> Tensor:  # (k,)

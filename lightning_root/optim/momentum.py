@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.distributed import local_part, placed_like, shard_like
+from lightning_root.kernels import tuning_for
 from lightning_root.optim import float8
 from lightning_root.optim.elementwise import look_ahead_
 from lightning_root.optim.items import (
@@ -21,6 +22,7 @@ from lightning_root.optim.items import (
     step_counter,
     zeros_like,
 )
+from lightning_root.optim.options import iteration_dtype
 
 Group = Mapping[str, Any]
 
@@ -75,7 +77,24 @@ def look_ahead_float8(gradient: Tensor, item: Item, group: Group) -> Tensor:
         step = item.state["step"] = step.to(gradient.device)  # of a state from a host
     out = torch.empty(gradient.shape, dtype=torch.float32, device=gradient.device)
     buffer = item.state["momentum_buffer"]
-    float8.look_ahead_float8_(gradient, buffer, step, out, group, item.finite)
+    dtype = iteration_dtype(group["ns_dtype"], out)
+    tuning = tuning_for(group["kernels"], out.device, dtype)
+    if tuning is None or not tuning.rounds:
+        float8.look_ahead_float8_(gradient, buffer, step, out, group, item.finite)
+        return out
+    from lightning_root.kernels.triton import rounding
+
+    rounding.look_ahead_float8_(
+        gradient.contiguous(),
+        buffer,
+        step,
+        out,
+        group["momentum"],
+        nesterov=group["nesterov"],
+        maximize=group["maximize"],
+        capturable=group["capturable"],
+        finite=item.finite,
+    )
     return out
 
 

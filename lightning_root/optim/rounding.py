@@ -1,13 +1,10 @@
 """Momentum in bfloat16 that loses nothing on average: stochastic rounding without a generator."""
 
-from typing import Final
-
 import torch
 from torch import Tensor
 
 from lightning_root.distributed import local_part
-
-BFLOAT16_LARGEST: Final = torch.finfo(torch.bfloat16).max
+from lightning_root.kernels.rounding import BFLOAT16_LARGEST, MIXERS
 
 
 def keep_(kept: Tensor, value: Tensor) -> None:
@@ -30,7 +27,7 @@ def keep_(kept: Tensor, value: Tensor) -> None:
 def _rounded(value: Tensor) -> Tensor:
     """The upper 16 bits after a number below 2^16 has been added: what bfloat16 can hold."""
     bits = value.clamp(-BFLOAT16_LARGEST, BFLOAT16_LARGEST).view(torch.int32)
-    noise = bits * -1640531535  # 2^32 / golden ratio, odd: all low bits reach the upper sixteen
+    noise = bits * MIXERS[0]  # 2^32 / golden ratio, odd: all low bits reach the upper sixteen
     noise >>= 16
     noise &= 0xFFFF
     return noise.add_(bits).bitwise_and_(-65536).view(torch.float32)

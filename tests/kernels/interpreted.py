@@ -24,8 +24,11 @@ from lightning_root.kernels.triton import (  # noqa: E402
     measurement,
     passes,
     products,
+    rounding,
     threshold,
 )
+from lightning_root.optim import float8  # noqa: E402
+from lightning_root.optim.elementwise import look_ahead_  # noqa: E402
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALES: Final = {"plain": 1.0, "zero": 0.0, "tiny": 1e-30, "huge": 1e30}
@@ -70,6 +73,40 @@ def two_polynomials():
     square = r @ r
     result = products.symmetric_product(r, square, Tile(16, 16, 4, 1))
     return distance(result, r.double() @ square.double())
+
+
+def rounded_to_bits(size, name, dtype, finite):
+    """How many differ from torch's, where sums are exact: eighths, halved a few times."""
+    group = {"momentum": 0.5, "nesterov": True, "maximize": size % 2 == 0}
+    flag = None if finite is None else torch.tensor(finite)
+    start = (8 * random(size)).round() / 8
+    kept = {"bfloat16": lambda: start.bfloat16(), "float8": lambda: float8.encoded(start)}
+    ours, torchs = kept[name](), kept[name]()
+    step = torch.tensor(3.0)
+    for turn in range(3):
+        gradient = ((8 * random(size, seed=turn)).round() / 8).to(DTYPES[dtype])
+        out, expected = torch.empty(size), torch.empty(size)
+        how = {"nesterov": True, "maximize": group["maximize"], "finite": flag}
+        if name == "float8":
+            steps = step.clone(), step.clone()
+            rounding.look_ahead_float8_(
+                gradient, ours, steps[0], out, 0.5, capturable=turn == 1, **how
+            )
+            float8.look_ahead_float8_(gradient, torchs, steps[1], expected, group, flag)
+            if not torch.equal(*steps):
+                return float("nan")
+            step = steps[0]
+            if not torch.equal(rounding.decoded(ours, size), float8.decoded(ours).float()):
+                return float("nan")
+        else:
+            largest = torch.empty(passes.blocks(ours))
+            passes.look_ahead_(gradient, ours, out, 0.5, largest, **how)
+            look_ahead_(gradient, torchs, expected, group, flag)
+        if not torch.equal(out, expected):
+            return float("nan")
+    if name == "float8":
+        ours, torchs = (rounding.decoded(buffer, size) for buffer in (ours, torchs))
+    return float((ours != torchs).sum())
 
 
 def look_ahead(size, dtype, nesterov, maximize, finite):
@@ -163,6 +200,29 @@ def passes_beside_torch():
     return float(found != (True, False, False))
 
 
+def measurement_of_rounding():
+    """Of kernels that are right, wrong in one format or the other, and that fail."""
+    measurement.PASSED = (2, 40, 70)
+    cpu, half, codes = torch.device("cpu"), passes.look_ahead_, rounding.look_ahead_float8_
+
+    def stays(gradient, momentum, *others, **options):
+        kept = momentum.clone()
+        (half if momentum.dtype == torch.bfloat16 else codes)(
+            gradient, momentum, *others, **options
+        )
+        momentum.copy_(kept)
+
+    def fails(*arguments, **options):
+        raise RuntimeError("out of resources")
+
+    found = []
+    for of_half, of_codes in [(half, codes), (stays, codes), (half, stays), (half, fails)]:
+        passes.look_ahead_, rounding.look_ahead_float8_ = of_half, of_codes
+        found.append(measurement.rounding_is_right(cpu))
+    passes.look_ahead_, rounding.look_ahead_float8_ = half, codes
+    return float(found != [True, False, False, False])
+
+
 SMALL, MIDDLE = Tile(16, 16, 4, 1), Tile(32, 64, 4, 1)
 HALF, SINGLE = 6e-3, 2e-6  # the interpreter cuts bfloat16 off where a GPU rounds
 CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
@@ -223,6 +283,30 @@ CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
         1e-3,
         partial(steps, [(20, 50)] * 2, bad=True, capturable=True, ns_steps=2),
     ),
+    **{
+        f"rounded {size} {name} {dtype} {finite}": (
+            0.0,
+            partial(rounded_to_bits, size, name, dtype, finite),
+        )
+        for name in ("bfloat16", "float8")
+        for size, dtype in [(1, "float32"), (128, "float32"), (9000, "bfloat16"), (8193, "float32")]
+        for finite in (None, True, False)
+    },
+    **{
+        f"steps, momentum in {name}, capturable {capturable}": (
+            0.05,  # a sum that is rounded otherwise may go to the other neighbour
+            partial(
+                steps,
+                [(20, 50), (50, 20)],
+                bad=capturable,
+                momentum_dtype=name,
+                capturable=capturable,
+                ns_steps=2,
+            ),
+        )
+        for name in ("bfloat16", "float8")
+        for capturable in (False, True)
+    },
     "steps in bfloat16": (0.1, partial(steps, [(20, 50)], ns_dtype="bfloat16", ns_steps=2)),
     "steps of bfloat16 parameters": (
         2e-2,  # which are rounded: a few of them end one unit apart
@@ -230,6 +314,7 @@ CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
     ),
     "missed by the sample": (1e-3, missed_by_the_sample),
     "the measurement of passes": (0.0, passes_beside_torch),
+    "the measurement of rounding": (0.0, measurement_of_rounding),
     "the package imports kernels by itself": (0.0, lambda: float(ALREADY_IMPORTED)),
 }
 """Name, largest error that is allowed, and what gives the error."""

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -22,15 +23,14 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 KERNELS = Path(tuning.__file__).parent
 
 
-@pytest.fixture(scope="module")
-def errors():
-    """Of all cases, from one process: Triton is told to interpret before it is imported."""
+def reported_by(program, *arguments, **environment):
+    """What a program of this folder writes: Triton is told what it is to do before it starts."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.interpreted"],
+        [sys.executable, "-m", f"tests.kernels.{program}", *arguments],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -39,11 +39,41 @@ def errors():
     return json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def errors():
+    """Of all cases, from one process."""
+    return reported_by("interpreted", TRITON_INTERPRET="1")
+
+
+@pytest.fixture(scope="module")
+def machine_code(tmp_path_factory):
+    """What an H100 or H200 would run, of every kernel."""
+    return reported_by("compiled", "90", TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton")))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_kernel_gives_what_torch_gives(errors, case):
     allowed, _ = CASES[case]
     assert isinstance(errors[case], float), errors[case]
     assert errors[case] <= allowed
+
+
+def test_every_kernel_compiles_for_hopper_and_keeps_its_numbers_in_registers(machine_code):
+    names = {name.split()[0] for name in machine_code}
+    source = "".join(path.read_text() for path in KERNELS.glob("*.py"))
+    launched = set(re.findall(r"^    (_\w+)\[\(", source, flags=re.MULTILINE))
+    assert names == launched
+    assert {name: kernel["spilled"] for name, kernel in machine_code.items()} == dict.fromkeys(
+        machine_code, 0
+    )
+    assert max(kernel["shared"] for kernel in machine_code.values()) <= 227 << 10
+
+
+def test_products_run_on_tensor_cores_and_load_while_they_multiply(machine_code):
+    products = {k: v for k, v in machine_code.items() if k.startswith("_lower_tiles")}
+    assert all(kernel["loads_ahead"] for kernel in products.values())
+    on_tensor_cores = {name for name, kernel in products.items() if kernel["tensor_cores"]}
+    assert on_tensor_cores == {name for name in products if "bfloat16" in name}
 
 
 @pytest.fixture
@@ -57,7 +87,7 @@ def gpu(monkeypatch, tmp_path):
 
 
 def test_what_was_measured_is_kept(gpu, monkeypatch):
-    found = Tuning((TORCH, 0, 1, 2, 3), passes=True)
+    found = Tuning((TORCH, 0, 0, 1, 2, 3), passes=True, rounds=True)
     calls = []
     monkeypatch.setattr(measurement, "measure", lambda *about: calls.append(about) or found)
     assert tuning.tuning_for("auto", GPU, torch.bfloat16) == found
@@ -69,9 +99,11 @@ def test_what_was_measured_is_kept(gpu, monkeypatch):
     assert tuning.tuning_for("auto", GPU, torch.float64) is None
 
 
-@pytest.mark.parametrize("damage", ["{", '{"tiles": [0], "passes": true}', '{"tiles": "x"}'])
+@pytest.mark.parametrize(
+    "damage", ["{", '{"tiles": [0], "passes": true, "rounds": true}', '{"tiles": "x"}']
+)
 def test_a_damaged_file_is_measured_anew(gpu, monkeypatch, damage):
-    found = Tuning((0,) * len(SIZES), passes=False)
+    found = Tuning((0,) * len(SIZES), passes=False, rounds=False)
     monkeypatch.setattr(measurement, "measure", lambda *about: found)
     assert tuning.tuned(GPU, torch.bfloat16) == found
     (file,) = (gpu / "rates-2").iterdir()
@@ -95,21 +127,38 @@ def test_ranks_can_choose_alike(gpu):
 
 
 def test_the_nearest_size_decides():
-    found = Tuning((TORCH, 0, 1, 2, 3), passes=True)
-    tiles = {m: found.tile(m) for m in (8, 256, 362, 363, 700, 2048, 99999)}
+    found = Tuning((TORCH, 0, 1, 2, 3, 3), passes=True, rounds=True)
+    tiles = {m: found.tile(m, 4096) for m in (16, 128, 176, 192, 352, 368, 704, 2048, 99984)}
     assert tiles == {
-        8: None,
-        256: None,
-        362: None,
-        363: TILES[0],
-        700: TILES[0],
-        2048: TILES[2],
-        99999: TILES[3],
+        16: None,
+        128: None,
+        176: None,
+        192: TILES[0],
+        352: TILES[0],
+        368: TILES[1],
+        704: TILES[1],
+        2048: TILES[3],
+        99984: TILES[3],
     }
-    x = torch.ones(300, 400)
-    assert products_for(found, x) is PLAIN
-    assert products_for(None, x) is PLAIN
-    assert products_for(EVERYWHERE, x) is not PLAIN
+
+
+def test_sizes_at_which_kernels_cannot_be_faster_are_torchs():
+    """A single tile has no half to save; rows that begin anywhere are loaded entry by entry."""
+    found = Tuning((0,) * len(SIZES), passes=True, rounds=True)
+    assert found.tile(64, 256) is None
+    assert found.tile(80, 256) == TILES[0]
+    assert found.tile(300, 400) is None
+    assert found.tile(304, 403) is None
+    assert EVERYWHERE.tile(20, 50) == TILES[0]
+
+
+def test_products_are_plain_without_a_tile():
+    found = Tuning((TORCH, *(0,) * (len(SIZES) - 1)), passes=True, rounds=True)
+    assert products_for(found, torch.ones(96, 400)) is PLAIN
+    assert products_for(found, torch.ones(2, 304, 400)) is not PLAIN
+    assert products_for(found, torch.ones(304, 401)) is PLAIN
+    assert products_for(None, torch.ones(304, 400)) is PLAIN
+    assert products_for(EVERYWHERE, torch.ones(300, 401)) is not PLAIN
 
 
 class Clock:
@@ -156,7 +205,12 @@ def test_a_measurement_has_a_tile_for_every_size_and_says_whether_passes_pay(mon
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(measurement, "fastest_tile", lambda m, *_: SIZES.index(m))
     monkeypatch.setattr(measurement, "passes_are_faster", lambda *_: True)
-    assert measurement.measure(GPU, torch.bfloat16) == Tuning((0, 1, 2, 3, 4), passes=True)
+    tiles = (0, 1, 2, 3, 4, 5)
+    for right in (True, False):
+        monkeypatch.setattr(measurement, "rounding_is_right", lambda _, right=right: right)
+        assert measurement.measure(GPU, torch.bfloat16) == Tuning(tiles, True, rounds=right)
+    monkeypatch.setattr(measurement, "passes_are_faster", lambda *_: False)
+    assert measurement.measure(GPU, torch.bfloat16) == Tuning(tiles, False, rounds=False)
 
 
 def test_the_time_of_a_run_is_the_shortest_mean_over_enough_runs(monkeypatch):

@@ -15,7 +15,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lightning_root.kernels.rounding import BFLOAT16_LARGEST, MIXERS
 from lightning_root.kernels.triton.language import cdiv, jit, tl
+from lightning_root.kernels.triton.rounding import to_bfloat16
 
 BLOCK: Final = 4096
 """Elements of a program: 32 of each of its 128 threads."""
@@ -41,8 +43,8 @@ def look_ahead_(
 
     Args:
         gradient: G, contiguous, any floating dtype.
-        momentum: M, contiguous, which is changed.
-        out: N, contiguous, of the dtype of `momentum`.
+        momentum: M, contiguous, float32 or bfloat16, which is changed; rounded stochastically.
+        out: N, contiguous, float32.
         mu: Of the momentum.
         largest: Of each block, shape (`blocks(momentum)`,), float32, written.
         nesterov: Whether N looks ahead.
@@ -61,6 +63,9 @@ def look_ahead_(
         -1.0 if maximize else 1.0,
         NESTEROV=nesterov,
         GUARDED=finite is not None,
+        ROUNDED=momentum.dtype == torch.bfloat16,
+        LARGEST=BFLOAT16_LARGEST,
+        MIXER=MIXERS[0],
         BLOCK=BLOCK,
         enable_fp_fusion=True,
     )
@@ -102,18 +107,24 @@ def _look_ahead(
     sign,
     NESTEROV: tl.constexpr,
     GUARDED: tl.constexpr,
+    ROUNDED: tl.constexpr,
+    LARGEST: tl.constexpr,
+    MIXER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
-    m = tl.load(momentum + place, mask=inside, other=0.0)
-    g = tl.load(gradient + place, mask=inside, other=0.0).to(m.dtype) * sign
+    m = tl.load(momentum + place, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32) * sign
     advanced = g + mu * m
     if GUARDED:
         keep = tl.load(finite) == 0
         g = tl.where(keep, 0.0, g)
         advanced = tl.where(keep, m, advanced)
-    tl.store(momentum + place, advanced, mask=inside)
+    if ROUNDED:
+        tl.store(momentum + place, to_bfloat16(advanced, LARGEST, MIXER), mask=inside)
+    else:
+        tl.store(momentum + place, advanced, mask=inside)
     direction = g + mu * advanced if NESTEROV else advanced
     tl.store(out + place, direction, mask=inside)
     tl.store(largest + tl.program_id(0), tl.max(tl.abs(direction), axis=0))

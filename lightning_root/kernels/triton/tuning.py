@@ -22,8 +22,11 @@ KernelOption: TypeAlias = Literal["auto", "torch", "triton"]
 KERNEL_OPTIONS: Final[tuple[str, ...]] = get_args(KernelOption)
 """All of `KernelOption`."""
 
-SIZES: Final = (256, 512, 1024, 2048, 4096)
+SIZES: Final = (128, 256, 512, 1024, 2048, 4096)
 """Rows of the matrices that are tried; in between and beyond, the nearest decides."""
+
+ALIGNED: Final = 16
+"""Rows and columns of other sizes are loaded entry by entry, which was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +69,36 @@ class Tuning:
     Args:
         tiles: For each of `SIZES` the number of its tile in `TILES`, or `TORCH`.
         passes: Whether momentum, threshold, clamp and norm are taken by kernels.
+        rounds: Whether those that round momentum to 16 and 8 bits do so rightly.
+        forced: Whether kernels are also used for sizes at which they cannot be faster.
     """
 
     tiles: tuple[int, ...]
     passes: bool
+    rounds: bool
+    forced: bool = False
 
-    def tile(self, m: int) -> Tile | None:
-        """The tile for m rows, None for torch's own product."""
+    def tile(self, m: int, n: int) -> Tile | None:
+        """The tile for m rows of n entries, None for torch's own product.
+
+        Half of the operations are saved of many tiles, none of a single one.
+        """
         nearest = min(range(len(SIZES)), key=lambda i: abs(math.log(SIZES[i] / m)))
         number = self.tiles[nearest]
-        return None if number == TORCH else TILES[number]
+        if number == TORCH:
+            return None
+        tile = TILES[number]
+        pays = m > tile.block and m % ALIGNED == n % ALIGNED == 0
+        return tile if pays or self.forced else None
 
 
-EVERYWHERE: Final = Tuning((0, 0, 3, 3, 3), passes=True)
+EVERYWHERE: Final = Tuning((0, 0, 0, 3, 3, 3), passes=True, rounds=True, forced=True)
 """What `kernels="triton"` stands for."""
 
-EVERYWHERE_SINGLE: Final = Tuning((0,) * len(SIZES), passes=True)
+EVERYWHERE_SINGLE: Final = Tuning((0,) * len(SIZES), passes=True, rounds=True, forced=True)
 """The same for float32, of which large tiles do not fit into registers."""
 
-NOWHERE: Final = Tuning((TORCH,) * len(SIZES), passes=False)
+NOWHERE: Final = Tuning((TORCH,) * len(SIZES), passes=False, rounds=False)
 
 _known: dict[str, Tuning] = {}
 
@@ -158,6 +172,6 @@ def adopt_tunings(others: Mapping[str, Tuning]) -> None:
 
 
 def _read(values: Mapping[str, Any]) -> Tuning | None:
-    tiles, passes = tuple(map(int, values["tiles"])), bool(values["passes"])
+    tiles = tuple(map(int, values["tiles"]))
     sound = len(tiles) == len(SIZES) and all(TORCH <= tile < len(TILES) for tile in tiles)
-    return Tuning(tiles, passes) if sound else None
+    return Tuning(tiles, bool(values["passes"]), bool(values["rounds"])) if sound else None
