@@ -127,7 +127,7 @@ def iterate(
     """The steps of the iteration, on matrices of norm 1 or less.
 
     Args:
-        x: Not modified.
+        x: Not modified. A transposed view gives a result that is laid out alike.
         triples: One per step.
         gram_of: x -> x x', in place of the plain product.
         quadratic: r, b, c -> b r + c r r for symmetric r, in place of the plain one.
@@ -139,7 +139,10 @@ def iterate(
             polynomial = quadratic(gram, b, c)
         else:
             polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
-        x = multiply_add(x, polynomial, x, beta=a)
+        if x.stride(-1) == 1:
+            x = multiply_add(x, polynomial, x, beta=a)
+        else:
+            x = multiply_add(x.mT, x.mT, polynomial.mT, beta=a).mT
     return x
 
 

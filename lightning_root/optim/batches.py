@@ -18,7 +18,7 @@ from lightning_root.optim.elementwise import (
     decay_and_descend_,
     look_ahead_,
 )
-from lightning_root.optim.fused import can_be_fused, fused_updates
+from lightning_root.optim.fused import can_be_fused, fused_descent_, fused_updates
 from lightning_root.optim.items import state_dtype
 from lightning_root.optim.options import iteration_dtype
 
@@ -129,7 +129,9 @@ def update_batch_(batch: Sequence[Block], group: Mapping[str, Any], keep: bool) 
     coefficients = lookup(shape, group["coefficients"], group["ns_steps"])
     dtype = iteration_dtype(group["ns_dtype"], batch[0].momentum)
     tuning = tuning_for(group["kernels"], device, dtype)
-    if tuning is not None and can_be_fused(batch, group, tuning):
+    fused = tuning is not None and can_be_fused(batch, group, tuning)
+    if fused:
+        assert tuning is not None
         momentum, bounds, update = fused_updates(batch, group, coefficients.triples, dtype, tuning)
         clipped = clamped(momentum, bounds, out=None) if keep else momentum
     else:
@@ -147,9 +149,13 @@ def update_batch_(batch: Sequence[Block], group: Mapping[str, Any], keep: bool) 
             largest=largest,
             tuning=tuning,
         )
-    _apply_(batch, update, group)
+    if fused and batch[0].direct:
+        fused_descent_(batch, update, group)
+    else:
+        _apply_(batch, update, group)
     if not keep:
         return None
+    update = update.to(momentum.dtype)
     names = tuple(block.name for block in batch)
     scales = tuple(block.scale for block in batch)
     if momentum.shape[1] > momentum.shape[2]:

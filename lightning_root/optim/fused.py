@@ -1,4 +1,4 @@
-"""The middle of a step by Triton's kernels: from G and M to U, in three passes and the products.
+"""A step of matrices by Triton's kernels: from G and M to U and W, in four passes and the products.
 
 The plain twin is what `batches.update_batch_` does otherwise.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_root.functional import Triple, outlier_threshold
 from lightning_root.kernels.orthogonalize import orthogonalize_unit
 from lightning_root.kernels.triton.tuning import Tuning
+from lightning_root.optim.elementwise import decay_and_descend_
 
 if TYPE_CHECKING:
     from lightning_root.optim.batches import Block
@@ -55,14 +56,34 @@ def fused_updates(
         tuning: From `tuning_for`.
 
     Returns:
-        N, shape (k, rows, columns); the bounds that clip it, shape (k,); U, like N.
+        N, shape (k, rows, columns); the bounds that clip it, shape (k,); U, like N, in `dtype`.
     """
     from lightning_root.kernels.triton import passes
 
     directions, largest = _directions(batch, group)
     bounds = _bounds(directions, largest, group)
     unit = passes.clipped_unit(directions, bounds, dtype)
-    return directions, bounds, orthogonalize_unit(unit, triples, tuning).to(directions.dtype)
+    return directions, bounds, orthogonalize_unit(unit, triples, tuning)
+
+
+def fused_descent_(batch: Sequence[Block], update: Tensor, group: Mapping[str, Any]) -> None:
+    """W <- (1 - lr wd) W - lr scale U, for matrices that lie contiguously; by torch for the others.
+
+    Args:
+        batch: Which are direct.
+        update: From `fused_updates`.
+        group: The options of their parameter group.
+    """
+    from lightning_root.kernels.triton import passes
+
+    lr, decay, scale = group["lr"], group["weight_decay"], batch[0].scale
+    on_host = isinstance(lr, Tensor) and lr.device != update.device
+    for block, one in zip(batch, update, strict=True):
+        if block.target.is_contiguous() and one.is_contiguous() and not on_host:
+            passes.decay_and_descend_(block.target, one, lr, decay, scale, block.finite)
+        else:
+            flags = None if block.finite is None else [block.finite]
+            decay_and_descend_([block.target], [one], scale, group, flags)
 
 
 def _directions(batch: Sequence[Block], group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

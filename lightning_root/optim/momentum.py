@@ -77,7 +77,7 @@ def look_ahead_float8(gradient: Tensor, item: Item, group: Group) -> Tensor:
         step = item.state["step"] = step.to(gradient.device)  # of a state from a host
     out = torch.empty(gradient.shape, dtype=torch.float32, device=gradient.device)
     buffer = item.state["momentum_buffer"]
-    dtype = iteration_dtype(group["ns_dtype"], out)
+    dtype = iteration_dtype(group["ns_dtype"], item.parameter)
     tuning = tuning_for(group["kernels"], out.device, dtype)
     if tuning is None or not tuning.rounds:
         float8.look_ahead_float8_(gradient, buffer, step, out, group, item.finite)

@@ -89,6 +89,11 @@ def runs():
                     g, codes, torch.zeros(()), out, 0.95, capturable=on_device, **how
                 ),
             )
+    for lr in (0.02, torch.tensor(0.02)):
+        yield (
+            f"bfloat16 {lr}",
+            lambda lr=lr: passes.decay_and_descend_(wide[1], wide[0], lr, 0.1, 1.0, finite),
+        )
     for dtype in (torch.bfloat16, torch.float32):
         yield f"{dtype}", lambda dtype=dtype: passes.clipped_unit(single, torch.ones(2), dtype)
     yield "0.9", lambda: threshold.sampled_threshold(single, 0.9)

@@ -127,6 +127,19 @@ def look_ahead(size, dtype, nesterov, maximize, finite):
     return max(distance(momentum, advanced), distance(out, direction), peak)
 
 
+def descent(size, of_weight, of_update, how):
+    """The weight, in units of its own, from float64; unchanged where its gradient is not finite."""
+    weight, update = random(size, 3).to(DTYPES[of_weight]), random(size, 3, seed=1)
+    update, before = update.to(DTYPES[of_update]), weight.double()
+    exact = (1 - 0.02 * 0.1) * before - 0.02 * 3.0 * update.double()
+    lr = torch.tensor(0.02) if how == "tensor" else 0.02
+    flag = torch.tensor(how == "finite") if how in ("finite", "not finite") else None
+    passes.decay_and_descend_(weight, update, lr, 0.1, 3.0, flag)
+    if how == "not finite":
+        return 0.0 if torch.equal(weight.double(), before) else float("nan")
+    return distance(weight, exact)
+
+
 def sampled(shape, kind, quantile):
     """The sample's threshold, by sorting."""
     matrices = random(*shape) * SCALES[kind]
@@ -150,9 +163,9 @@ def form(name, shape):
     return distance(result, newton_schulz(matrix.double(), triples))
 
 
-def trained(kernels, shapes, bad, dtype=torch.float32, **options):
+def trained(kernels, shapes, bad, dtype=torch.float32, lay=torch.Tensor.contiguous, **options):
     """Weights after three steps, in the second of which some gradients are not finite."""
-    weights = [torch.nn.Parameter(random(*shape, seed=9).to(dtype)) for shape in shapes]
+    weights = [torch.nn.Parameter(lay(random(*shape, seed=9).to(dtype))) for shape in shapes]
     optimizer = ROOT([{"role": "root", "params": weights}], lr=0.1, kernels=kernels, **options)
     for step in range(3):
         for number, weight in enumerate(weights):
@@ -161,6 +174,11 @@ def trained(kernels, shapes, bad, dtype=torch.float32, **options):
                 weight.grad[0, 0] = torch.inf
         optimizer.step()
     return torch.cat([weight.detach().flatten().float() for weight in weights])
+
+
+def turned(weight):
+    """The same, column by column in memory."""
+    return weight.mT.contiguous().mT
 
 
 def steps(shapes, bad=False, **options):
@@ -254,6 +272,19 @@ CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
         for finite in (None, True, False)
     },
     **{
+        f"descent {size} {of_weight} {of_update} {how}": (
+            SINGLE if of_weight == "float32" else HALF,
+            partial(descent, size, of_weight, of_update, how),
+        )
+        for size, of_weight, of_update in [
+            (1, "float32", "float32"),
+            (1400, "float32", "bfloat16"),
+            (1400, "bfloat16", "float32"),
+            (1400, "float16", "bfloat16"),
+        ]
+        for how in ("plain", "tensor", "finite", "not finite")
+    },
+    **{
         f"threshold {shape} {kind} {quantile}": (2e-7, partial(sampled, shape, kind, quantile))
         for shape in [(1, 1, 1), (2, 33, 20)]
         for kind in SCALES
@@ -308,9 +339,13 @@ CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
         for capturable in (False, True)
     },
     "steps in bfloat16": (0.1, partial(steps, [(20, 50)], ns_dtype="bfloat16", ns_steps=2)),
-    "steps of bfloat16 parameters": (
-        2e-2,  # which are rounded: a few of them end one unit apart
-        partial(steps, [(20, 50)] * 2, bad=True, dtype=torch.bfloat16, ns_steps=2),
+    "steps of float16 parameters": (
+        1e-2,  # a few end on the other side of a unit
+        partial(steps, [(20, 50), (50, 20)], bad=True, dtype=torch.float16, ns_steps=2),
+    ),
+    "steps of turned parameters": (
+        0.05,
+        partial(steps, [(20, 50)], lay=turned, momentum_dtype="float8", ns_steps=2),
     ),
     "missed by the sample": (1e-3, missed_by_the_sample),
     "the measurement of passes": (0.0, passes_beside_torch),

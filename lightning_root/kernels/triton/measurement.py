@@ -67,9 +67,9 @@ def fastest_tile(m: int, device: torch.device, dtype: torch.dtype) -> int:
 
 
 def passes_are_faster(device: torch.device, dtype: torch.dtype) -> bool:
-    """Of momentum, look-ahead, threshold, clamp and norm, for a stack of matrices."""
-    gradients, momenta = (_random(*PASSED, device=device) for _ in range(2))
-    out = torch.empty_like(momenta)
+    """Of momentum, look-ahead, threshold, clamp, norm and weights, for a stack of matrices."""
+    gradients, momenta, others = (_random(*PASSED, device=device) for _ in range(3))
+    out, weights = torch.empty_like(momenta), list(others)
     largest = momenta.new_empty(len(momenta), passes.blocks(momenta[0]))
 
     def plain() -> Tensor:
@@ -77,24 +77,32 @@ def passes_are_faster(device: torch.device, dtype: torch.dtype) -> bool:
             torch.add(gradient, momentum, alpha=0.5, out=momentum)
             torch.add(gradient, momentum, alpha=0.5, out=direction)
         bounds = outlier_threshold(out, 0.9, mode="sampled")[:, None, None]
-        return unit_frobenius(torch.clamp(out, -bounds, bounds, out=out)).to(dtype)
+        unit = unit_frobenius(torch.clamp(out, -bounds, bounds, out=out)).to(dtype)
+        torch._foreach_mul_(weights, 0.999)
+        torch._foreach_add_(weights, list(unit.float()), alpha=-10.0)  # units have small entries
+        return unit
 
     def fused() -> Tensor:
         for parts in zip(gradients, momenta, out, [0.5] * len(out), largest, strict=True):
             passes.look_ahead_(*parts, nesterov=True, maximize=False)
         bounds = threshold.sampled_threshold(out, 0.9)
         bounds = torch.where(bounds > 0, bounds, largest.amax(dim=1))
-        return passes.clipped_unit(out, bounds, dtype)
+        unit = passes.clipped_unit(out, bounds, dtype)
+        for weight, update in zip(weights, unit, strict=True):
+            passes.decay_and_descend_(weight, update, 0.01, 0.1, 1000.0)
+        return unit
 
-    start = momenta.clone()
-    exact = plain()
-    advanced = momenta.clone()
+    changed = [momenta, *weights]
+    start = [tensor.clone() for tensor in changed]
+    exact = [plain(), *(tensor.clone() for tensor in changed)]
 
     def right(result: Tensor) -> bool:
-        return _distance(result, exact) <= 1e-2 and _distance(momenta, advanced) <= 1e-5
+        pairs = list(zip([result, *changed], exact, strict=True))
+        allowed = (1e-2, 1e-5, *(1e-4 for _ in weights))
+        return all(_distance(*pair) <= most for pair, most in zip(pairs, allowed, strict=True))
 
     limit = MARGIN * milliseconds(plain)
-    momenta.copy_(start)
+    torch._foreach_copy_(changed, start)
     return time_if_right(fused, right) < limit
 
 
