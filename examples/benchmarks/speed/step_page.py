@@ -132,10 +132,9 @@ def _shares(sets: Mapping[str, Any], clock: str) -> str:
     ]
     if not body:
         return "Not measured: it takes ROOT."
-    return (
-        f"In {CLOCKS[clock]}; below 1 ROOT is the faster one. The plain loop is what most people "
-        "write.\n\n" + markdown_table(["set", *(compared[other] for other in others)], body)
-    )
+    words = f"In {CLOCKS[clock]}; below 1 ROOT is the faster one."
+    words += " The plain loop is what most people write." if PLAIN in others else ""
+    return words + "\n\n" + markdown_table(["set", *(compared[other] for other in others)], body)
 
 
 def _share(row: Mapping[str, Any], other: Mapping[str, Any], clock: str) -> Quartiles:
