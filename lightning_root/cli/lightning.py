@@ -15,6 +15,7 @@ from lightning_root.checkpoint_io import damage_named
 from lightning_root.cli.commands import COMMANDS
 from lightning_root.cli.messages import NO_TEXT, one_line
 from lightning_root.cli.parser import program
+from lightning_root.cli.yaml_files import check_yaml
 from lightning_root.optim import ROOT
 
 _KEYWORDS: Final = ("best", "last", "hpc", "registry")
@@ -200,6 +201,10 @@ class MainCLI(ROOTCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; refuse what is only listed, for it has to come first, and what no run resumes."""
+        try:
+            check_yaml(sys.argv[1:] if args is None else args)
+        except ValueError as error:
+            parser.error(str(error))
         try:
             super().parse_arguments(parser, args)
         except UnicodeDecodeError:

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_root.cli.lightning import ROOTCLI
 from lightning_root.cli.messages import NO_TEXT, one_line
+from lightning_root.cli.yaml_files import check_yaml
 from lightning_root.optim import ROOT
 
 
@@ -72,6 +73,7 @@ def read_model(
         ValueError: If the arguments are wrong, or the model cannot be made.
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    check_yaml(arguments)
     try:
         cli = ModelCLI(arguments, "cpu" if allocate else "meta")
     except ArgumentError as error:

@@ -18,6 +18,8 @@ def files(tmp_path, monkeypatch):
     torch.save({"a": torch.ones(3)}, "foreign.ckpt")
     (tmp_path / "text.yaml").write_text("hello\n")
     (tmp_path / "nothing.yaml").write_text("")
+    (tmp_path / "broken.yaml").write_text("trainer:\n  max_steps: [1\nmodel: x\n")
+    (tmp_path / "alias.yaml").write_text("model: *net\n")
     (tmp_path / "empty").mkdir()
 
 
@@ -28,6 +30,11 @@ def files(tmp_path, monkeypatch):
         (["--config=empty"], "Path is not a file"),
         (["--config=text.yaml"], "`--config` must be a YAML file of keys with values, got"),
         (["--config=nothing.yaml"], "`--config` must be a YAML file of keys with values, got an"),
+        (
+            ["-c", "broken.yaml"],
+            "`--config` must be a YAML file, but in 'broken.yaml' at line 3, column 6: expected",
+        ),
+        (["--config=alias.yaml"], "'alias.yaml' at line 1, column 8: found undefined alias 'net'"),
         ([NET, "--ckpt_path=none.ckpt"], "`ckpt_path` must be a checkpoint, but there is no"),
         ([NET, "--ckpt_path=empty"], "the folder 'empty' holds none"),
         ([NET, "--ckpt_path=text.yaml"], "`ckpt_path`: 'text.yaml' is no checkpoint"),

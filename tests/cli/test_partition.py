@@ -56,6 +56,7 @@ def test_a_model_that_needs_memory_is_made_in_memory_when_asked(run):
     [
         (["--config=no.yaml"], "no.yaml"),
         (["--config={checkpoint}"], "`--config` must be a YAML file, got one that is no text"),
+        (["--config={broken}"], "broken.yaml' at line 2, column 1: expected ',' or ']', but got"),
         (["--model=my.Net"], "'my.Net': No module named 'my'"),
         (["--model=torch.nn.Linear"], "subclass of LightningModule. Got value: torch.nn.Linear"),
         ([f"--model={HERE}.Net", "--optimizer=SGDD"], "no class is known by the name SGDD"),
@@ -65,15 +66,16 @@ def test_a_model_that_needs_memory_is_made_in_memory_when_asked(run):
         ),
         ([f"--model={HERE}.Net", "--trainer.max_steps=x"], "max_steps"),
         (
-            [f"--model={HERE}.Net", "--optimizer=ROOT", '--optimizer.rules={"hed.*": "root"}'],
+            [f"--model={HERE}.Net", "--optimizer=ROOT", '--optimizer.rules={{"hed.*": "root"}}'],
             "'hed.*' matches none",
         ),
     ],
 )
 def test_what_is_wrong_is_one_line(run, tmp_path, arguments, words):
-    checkpoint = tmp_path / "last.ckpt"
+    checkpoint, broken = tmp_path / "last.ckpt", tmp_path / "broken.yaml"
     torch.save({"a": torch.ones(3)}, checkpoint)
-    given = [argument.replace("{checkpoint}", str(checkpoint)) for argument in arguments]
+    broken.write_text("model: [1\n")
+    given = [argument.format(checkpoint=checkpoint, broken=broken) for argument in arguments]
     status, out, err = run(*given)
     assert (status, out) == (2, "")
     (line,) = err.splitlines()
