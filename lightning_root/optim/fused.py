@@ -16,6 +16,7 @@ from lightning_root.functional import Triple, outlier_threshold
 from lightning_root.kernels.orthogonalize import orthogonalize_unit
 from lightning_root.kernels.triton.tuning import Tuning
 from lightning_root.optim.elementwise import decay_and_descend_
+from lightning_root.optim.items import state_dtype
 
 if TYPE_CHECKING:
     from lightning_root.optim.batches import Block
@@ -67,7 +68,7 @@ def fused_updates(
 
 
 def fused_descent_(batch: Sequence[Block], update: Tensor, group: Mapping[str, Any]) -> None:
-    """W <- (1 - lr wd) W - lr scale U, for matrices that lie contiguously; by torch for the others.
+    """W <- (1 - lr wd) W - lr scale U; by torch where W is not contiguous, or float64.
 
     Args:
         batch: Which are direct.
@@ -77,9 +78,11 @@ def fused_descent_(batch: Sequence[Block], update: Tensor, group: Mapping[str, A
     from lightning_root.kernels.triton import passes
 
     lr, decay, scale = group["lr"], group["weight_decay"], batch[0].scale
-    on_host = isinstance(lr, Tensor) and lr.device != update.device
+    if isinstance(lr, Tensor) and lr.device.type == "cpu":
+        lr = float(lr)  # no kernel can read it there
     for block, one in zip(batch, update, strict=True):
-        if block.target.is_contiguous() and one.is_contiguous() and not on_host:
+        in_single = state_dtype(block.target) == torch.float32
+        if in_single and block.target.is_contiguous() and one.is_contiguous():
             passes.decay_and_descend_(block.target, one, lr, decay, scale, block.finite)
         else:
             flags = None if block.finite is None else [block.finite]

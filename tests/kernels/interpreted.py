@@ -166,14 +166,15 @@ def form(name, shape):
 def trained(kernels, shapes, bad, dtype=torch.float32, lay=torch.Tensor.contiguous, **options):
     """Weights after three steps, in the second of which some gradients are not finite."""
     weights = [torch.nn.Parameter(lay(random(*shape, seed=9).to(dtype))) for shape in shapes]
-    optimizer = ROOT([{"role": "root", "params": weights}], lr=0.1, kernels=kernels, **options)
+    options = {"lr": 0.1, "kernels": kernels, **options}
+    optimizer = ROOT([{"role": "root", "params": weights}], **options)
     for step in range(3):
         for number, weight in enumerate(weights):
             weight.grad = random(*weight.shape, seed=10 * step + number).to(dtype)
             if bad and step == 1 and number % 2:
                 weight.grad[0, 0] = torch.inf
         optimizer.step()
-    return torch.cat([weight.detach().flatten().float() for weight in weights])
+    return torch.cat([weight.detach().flatten().double() for weight in weights])
 
 
 def turned(weight):
@@ -342,6 +343,14 @@ CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
     "steps of float16 parameters": (
         1e-2,  # a few end on the other side of a unit
         partial(steps, [(20, 50), (50, 20)], bad=True, dtype=torch.float16, ns_steps=2),
+    ),
+    "steps by a rate in a tensor": (
+        1e-3,
+        partial(steps, [(20, 50), (50, 20)], lr=torch.tensor(0.1), ns_steps=2),
+    ),
+    "steps of float64 parameters": (
+        0.05,  # a rate that float32 weights would not notice
+        partial(steps, [(20, 50)], dtype=torch.float64, momentum_dtype="float8", lr=1e-9),
     ),
     "steps of turned parameters": (
         0.05,

@@ -68,7 +68,7 @@ class Tuning:
 
     Args:
         tiles: For each of `SIZES` the number of its tile in `TILES`, or `TORCH`.
-        passes: Whether momentum, threshold, clamp and norm are taken by kernels.
+        passes: Whether momentum, threshold, clamp, norm and weights are taken by kernels.
         rounds: Whether those that round momentum to 16 and 8 bits do so rightly.
         forced: Whether kernels are also used for sizes at which they cannot be faster.
     """
