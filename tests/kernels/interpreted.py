@@ -75,18 +75,21 @@ def two_polynomials():
     return distance(result, r.double() @ square.double())
 
 
-def rounded_to_bits(size, name, dtype, finite):
-    """How many differ from torch's, where sums are exact: eighths, halved a few times."""
-    group = {"momentum": 0.5, "nesterov": True, "maximize": size % 2 == 0}
+def rounded_to_bits(size, name, dtype, finite, scale=1.0):
+    """How many differ from torch's, where sums are exact: of few bits, but more than are kept."""
+    group = {"momentum": 0.5, "nesterov": size % 3 > 0, "maximize": size % 2 == 0}
     flag = None if finite is None else torch.tensor(finite)
-    start = (8 * random(size)).round() / 8
+    bits = 1024 if dtype == "float32" else 16
+    start = (bits * random(size)).round() / bits * scale
     kept = {"bfloat16": lambda: start.bfloat16(), "float8": lambda: float8.encoded(start)}
     ours, torchs = kept[name](), kept[name]()
     step = torch.tensor(3.0)
     for turn in range(3):
-        gradient = ((8 * random(size, seed=turn)).round() / 8).to(DTYPES[dtype])
+        gradient = ((bits * random(size, seed=turn)).round() / bits * scale).to(DTYPES[dtype])
+        if scale > 1.0:
+            gradient[0] = torch.finfo(torch.float32).max  # more than bfloat16 has
         out, expected = torch.empty(size), torch.empty(size)
-        how = {"nesterov": True, "maximize": group["maximize"], "finite": flag}
+        how = {"nesterov": group["nesterov"], "maximize": group["maximize"], "finite": flag}
         if name == "float8":
             steps = step.clone(), step.clone()
             rounding.look_ahead_float8_(
@@ -321,8 +324,15 @@ CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
             partial(rounded_to_bits, size, name, dtype, finite),
         )
         for name in ("bfloat16", "float8")
-        for size, dtype in [(1, "float32"), (128, "float32"), (9000, "bfloat16"), (8193, "float32")]
+        for size, dtype in [(1, "float32"), (128, "float32"), (8193, "bfloat16")]
         for finite in (None, True, False)
+    },
+    **{
+        f"rounded {name}, huge": (
+            0.0,
+            partial(rounded_to_bits, 500, name, "float32", None, scale=2.0**124),
+        )
+        for name in ("bfloat16", "float8")
     },
     **{
         f"steps, momentum in {name}, capturable {capturable}": (
