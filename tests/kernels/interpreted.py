@@ -239,22 +239,31 @@ def measurement_of_rounding():
     measurement.PASSED = (2, 40, 70)
     cpu, half, codes = torch.device("cpu"), passes.look_ahead_, rounding.look_ahead_float8_
 
-    def stays(gradient, momentum, *others, **options):
-        kept = momentum.clone()
-        (half if momentum.dtype == torch.bfloat16 else codes)(
-            gradient, momentum, *others, **options
-        )
-        momentum.copy_(kept)
+    def but(wrong):
+        def advance(gradient, momentum, *others, **options):
+            of_half = momentum.dtype == torch.bfloat16
+            kept, out = momentum.clone(), others[0] if of_half else others[1]
+            if wrong == "forgets":
+                momentum.zero_()
+            (half if of_half else codes)(gradient, momentum, *others, **options)
+            if wrong == "stays":
+                momentum.copy_(kept)
+            if wrong == "overshoots":
+                out *= 1.01
+
+        return advance
 
     def fails(*arguments, **options):
         raise RuntimeError("out of resources")
 
     found = []
-    for of_half, of_codes in [(half, codes), (stays, codes), (half, stays), (half, fails)]:
+    wrong = [but(how) for how in ("forgets", "stays", "overshoots")] + [fails]
+    pairs = [(half, codes), *((w, codes) for w in wrong), *((half, w) for w in wrong)]
+    for of_half, of_codes in pairs:
         passes.look_ahead_, rounding.look_ahead_float8_ = of_half, of_codes
         found.append(measurement.rounding_is_right(cpu))
     passes.look_ahead_, rounding.look_ahead_float8_ = half, codes
-    return float(found != [True, False, False, False])
+    return float(found != [True] + [False] * 8)
 
 
 SMALL, MIDDLE = Tile(16, 16, 4, 1), Tile(32, 64, 4, 1)

@@ -131,7 +131,7 @@ def rounding_is_right(device: torch.device) -> bool:
             exact = gradient + 0.5 * before
             before = advance()
             ahead = _distance(out, gradient + 0.5 * exact) <= 1e-5
-            if not (ahead and spacing / 8 <= _distance(before, exact) <= spacing):
+            if not (ahead and _distance(before, exact) <= spacing):
                 return False
         return True
 
