@@ -218,20 +218,24 @@ def missed_by_the_sample():
 def passes_beside_torch():
     """The measurement takes passes that are right and faster than torch, and no others."""
     measurement.PASSED = (2, 40, 70)
-    cpu, right = torch.device("cpu"), passes.clipped_unit
+    cpu, right, descend = torch.device("cpu"), passes.clipped_unit, passes.decay_and_descend_
 
-    def taken(torch_takes, they_take, clipped=right):
+    def taken(torch_takes, they_take, clipped=right, descended=descend):
         times = iter([torch_takes, they_take])
         measurement.milliseconds = lambda run: next(times)
-        passes.clipped_unit = clipped
+        passes.clipped_unit, passes.decay_and_descend_ = clipped, descended
         return measurement.passes_are_faster(cpu, torch.float32)
 
     def wrong(*arguments):
         return 1.1 * right(*arguments)
 
+    def nothing(*arguments):
+        pass
+
     found = taken(1.0, 0.9), taken(1.0, 0.98), taken(1.0, 0.9, wrong)
-    passes.clipped_unit = right
-    return float(found != (True, False, False))
+    found += (taken(1.0, 0.9, descended=nothing),)
+    passes.clipped_unit, passes.decay_and_descend_ = right, descend
+    return float(found != (True, False, False, False))
 
 
 def measurement_of_rounding():
@@ -382,6 +386,10 @@ CASES: Final[dict[str, tuple[float, Callable[[], float]]]] = {
     "steps of float64 parameters": (
         0.05,  # a rate that float32 weights would not notice
         partial(steps, [(20, 50)], dtype=torch.float64, momentum_dtype="float8", lr=1e-9),
+    ),
+    "steps without a threshold, momentum in float8": (
+        0.05,
+        partial(steps, [(20, 50)], outlier_quantile=None, momentum_dtype="float8", ns_steps=2),
     ),
     "steps of turned parameters": (
         0.05,

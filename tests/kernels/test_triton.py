@@ -17,6 +17,9 @@ from lightning_root.kernels import orthogonalize
 from lightning_root.kernels.products import PLAIN, products_for
 from lightning_root.kernels.triton import language, measurement, tuning
 from lightning_root.kernels.triton.tuning import EVERYWHERE, NOWHERE, SIZES, TILES, TORCH, Tuning
+from lightning_root.optim import momentum
+from lightning_root.optim.batches import Block
+from lightning_root.optim.fused import can_be_fused
 from tests.kernels.interpreted import CASES
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -161,6 +164,37 @@ def test_products_are_plain_without_a_tile():
     assert products_for(EVERYWHERE, torch.ones(300, 401)) is not PLAIN
 
 
+def test_what_is_fused_depends_on_what_was_measured():
+    """Momentum in 16 bits where kernels round it rightly, and N that is there already."""
+    tiles, group = (TORCH,) * len(SIZES), {"ns_form": "auto"}
+    rounding, single = Tuning(tiles, True, rounds=True), Tuning(tiles, True, rounds=False)
+    weight = torch.ones(4, 8)
+
+    def fused(tuning, gradient, momentum, **options):
+        block = Block(("w", 0), gradient, momentum, weight, direct=True, scale=1.0)
+        return can_be_fused([block], {**group, **options}, tuning)
+
+    half = weight.bfloat16()
+    assert fused(single, weight, weight)
+    assert not fused(single, weight, half)
+    assert fused(rounding, weight, half)
+    assert fused(single, None, torch.ones(8, 4).mT)
+    assert not fused(single, torch.ones(8, 4).mT, weight)
+    assert not fused(single, weight, weight, ns_form="gram")
+    assert not fused(NOWHERE, weight, weight)
+
+
+def test_momentum_in_8_bits_is_torchs_where_kernels_round_it_wrongly(monkeypatch):
+    """No kernel runs on this CPU: one that is launched fails."""
+    wrong = Tuning((TORCH,) * len(SIZES), passes=True, rounds=False)
+    monkeypatch.setattr(momentum, "tuning_for", lambda *about: wrong)
+    weight = torch.nn.Parameter(torch.ones(4, 8))
+    weight.grad = torch.ones(4, 8)
+    group = {"role": "root", "params": [weight]}
+    ROOT([group], momentum_dtype="float8").step()
+    assert (weight < 1.0).any()
+
+
 class Clock:
     """Times by what runs: torch's product, then each tile's."""
 
@@ -209,6 +243,7 @@ def test_a_measurement_has_a_tile_for_every_size_and_says_whether_passes_pay(mon
     for right in (True, False):
         monkeypatch.setattr(measurement, "rounding_is_right", lambda _, right=right: right)
         assert measurement.measure(GPU, torch.bfloat16) == Tuning(tiles, True, rounds=right)
+    monkeypatch.setattr(measurement, "rounding_is_right", lambda _: True)
     monkeypatch.setattr(measurement, "passes_are_faster", lambda *_: False)
     assert measurement.measure(GPU, torch.bfloat16) == Tuning(tiles, False, rounds=False)
 
