@@ -129,11 +129,12 @@ def update_batch_(batch: Sequence[Block], group: Mapping[str, Any], keep: bool) 
     coefficients = lookup(shape, group["coefficients"], group["ns_steps"])
     dtype = iteration_dtype(group["ns_dtype"], batch[0].momentum)
     tuning = tuning_for(group["kernels"], device, dtype)
-    fused = tuning is not None and can_be_fused(batch, group, tuning)
-    if fused:
-        assert tuning is not None
+    apply_ = _apply_
+    if tuning is not None and can_be_fused(batch, group, tuning):
         momentum, bounds, update = fused_updates(batch, group, coefficients.triples, dtype, tuning)
         clipped = clamped(momentum, bounds, out=None) if keep else momentum
+        if batch[0].direct:
+            apply_ = fused_descent_
     else:
         momentum = _directions(batch, group)
         clipped, largest = momentum, None
@@ -149,10 +150,7 @@ def update_batch_(batch: Sequence[Block], group: Mapping[str, Any], keep: bool) 
             largest=largest,
             tuning=tuning,
         )
-    if fused and batch[0].direct:
-        fused_descent_(batch, update, group)
-    else:
-        _apply_(batch, update, group)
+    apply_(batch, update, group)
     if not keep:
         return None
     update = update.to(momentum.dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_root.kernels.rounding import BFLOAT16_LARGEST, MIXERS
 from lightning_root.kernels.triton.language import cdiv, jit, tl
-from lightning_root.kernels.triton.rounding import to_bfloat16
+from lightning_root.kernels.triton.rounding import advance, to_bfloat16
 
 BLOCK: Final = 4096
 """Elements of a program: 32 of each of its 128 threads."""
@@ -151,16 +151,11 @@ def _look_ahead(
     inside = place < size
     m = tl.load(momentum + place, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32) * sign
-    advanced = g + mu * m
-    if GUARDED:
-        keep = tl.load(finite) == 0
-        g = tl.where(keep, 0.0, g)
-        advanced = tl.where(keep, m, advanced)
+    advanced, direction = advance(m, g, mu, finite, NESTEROV, GUARDED)
     if ROUNDED:
         tl.store(momentum + place, to_bfloat16(advanced, LARGEST, MIXER), mask=inside)
     else:
         tl.store(momentum + place, advanced, mask=inside)
-    direction = g + mu * advanced if NESTEROV else advanced
     tl.store(out + place, direction, mask=inside)
     tl.store(largest + tl.program_id(0), tl.max(tl.abs(direction), axis=0))
 

@@ -91,6 +91,17 @@ def decoded(buffer: Tensor, entries: int) -> Tensor:
 
 
 @jit
+def advance(m, g, mu, finite, NESTEROV: tl.constexpr, GUARDED: tl.constexpr):
+    """M after this step, before it is rounded, and N."""
+    advanced = g + mu * m
+    if GUARDED:
+        keep = tl.load(finite) == 0
+        g = tl.where(keep, 0.0, g)
+        advanced = tl.where(keep, m, advanced)
+    return advanced, g + mu * advanced if NESTEROV else advanced
+
+
+@jit
 def to_bfloat16(value, LARGEST: tl.constexpr, MIXER: tl.constexpr):
     """The upper 16 bits after a number below 2^16 has been added."""
     bits = tl.minimum(tl.maximum(value, -LARGEST), LARGEST).to(tl.int32, bitcast=True)
@@ -131,12 +142,7 @@ def _look_ahead_float8(
     scale = tl.load(exponents, mask=own, other=0).to(tl.int32) << 23
     m = _read(codes, FROM_HALF) * scale.to(tl.float32, bitcast=True)[:, None]
     g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32) * sign
-    advanced = g + mu * m
-    if GUARDED:
-        keep = tl.load(finite) == 0
-        g = tl.where(keep, 0.0, g)
-        advanced = tl.where(keep, m, advanced)
-    direction = g + mu * advanced if NESTEROV else advanced
+    advanced, direction = advance(m, g, mu, finite, NESTEROV, GUARDED)
     tl.store(out + place, direction, mask=inside)
     largest = tl.max(tl.abs(advanced), axis=1).to(tl.int32, bitcast=True)
     exponent = tl.minimum(tl.maximum((largest - 1) >> 23, 0), 253)
