@@ -10,17 +10,23 @@ from lightning_root.distributed.exchange import (
     scatter_like,
     shard_like,
 )
-from lightning_root.distributed.ownership import OwnershipPlan, plan_ownership
+from lightning_root.distributed.ownership import (
+    Matrices,
+    OwnershipPlan,
+    Piece,
+    matrices_in,
+    plan_ownership,
+)
 from lightning_root.distributed.ownership_cost import (
     COSTS,
     Cost,
     CostForm,
+    Placement,
     Shape,
+    bytes_bound,
     cheapest_operations,
     standard_operations,
 )
-from lightning_root.distributed.ownership_matrices import Matrices, Piece, matrices_in
-from lightning_root.distributed.ownership_traffic import Placement, bytes_bound
 from lightning_root.distributed.replicas import (
     Bucket,
     Matrix,

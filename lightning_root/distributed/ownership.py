@@ -1,6 +1,6 @@
 """Which rank orthogonalizes which matrix: a plan that every rank computes for itself, alike.
 
-Without it, every rank orthogonalizes all matrices. With an owner for each, N ranks share the work
+Without it, every rank orthogonalizes all matrices. With an owner for each, N ranks divide the work
 and exchange the updates. The plan is a pure function of names and shapes: no tensor, no process
 group, and no message between ranks is needed to agree on it.
 """
@@ -9,14 +9,81 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import get_args
+from itertools import groupby, pairwise
+from typing import Final, TypeAlias, get_args
 
-from lightning_root.distributed.ownership_balance import loads_of, lower_bound, share_out
-from lightning_root.distributed.ownership_cost import Cost, Shape, cheapest_operations
-from lightning_root.distributed.ownership_matrices import Matrices as Matrices
-from lightning_root.distributed.ownership_matrices import Piece as Piece
-from lightning_root.distributed.ownership_traffic import Placement, bytes_bound, traffic
+from lightning_root.distributed.ownership_cost import (
+    Cost,
+    Placement,
+    Shape,
+    bytes_bound,
+    cheapest_operations,
+    count_traffic,
+)
+
+JobClasses: TypeAlias = Sequence[tuple[int, int]]
+"""(cost of a job, number of jobs) with all costs different and falling."""
+
+Counts: TypeAlias = list[list[int]]
+"""For each class, how many of its jobs each rank has."""
+
+CLOSE_PERCENT: Final = 101
+"""A plan within 1 % of the lower bound is not improved any more."""
+
+MAX_PIGEONHOLE: Final = 100
+"""Jobs a rank up to which the pigeonhole bound is tried; with more it gains less than 1 %."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Matrices:
+    """Equal matrices that follow each other in one parameter: one, or some of a stack.
+
+    Args:
+        name: Of the parameter.
+        number: Of the first within the parameter, from 0.
+        shape: (rows, columns) of each.
+        count: How many.
+
+    Raises:
+        ValueError: If a size or `count` is below 1, or `number` below 0.
+    """
+
+    name: str
+    number: int
+    shape: Shape
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1 or self.count < 1 or self.number < 0:
+            raise ValueError(
+                f"`shape` and `count` must be >= 1 and `number` >= 0, got {self.shape}, "
+                f"{self.count} and {self.number} for `{self.name}`; leave empty matrices out"
+            )
+
+
+def matrices_in(name: str, shapes: Iterable[Shape]) -> list[Matrices]:
+    """Return the matrices of one parameter, equal neighbours together, empty ones left out.
+
+    Example:
+        >>> from lightning_root.distributed import matrices_in
+        >>> [(m.number, m.shape, m.count) for m in matrices_in("qkv", [(8, 8), (2, 8), (2, 8)])]
+        [(0, (8, 8), 1), (1, (2, 8), 2)]
+    """
+    found, number = [], 0
+    for shape, equal in groupby(shapes):
+        count = len(list(equal))
+        if min(shape) > 0:
+            found.append(Matrices(name, number, shape, count))
+        number += count
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Matrices that one rank owns."""
+
+    owner: int
+    matrices: Matrices
 
 
 @dataclass(frozen=True)
@@ -26,7 +93,7 @@ class OwnershipPlan:
     Args:
         pieces: In the order of names and numbers; each matrix is in exactly one.
         operations: Of each rank.
-        sent: Bytes that each rank sends; see `ownership_traffic`.
+        sent: Bytes that each rank sends; see `ownership_cost`.
         received: Bytes that each rank receives.
         lower_bound: Operations that the busiest rank has at the least, whatever the plan.
         bytes_bound: Bytes that a rank sends, and receives, at the least, on average.
@@ -48,7 +115,7 @@ class OwnershipPlan:
 
     @property
     def matrices(self) -> int:
-        """How many matrices there are."""
+        """Number of matrices."""
         return sum(piece.matrices.count for piece in self.pieces)
 
     @property
@@ -58,7 +125,7 @@ class OwnershipPlan:
 
     @property
     def share(self) -> float:
-        """The busiest rank's part of all operations; 1 / N if shared out evenly."""
+        """The busiest rank's part of all operations; 1 / N if perfectly balanced."""
         return self.busiest / sum(self.operations)
 
     @property
@@ -75,7 +142,7 @@ class OwnershipPlan:
         return self.busiest == self.largest and self.largest * self.ranks > sum(self.operations)
 
     def owner(self, name: str, number: int = 0) -> int:
-        """The rank that orthogonalizes a matrix.
+        """Return the rank that orthogonalizes a matrix.
 
         Args:
             name: Of its parameter.
@@ -84,20 +151,18 @@ class OwnershipPlan:
         Raises:
             KeyError: If the plan has no such matrix.
         """
-        place = bisect_right(
+        after = bisect_right(
             self.pieces, (name, number), key=lambda p: (p.matrices.name, p.matrices.number)
         )
-        if place:
-            piece = self.pieces[place - 1]
-            if (
-                piece.matrices.name == name
-                and number < piece.matrices.number + piece.matrices.count
-            ):
+        if after:
+            piece = self.pieces[after - 1]
+            end = piece.matrices.number + piece.matrices.count
+            if piece.matrices.name == name and number < end:
                 return piece.owner
         raise KeyError(f"no matrix {number} of `{name}` in the plan")
 
     def owned_by(self, rank: int) -> list[Matrices]:
-        """What a rank orthogonalizes, in the order of names and numbers."""
+        """Return what a rank orthogonalizes, in the order of names and numbers."""
         return [piece.matrices for piece in self.pieces if piece.owner == rank]
 
 
@@ -137,60 +202,37 @@ def plan_ownership(
         1.21
     """
     ordered = sorted(matrices)
-    _check(ordered, ranks, steps, placement, element_bytes)
+    _check_arguments(ordered, ranks, steps, placement, element_bytes)
     by_cost: dict[int, list[Matrices]] = defaultdict(list)
     for entry in ordered:
         by_cost[_checked_cost(cost, entry.shape, steps)].append(entry)
     classes = [(c, sum(e.count for e in by_cost[c])) for c in sorted(by_cost, reverse=True)]
-    counts = share_out(classes, ranks)
+    counts = balance_load(classes, ranks)
     pieces = [
         piece
         for (each, _), numbers in zip(classes, counts, strict=True)
-        for piece in _dealt(by_cost[each], numbers)
+        for piece in _assign_in_order(by_cost[each], numbers)
     ]
     owned: list[Counter[Shape]] = [Counter() for _ in range(ranks)]
     for piece in pieces:
         owned[piece.owner][piece.matrices.shape] += piece.matrices.count
-    sent, received = traffic(owned, placement, element_bytes)
+    sent, received = count_traffic(owned, placement, element_bytes)
     total = element_bytes * sum(e.shape[0] * e.shape[1] * e.count for e in ordered)
     return OwnershipPlan(
         pieces=tuple(sorted(pieces, key=lambda piece: piece.matrices)),
-        operations=tuple(loads_of(classes, counts, ranks)),
+        operations=tuple(rank_loads(classes, counts, ranks)),
         sent=tuple(sent),
         received=tuple(received),
-        lower_bound=lower_bound(classes, ranks),
+        lower_bound=min_busiest_load(classes, ranks),
         bytes_bound=bytes_bound(total, ranks, placement),
         largest=classes[0][0],
     )
 
 
-def _dealt(entries: Sequence[Matrices], numbers: Sequence[int]) -> Iterator[Piece]:
-    """Matrices of one cost in their order, so many to each rank; stacks are cut where they must."""
-    rank, room = 0, numbers[0]
-    for entry in entries:
-        first, end = entry.number, entry.number + entry.count
-        while first < end:
-            while not room:
-                rank += 1
-                room = numbers[rank]
-            taken = min(room, end - first)
-            yield Piece(rank, Matrices(entry.name, first, entry.shape, taken))
-            first, room = first + taken, room - taken
-
-
-def _checked_cost(cost: Cost, shape: Shape, steps: int) -> int:
-    operations = cost(shape, steps)
-    if type(operations) is not int or operations < 1:
-        raise ValueError(
-            f"`cost` must return a whole number >= 1, got {operations!r} for {shape}; floats may "
-            "differ between machines, and all ranks need one plan"
-        )
-    return operations
-
-
-def _check(
+def _check_arguments(
     ordered: Sequence[Matrices], ranks: int, steps: int, placement: str, element_bytes: int
 ) -> None:
+    """Raise ValueError if a number is out of range, or matrices are missing or given twice."""
     for name, value in (("ranks", ranks), ("steps", steps), ("element_bytes", element_bytes)):
         if type(value) is not int or value < 1:
             raise ValueError(f"`{name}` must be a whole number >= 1, got {value!r}")
@@ -205,3 +247,130 @@ def _check(
             raise ValueError(
                 f"`matrices` must hold each matrix once, got {after.number} of `{after.name}` twice"
             )
+
+
+def _checked_cost(cost: Cost, shape: Shape, steps: int) -> int:
+    """Return a matrix's cost, or raise ValueError if it is not a positive whole number."""
+    operations = cost(shape, steps)
+    if type(operations) is not int or operations < 1:
+        raise ValueError(
+            f"`cost` must return a whole number >= 1, got {operations!r} for {shape}; floats may "
+            "differ between machines, and all ranks need one plan"
+        )
+    return operations
+
+
+def _assign_in_order(entries: Sequence[Matrices], numbers: Sequence[int]) -> Iterator[Piece]:
+    """Yield matrices of one cost in order, `numbers[rank]` for each rank; cut stacks as needed."""
+    rank, room = 0, numbers[0]
+    for entry in entries:
+        first, end = entry.number, entry.number + entry.count
+        while first < end:
+            while not room:
+                rank += 1
+                room = numbers[rank]
+            taken = min(room, end - first)
+            yield Piece(rank, Matrices(entry.name, first, entry.shape, taken))
+            first, room = first + taken, room - taken
+
+
+def balance_load(classes: JobClasses, ranks: int) -> Counts:
+    """Assign every job to a rank, so that the busiest has little; takes time by classes, not jobs.
+
+    First by longest processing time first (R. L. Graham, 1969), at most 4/3 - 1/(3 N) of the
+    optimum. Where that is not close to the lower bound, by MULTIFIT (Coffman, Garey, Johnson,
+    1978): bisect the capacity at which the jobs fit. That leaves cheap jobs in heaps on the last
+    ranks, so as many classes as it does not harm are balanced by the first method again.
+    """
+    counts = _longest_first(classes, ranks)
+    low = min_busiest_load(classes, ranks)
+    high = max(rank_loads(classes, counts, ranks))
+    if 100 * high <= CLOSE_PERCENT * low:
+        return counts
+    while low < high:
+        capacity = (low + high) // 2
+        packed = _first_fit(classes, ranks, capacity)
+        if packed is None:
+            low = capacity + 1
+        else:
+            counts, high = packed, capacity
+    rebalanced = (_longest_first(classes, ranks, counts[:k]) for k in range(len(classes) + 1))
+    return next(each for each in rebalanced if max(rank_loads(classes, each, ranks)) <= high)
+
+
+def rank_loads(classes: JobClasses, counts: Counts, ranks: int) -> list[int]:
+    """Return the cost of all jobs of each rank."""
+    loads = [0] * ranks
+    for (cost, _), numbers in zip(classes, counts, strict=True):
+        loads = [load + cost * number for load, number in zip(loads, numbers, strict=True)]
+    return loads
+
+
+def min_busiest_load(classes: JobClasses, ranks: int) -> int:
+    """Return a lower bound on the busiest rank's load, for any plan of whole jobs."""
+    total, jobs = sum(cost * count for cost, count in classes), sum(c for _, c in classes)
+    bound = max(-(-total // ranks), classes[0][0])
+    # Of k N + 1 jobs one rank has k + 1: at least the k + 1 cheapest of the k N + 1 most costly.
+    for k in range(1, min((jobs - 1) // ranks, MAX_PIGEONHOLE) + 1):
+        cheaper = _cost_of_first(classes, k * ranks + 1) - _cost_of_first(classes, k * (ranks - 1))
+        bound = max(bound, cheaper)
+    return bound
+
+
+def _cost_of_first(classes: JobClasses, jobs: int) -> int:
+    """Return the cost of the most costly so many jobs together."""
+    total = 0
+    for cost, count in classes:
+        taken = min(count, jobs)
+        total, jobs = total + cost * taken, jobs - taken
+    return total
+
+
+def _longest_first(classes: JobClasses, ranks: int, placed: Counts | None = None) -> Counts:
+    """Assign jobs by longest processing time first, after those that `placed` has assigned."""
+    counts = list(placed or [])
+    loads = rank_loads(classes[: len(counts)], counts, ranks)
+    for cost, count in classes[len(counts) :]:
+        counts.append(_least_loaded_counts(loads, cost, count))
+        loads = [load + cost * number for load, number in zip(loads, counts[-1], strict=True)]
+    return counts
+
+
+def _least_loaded_counts(loads: Sequence[int], cost: int, count: int) -> list[int]:
+    """Return how many equal jobs each rank gets if each goes to the rank with the least so far."""
+    # Jobs start where the loads L + k cost, over all ranks and k = 0, 1, ..., are smallest: at all
+    # of these below some level, and at the level itself for the first ranks that are there.
+    distinct = Counter(loads)
+
+    def starts_below(level: int) -> int:
+        return sum(n * -(-(level - load) // cost) for load, n in distinct.items() if load < level)
+
+    level, above = min(loads), min(loads) + cost * count + 1
+    while above - level > 1:
+        middle = (level + above) // 2
+        level, above = (middle, above) if starts_below(middle) <= count else (level, middle)
+    numbers = [max(0, -(-(level - load) // cost)) for load in loads]
+    left = count - sum(numbers)
+    for rank, load in enumerate(loads):
+        if left and load + numbers[rank] * cost == level:
+            numbers[rank], left = numbers[rank] + 1, left - 1
+    return numbers
+
+
+def _first_fit(classes: JobClasses, ranks: int, capacity: int) -> Counts | None:
+    """Fill rank after rank with the most costly jobs that still fit; return None if any is left."""
+    left = [count for _, count in classes]
+    filled: list[list[int]] = []
+    while any(left):
+        pattern, room = [], capacity
+        for (cost, _), remaining in zip(classes, left, strict=True):
+            pattern.append(min(remaining, room // cost))
+            room -= cost * pattern[-1]
+        # Ranks that are filled alike are filled at once, so there are few rounds.
+        alike = min(n // taken for n, taken in zip(left, pattern, strict=True) if taken)
+        if len(filled) + alike > ranks:
+            return None
+        filled += [pattern] * alike
+        left = [n - alike * taken for n, taken in zip(left, pattern, strict=True)]
+    filled += [[0] * len(classes)] * (ranks - len(filled))
+    return [list(numbers) for numbers in zip(*filled, strict=True)]

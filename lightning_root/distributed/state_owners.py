@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Final, TypeAlias
 
-from lightning_root.distributed.ownership import plan_ownership
+from lightning_root.distributed.ownership import matrices_in, plan_ownership
 from lightning_root.distributed.ownership_cost import Cost, Shape, cheapest_operations
-from lightning_root.distributed.ownership_matrices import matrices_in
 
 Kind: TypeAlias = tuple[Shape, ...] | int
 """What a parameter's state is made of: the shapes of its matrices, or a number of elements."""
