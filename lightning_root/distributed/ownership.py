@@ -312,13 +312,13 @@ def min_busiest_load(classes: JobClasses, ranks: int) -> int:
     bound = max(-(-total // ranks), classes[0][0])
     # Of k N + 1 jobs one rank has k + 1: at least the k + 1 cheapest of the k N + 1 most costly.
     for k in range(1, min((jobs - 1) // ranks, MAX_PIGEONHOLE) + 1):
-        cheaper = _cost_of_first(classes, k * ranks + 1) - _cost_of_first(classes, k * (ranks - 1))
-        bound = max(bound, cheaper)
+        first, last = k * (ranks - 1), k * ranks + 1
+        bound = max(bound, _cost_of_first(classes, last) - _cost_of_first(classes, first))
     return bound
 
 
 def _cost_of_first(classes: JobClasses, jobs: int) -> int:
-    """Return the cost of the most costly so many jobs together."""
+    """Return the cost of the `jobs` most costly jobs together."""
     total = 0
     for cost, count in classes:
         taken = min(count, jobs)

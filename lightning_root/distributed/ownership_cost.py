@@ -77,28 +77,24 @@ def bytes_bound(total: int, ranks: int, placement: Placement) -> float:
 
 
 def count_traffic(
-    owned: Sequence[Mapping[Shape, int]], placement: Placement, element_bytes: int
+    owned: Sequence[Counter[Shape]], placement: Placement, element_bytes: int
 ) -> tuple[list[int], list[int]]:
     """Return the bytes that each rank sends and receives, from its number of matrices by shape."""
-    if placement == "rows":
-        moved = [element_bytes * elements for elements in _elements_moved_by_rows(owned)]
-        return moved, list(moved)
-    # As if owners sent to every other rank themselves; a ring changes who sends, not who receives.
-    own = [sum(m * n * count for (m, n), count in shapes.items()) for shapes in owned]
-    sent = [element_bytes * elements * (len(own) - 1) for elements in own]
-    return sent, [element_bytes * (sum(own) - elements) for elements in own]
-
-
-def _elements_moved_by_rows(owned: Sequence[Mapping[Shape, int]]) -> list[int]:
-    """Return the elements that each rank sends, rows to owners and back, as many as it receives."""
+    ranks = len(owned)
+    sent, received = [0] * ranks, [0] * ranks
     totals: Counter[Shape] = Counter()
     for shapes in owned:
         totals.update(shapes)
-    moved = [0] * len(owned)
     for (rows, columns), total in totals.items():
-        part = -(-rows // len(owned))  # as FSDP2 cuts a parameter, here each matrix by itself
+        part = -(-rows // ranks)  # as FSDP2 cuts a parameter, here each matrix by itself
         for rank, shapes in enumerate(owned):
-            held = max(0, min(part, rows - part * rank))
             own = shapes.get((rows, columns), 0)
-            moved[rank] += columns * ((total - own) * held + own * (rows - held))
-    return moved
+            if placement == "replicated":
+                # As if owners sent to all others themselves; a ring changes only who sends.
+                there, here = rows * own * (ranks - 1), rows * (total - own)
+            else:
+                held = max(0, min(part, rows - part * rank))
+                there = here = (total - own) * held + own * (rows - held)
+            sent[rank] += element_bytes * columns * there
+            received[rank] += element_bytes * columns * here
+    return sent, received
