@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_root.coefficients.files import remove_unfinished, replaced_whole
+from lightning_root._files import atomic_write, remove_unfinished
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -45,7 +45,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(path)  # first, for the disk may be full of them
-        with replaced_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             try:
                 torch.save(checkpoint, temporary)
                 _to_disk(temporary)

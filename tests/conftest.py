@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import HealthCheck, settings
 
-from lightning_root.coefficients.files import write_json
+from lightning_root._files import write_json
 from lightning_root.kernels.rates import STANDING, adopt_rates, rates_file
 from tests.distributed.pool import GlooPool
 

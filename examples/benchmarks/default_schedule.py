@@ -11,9 +11,9 @@ shapes and compares. float64, deterministic on one machine.
 
 import argparse
 
+from lightning_root._files import write_json
 from lightning_root.cli.terminal import progress
 from lightning_root.coefficients import Coefficients, fit_coefficients, lookup, training_model
-from lightning_root.coefficients.files import write_json
 from lightning_root.coefficients.schedules import NEWTON_SCHULZ
 from lightning_root.coefficients.table import RATIOS, ROWS, STEPS, TABLE, grid_shape
 

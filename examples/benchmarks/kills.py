@@ -32,8 +32,8 @@ from examples.benchmarks.killing.training import PLACES, SAVE_EVERY
 from examples.benchmarks.killing.trials import ANY_MOMENT, Record, trials
 from examples.benchmarks.page import RESULTS, environment, markdown_table, provenance
 from examples.sweep import positive
+from lightning_root._files import write_json
 from lightning_root.cli.terminal import progress
-from lightning_root.coefficients.files import write_json
 
 MODULE = "examples.benchmarks.kills"
 

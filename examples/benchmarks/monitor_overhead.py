@@ -37,8 +37,8 @@ from examples.benchmarks.monitoring.page import verdict, write_page
 from examples.benchmarks.monitoring.parts import timed
 from examples.benchmarks.page import RESULTS, environment
 from lightning_root import ROOTMonitor
+from lightning_root._files import write_json
 from lightning_root.cli import ROOTCLI
-from lightning_root.coefficients.files import write_json
 from lightning_root.diagnostics import RunSummary
 
 MODULE = "examples.benchmarks.monitor_overhead"

@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 from examples.benchmarks.mutating.runs import ROOT, Mutant, Package
 from examples.benchmarks.page import RESULTS, environment, markdown_table, provenance
 from examples.sweep import positive
-from lightning_root.coefficients.files import write_json
+from lightning_root._files import write_json
 
 MODULE = "examples.benchmarks.mutants"
 TESTS = {

@@ -42,8 +42,8 @@ from examples.benchmarks.orthogonalization.page import write_page
 from examples.benchmarks.orthogonalization.pictures import draw_pictures
 from examples.benchmarks.orthogonalization.table_1 import table_1
 from examples.benchmarks.page import RESULTS, environment
+from lightning_root._files import write_json
 from lightning_root.coefficients import fit_coefficients
-from lightning_root.coefficients.files import write_json
 from lightning_root.coefficients.schedules import TABLE_1, Shape
 from lightning_root.coefficients.table import TABLE
 

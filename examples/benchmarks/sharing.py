@@ -30,7 +30,7 @@ from examples.benchmarks.speed.command import Command
 from examples.benchmarks.speed.sets import SETS, make_gradients, make_parameters
 from examples.benchmarks.speed.words import milliseconds, quick_warning
 from lightning_root import ROOT
-from lightning_root.coefficients.files import read_json, write_json
+from lightning_root._files import read_json, write_json
 from lightning_root.distributed import Matrices, plan_ownership
 
 MODULE = "examples.benchmarks.sharing"

@@ -31,9 +31,9 @@ import torch
 
 from examples.benchmarks.page import environment
 from examples.language.export import CONFIG
+from lightning_root._files import read_json, write_json
 from lightning_root.cli.parser import CommandParser, run_command
 from lightning_root.cli.terminal import text_table, wrapped
-from lightning_root.coefficients.files import read_json, write_json
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

@@ -9,7 +9,7 @@ from examples.benchmarks.page import markdown_table, provenance
 from examples.sweeps.plan import Labels, folder_name, in_short, in_words
 from examples.sweeps.results import Results, Row
 from examples.sweeps.statistics import Difference
-from lightning_root.coefficients.files import write_json
+from lightning_root._files import write_json
 from lightning_root.diagnostics.report.numbers import number
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from examples.sweeps.plan import Labels, Run, Sweep
 from examples.sweeps.statistics import Difference, Sample, best_of, compare, describe
-from lightning_root.coefficients.files import read_json
+from lightning_root._files import read_json
 
 
 @dataclass(frozen=True)

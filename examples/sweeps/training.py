@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from examples.sweeps.plan import Run
+from lightning_root._files import write_json
 from lightning_root.cli import main
-from lightning_root.coefficients.files import write_json
 from lightning_root.diagnostics.report import read_run
 
 

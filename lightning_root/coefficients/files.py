@@ -1,14 +1,10 @@
-"""Coefficient sets in JSON files, and files that are never half-written."""
+"""Coefficient sets in JSON files."""
 
-import glob
-import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from lightning_root._files import read_json, write_json
 from lightning_root.coefficients.record import Coefficients
 
 FORMAT: Final = "lightning_root coefficients 1"
@@ -52,50 +48,3 @@ def _entry(path: str | Path, row: Any) -> Coefficients:
         return Coefficients.from_dict(row)
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"`{path}` has a malformed entry: {error}") from error
-
-
-def write_json(path: str | Path, values: Mapping[str, Any], indent: int | None = 1) -> None:
-    """Write a JSON file atomically: readers see the old file or the new one."""
-    with replaced_whole(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def replaced_whole(path: str | Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place at the end if nothing is raised."""
-    target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=_unfinished(target))
-    os.close(descriptor)
-    try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def remove_unfinished(path: str | Path) -> None:
-    """Remove what writers of `path` have left that were killed; nobody else may be writing it."""
-    target = Path(path)
-    for draft in target.parent.glob(f"{glob.escape(_unfinished(target))}*"):
-        draft.unlink(missing_ok=True)
-
-
-def _unfinished(target: Path) -> str:
-    """How the names of files begin that are to take the place of `target`."""
-    return f".{target.name}.unfinished-"
-
-
-def read_json(path: str | Path) -> Any:
-    """The contents of a JSON file.
-
-    Raises:
-        ValueError: If it is missing or malformed.
-    """
-    try:
-        return json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ValueError(f"`{path}` cannot be read: {error.strerror}") from error
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"`{path}` is not a JSON file: {error}") from error

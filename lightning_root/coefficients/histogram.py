@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightning_root.coefficients.files import read_json, write_json
+from lightning_root._files import read_json, write_json
 from lightning_root.coefficients.shapes import shape_of, shape_text
 from lightning_root.coefficients.spectra import Spectrum
 

@@ -5,12 +5,11 @@ cannot be written and a file that cannot be read cost a fit (a second), never a 
 """
 
 import logging
-import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from lightning_root._files import cache_folder
 from lightning_root.coefficients.certificate import output_range
 from lightning_root.coefficients.files import load_coefficients, save_coefficients
 from lightning_root.coefficients.record import BOUND, Coefficients
@@ -31,20 +30,6 @@ class FitKey(NamedTuple):
 
 
 _memory: dict[FitKey, Coefficients] = {}
-
-
-def cache_folder() -> Path:
-    """Where fits are kept: `LIGHTNING_ROOT_CACHE` or the user's cache folder."""
-    chosen = os.environ.get("LIGHTNING_ROOT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "lightning_root"
 
 
 def remembered(key: FitKey, fit: Callable[[], Coefficients]) -> Coefficients:

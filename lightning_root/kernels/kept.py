@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning_root.coefficients.files import read_json, write_json
-from lightning_root.coefficients.store import cache_folder
+from lightning_root._files import cache_folder, read_json, write_json
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from lightning_root.coefficients import (
     save_coefficients,
     store,
 )
-from lightning_root.coefficients.files import write_json
 from lightning_root.coefficients.lookup import needs_fit
 
 UNSEEN = (3, 77)  # too small for the shipped table
@@ -104,37 +103,6 @@ def test_no_home_folder_costs_nothing_but_the_fit(monkeypatch):
     assert lookup(UNSEEN, "paper").steps == 5
 
 
-def test_the_cache_is_where_the_system_keeps_caches(monkeypatch, tmp_path):
-    monkeypatch.delenv("LIGHTNING_ROOT_CACHE")
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert store.cache_folder() == tmp_path / "lightning_root"
-    monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(tmp_path / "own"))
-    assert store.cache_folder() == tmp_path / "own"
-
-
-@pytest.mark.parametrize(
-    ("system", "variable", "expected"),
-    [
-        ("linux", None, ".cache"),
-        ("darwin", None, "Library/Caches"),
-        ("win32", None, "AppData/Local"),
-        ("win32", "LOCALAPPDATA", "local"),
-    ],
-)
-def test_every_system_has_its_own_place_for_caches(
-    system, variable, expected, monkeypatch, tmp_path
-):
-    for name in ("LIGHTNING_ROOT_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    if variable is not None:
-        monkeypatch.setenv(variable, str(tmp_path / "local"))
-    monkeypatch.setattr(sys, "platform", system)
-    assert store.cache_folder() == tmp_path / expected / "lightning_root"
-
-
 def test_sets_come_back_from_a_file(tmp_path):
     sets = [
         fit_coefficients((16, 64), 3),
@@ -151,16 +119,6 @@ def test_a_file_says_what_is_known_of_a_set(tmp_path):
     text = (tmp_path / "sets.json").read_text()
     for name in ("source", "spectrum", "range", "stable_up_to", "bfloat16_error"):
         assert f'"{name}": ' in text
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path):
-    path = tmp_path / "sets.json"
-    save_coefficients(path, [lookup((768, 768), "muon")])
-    before = path.read_bytes()
-    with pytest.raises(TypeError):
-        write_json(path, {"x": object()})
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("entry", ["3", "{}", '{"triples": 1}', '{"triples": [[1, 2]]}'])
@@ -207,12 +165,6 @@ def test_other_sets_in_the_cache_are_not_believed(cache, triples):
 )
 def test_what_needs_a_fit_is_known_beforehand(shape, coefficients, steps, expected):
     assert needs_fit(shape, coefficients, steps) is expected
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="without permissions of this kind")
-def test_files_may_be_read_by_all_and_written_by_their_owner(tmp_path):
-    write_json(tmp_path / "x.json", {})
-    assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == 0o644
 
 
 SOUND = {"triples": [[1.5, -0.5, 0.0]]}

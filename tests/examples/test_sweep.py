@@ -15,8 +15,8 @@ from examples import sweep as command
 from examples.sweeps.file import read_sweep
 from examples.sweeps.pictures import Dots, draw_all, draw_over
 from examples.sweeps.results import collect
+from lightning_root._files import write_json
 from lightning_root.cli import main as lightning_root
-from lightning_root.coefficients.files import write_json
 
 PROJECT = Path(__file__).parents[2]
 TEXT = str(PROJECT / "lightning_root" / "functional")

@@ -13,7 +13,7 @@ from typing import Final
 
 from examples.benchmarks.mutating.kinds import WORDING, Change, change, functions
 from examples.benchmarks.mutating.order import SECONDS
-from lightning_root.coefficients.files import write_json
+from lightning_root._files import write_json
 
 ROOT: Final = Path(__file__).parents[3]
 COPIED: Final = ("lightning_root", "tests", "examples", "configs", "pyproject.toml", "README.md")

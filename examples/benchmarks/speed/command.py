@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from examples.benchmarks.page import RESULTS, environment
-from lightning_root.coefficients.files import write_json
+from lightning_root._files import write_json
 
 INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY")
 """Variables that keep libraries from a CPU's newest instructions; part of the command."""

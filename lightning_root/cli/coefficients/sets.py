@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_root._files import read_json
 from lightning_root.coefficients import COEFFICIENT_NAMES, Coefficients, lookup
-from lightning_root.coefficients.files import read_json
 from lightning_root.coefficients.record import BOUND, certified
 from lightning_root.coefficients.schedules import MUON, PUBLISHED, Shape
 from lightning_root.coefficients.shapes import shape_text

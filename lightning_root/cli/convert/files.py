@@ -11,9 +11,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lightning_root._files import atomic_write
 from lightning_root.cli.convert.folder import read_folder
 from lightning_root.cli.convert.naming import StateDict
-from lightning_root.coefficients.files import replaced_whole
 
 LIGHTNING: Final = "pytorch-lightning_version"
 
@@ -65,7 +65,7 @@ def write(path: Path, content: Any, *, overwrite: bool) -> None:
         ValueError: If the file is there and is not to be overwritten.
     """
     check_output(path, overwrite=overwrite)
-    with replaced_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(content, temporary)
 
 

@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_root.coefficients.store import cache_folder
+from lightning_root._files import cache_folder
 
 
 @dataclass(frozen=True)
