@@ -11,7 +11,7 @@ from lightning_root.kernels.choice import cheapest_form
 from lightning_root.kernels.forms import FORMS, Form, evaluate
 from lightning_root.kernels.products import products_for
 from lightning_root.kernels.rates import rates
-from lightning_root.kernels.triton.tuning import DTYPES, Tuning
+from lightning_root.kernels.triton.tiles import DTYPES, Tuning
 
 FormOption: TypeAlias = Literal["auto", "standard", "gram", "eigh", "polar"]
 """What `ns_form` takes."""

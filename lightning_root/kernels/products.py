@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightning_root.kernels.triton.tuning import Tuning
+from lightning_root.kernels.triton.tiles import Tuning
 
 LEAST_ROWS: Final = 256
 """Smaller products are done whole: the blocks would be too thin to be fast."""

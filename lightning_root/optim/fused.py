@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_root.functional import Triple, outlier_threshold
 from lightning_root.kernels.orthogonalize import orthogonalize_unit
-from lightning_root.kernels.triton.tuning import Tuning
+from lightning_root.kernels.triton.tiles import Tuning
 from lightning_root.optim.elementwise import decay_and_descend_
 from lightning_root.optim.items import state_dtype
 

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from lightning_root.kernels.triton import passes, products, rounding, threshold
-from lightning_root.kernels.triton.tuning import TILES
+from lightning_root.kernels.triton.tiles import TILES
 
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 

@@ -16,7 +16,7 @@ from lightning_root import ROOT, lookup
 from lightning_root.coefficients.schedules import MUON
 from lightning_root.functional import newton_schulz, outlier_threshold
 from lightning_root.kernels import orthogonalize
-from lightning_root.kernels.triton.tuning import EVERYWHERE, Tile
+from lightning_root.kernels.triton.tiles import EVERYWHERE, Tile
 
 ALREADY_IMPORTED: Final = "lightning_root.kernels.triton.language" in sys.modules
 

@@ -16,7 +16,7 @@ from lightning_root import ROOT
 from lightning_root.kernels import orthogonalize
 from lightning_root.kernels.products import PLAIN, products_for
 from lightning_root.kernels.triton import language, measurement, tuning
-from lightning_root.kernels.triton.tuning import EVERYWHERE, NOWHERE, SIZES, TILES, TORCH, Tuning
+from lightning_root.kernels.triton.tiles import EVERYWHERE, NOWHERE, SIZES, TILES, TORCH, Tuning
 from lightning_root.optim import momentum
 from lightning_root.optim.batches import Block
 from lightning_root.optim.fused import can_be_fused

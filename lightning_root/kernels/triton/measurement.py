@@ -12,7 +12,7 @@ from lightning_root.functional.orthogonalize import unit_frobenius
 from lightning_root.kernels.rounding import BLOCK
 from lightning_root.kernels.triton import passes, products, rounding, threshold
 from lightning_root.kernels.triton.language import cdiv
-from lightning_root.kernels.triton.tuning import SIZES, TILES, TORCH, Tile, Tuning
+from lightning_root.kernels.triton.tiles import SIZES, TILES, TORCH, Tile, Tuning
 
 _log = logging.getLogger(__name__)
 

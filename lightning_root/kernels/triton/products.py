@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.kernels.triton.language import cdiv, interpreted, jit, tl
-from lightning_root.kernels.triton.tuning import Tile
+from lightning_root.kernels.triton.tiles import Tile
 
 GROUP: Final = 8
 """Rows of tiles whose programs run at about the same time and share what the cache holds."""
