@@ -14,7 +14,7 @@ import argparse
 from lightning_root._files import write_json
 from lightning_root.cli.terminal import progress
 from lightning_root.coefficients import Coefficients, fit_coefficients, lookup, training_model
-from lightning_root.coefficients.schedules import NEWTON_SCHULZ
+from lightning_root.coefficients.published import NEWTON_SCHULZ
 from lightning_root.coefficients.table import RATIOS, ROWS, STEPS, TABLE, grid_shape
 
 OTHER_SHAPES = [

@@ -44,7 +44,8 @@ from examples.benchmarks.orthogonalization.table_1 import table_1
 from examples.benchmarks.page import RESULTS, environment
 from lightning_root._files import write_json
 from lightning_root.coefficients import fit_coefficients
-from lightning_root.coefficients.schedules import TABLE_1, Shape
+from lightning_root.coefficients.published import TABLE_1
+from lightning_root.coefficients.shapes import Shape
 from lightning_root.coefficients.table import TABLE
 
 MODULE = "examples.benchmarks.orthogonalization_error"

@@ -8,11 +8,8 @@ from lightning_root.coefficients.histogram import (
     load_spectra,
     save_spectra,
 )
-from lightning_root.coefficients.lookup import (
-    COEFFICIENT_NAMES,
-    CoefficientName,
-    lookup,
-)
+from lightning_root.coefficients.lookup import lookup
+from lightning_root.coefficients.published import COEFFICIENT_NAMES, CoefficientName
 from lightning_root.coefficients.record import Coefficients
 from lightning_root.coefficients.spectra import (
     Spectrum,

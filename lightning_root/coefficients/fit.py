@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lightning_root.coefficients.certificate import output_range
 from lightning_root.coefficients.minimax import greedy_schedule
+from lightning_root.coefficients.published import MUON, TABLE_1
 from lightning_root.coefficients.record import Coefficients, certified
-from lightning_root.coefficients.schedules import MUON, TABLE_1, Shape
+from lightning_root.coefficients.shapes import check_shape
 from lightning_root.coefficients.solver import Targets, compose, descend
 from lightning_root.coefficients.spectra import (
     Spectrum,
@@ -92,18 +93,6 @@ def fit_coefficients(
     kind = "a triple per step" if per_step else "one triple"
     source = f"{kind}, fitted to {spectrum.name}"
     return certified(triples, source, shape=(m, n), spectrum=spectrum)
-
-
-def check_shape(shape: Sequence[int]) -> Shape:
-    """(m, n) with m <= n.
-
-    Raises:
-        ValueError: If `shape` is not two whole numbers >= 1.
-    """
-    sizes = sorted(shape) if len(shape) == 2 else []
-    if not sizes or any(isinstance(s, bool) or int(s) != s or s < 1 for s in sizes):
-        raise ValueError(f"`shape` must be two whole numbers >= 1, got {tuple(shape)}")
-    return int(sizes[0]), int(sizes[1])
 
 
 def fit_schedule(

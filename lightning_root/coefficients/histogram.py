@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_root._files import read_json, write_json
-from lightning_root.coefficients.shapes import shape_of, shape_text
+from lightning_root.coefficients.shapes import parse_shape, shape_text
 from lightning_root.coefficients.spectra import Spectrum
 
 BINS: Final = 240
@@ -137,6 +137,6 @@ def load_spectra(path: str | Path) -> dict[tuple[int, int], SpectrumHistogram]:
             f"{values.get('bins')!r} and {values.get('lowest')!r}; capture the spectra again"
         )
     try:
-        return {shape_of(key): SpectrumHistogram.from_dict(row) for key, row in rows.items()}
+        return {parse_shape(key): SpectrumHistogram.from_dict(row) for key, row in rows.items()}
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"`{path}` has a malformed histogram: {error}") from error

@@ -3,34 +3,25 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, TypeAlias
 
 from lightning_root.coefficients.files import load_coefficients
-from lightning_root.coefficients.fit import SLACK, check_shape, fit_coefficients
-from lightning_root.coefficients.record import Coefficients, certified
-from lightning_root.coefficients.schedules import (
-    CANS,
+from lightning_root.coefficients.fit import SLACK, fit_coefficients
+from lightning_root.coefficients.published import (
+    AUTHORS_SCRIPT,
+    COEFFICIENT_NAMES,
     MUON,
     NEWTON_SCHULZ,
-    POLAR_EXPRESS,
     PUBLISHED,
     TABLE_1,
-    Shape,
 )
-from lightning_root.coefficients.shapes import shape_text
+from lightning_root.coefficients.record import Coefficients, certified
+from lightning_root.coefficients.shapes import Shape, check_shape, shape_text
 from lightning_root.coefficients.spectra import training_model
 from lightning_root.coefficients.store import FitKey, remembered
 from lightning_root.coefficients.table import in_table, shipped
 from lightning_root.functional import Triple, as_schedule
 from lightning_root.functional.orthogonalize import check_steps
-
-CoefficientName: TypeAlias = Literal[
-    "adaptive", "paper", "published", "muon", "polar_express", "cans"
-]
-"""The sets that have names; `lookup` says what each is."""
-
-COEFFICIENT_NAMES: Final[tuple[str, ...]] = get_args(CoefficientName)
-"""All of `CoefficientName`."""
 
 ByShape: TypeAlias = Mapping[str, Any]
 """Schedules by shape, "768x3072" (smaller size first), and under "otherwise" the name of what all
@@ -56,9 +47,9 @@ def lookup(
             * `"paper"`: one triple per shape, the paper's Table 1 or, for other shapes and numbers
               of steps, the same fit to Gaussian matrices, cached likewise.
             * `"published"`: the authors' script: four shapes, Muon's triple elsewhere.
-            * `"muon"`, `"polar_express"`, `"cans"`: the published schedules of those names, the
-              last two with room for round-off (see `with_margin`). Beyond their length the
-              classical Newton-Schulz step is appended.
+            * `"muon"`, `"polar_express"`, `"cans"`, `"quintic"`: the published schedules of those
+              names, Polar Express and CANS with room for round-off (see `with_margin`). Beyond
+              their length the classical Newton-Schulz step is appended; Muon has one triple.
             * a path that ends in `.json`: a file that `python -m lightning_root coefficients fit`
               wrote; shapes that it does not hold get `"adaptive"`.
             * a mapping from "768x3072" (smaller size first) to one triple per step, with
@@ -146,14 +137,10 @@ def _listed(shape: Shape, name: str, steps: int) -> Coefficients:
         return certified((TABLE_1[shape],) * steps, "arXiv:2511.20626, Table 1", shape=shape)
     if name == "published":
         return _published(shape, steps)
-    if name == "muon":
-        return certified((MUON,) * steps, "Muon (K. Jordan et al., 2024)", shape=shape)
-    if name == "polar_express":
-        triples = _extended(with_margin(POLAR_EXPRESS[:-1]), steps)
-        return certified(triples, "Polar Express (arXiv:2505.16932)", shape=shape)
-    if name == "cans":
-        triples = _extended(with_margin(CANS), steps)
-        return certified(triples, "CANS (arXiv:2506.10935)", shape=shape)
+    if name in PUBLISHED:
+        known = PUBLISHED[name]
+        triples = with_margin(known.triples, known.margin) if known.margin else known.triples
+        return certified(_extended(triples, steps, known.then), known.source, shape=shape)
     raise ValueError(
         f"`coefficients` must be one of {list(COEFFICIENT_NAMES)}, a JSON file, a triple (a, b, c) "
         f"or one triple per step, got {name!r}"
@@ -173,15 +160,15 @@ def _fit_paper(shape: Shape, steps: int) -> Coefficients:
 
 
 def _published(shape: Shape, steps: int) -> Coefficients:
-    triples = (PUBLISHED.get(shape, MUON),) * steps
+    triples = (AUTHORS_SCRIPT.get(shape, MUON),) * steps
     if shape == (2048, 2048) and steps <= 5:
         source = "the authors' script, unstable beyond 5 steps"
         return certified(triples, source, shape=shape, trusted=True)
-    source = "the authors' script" if shape in PUBLISHED else "the authors' script: Muon's triple"
+    source = "the authors' script" + ("" if shape in AUTHORS_SCRIPT else ": Muon's triple")
     return certified(triples, source, shape=shape)
 
 
-def with_margin(schedule: Sequence[Triple], margin: float = 1.02) -> tuple[Triple, ...]:
+def with_margin(schedule: Sequence[Triple], margin: float) -> tuple[Triple, ...]:
     """The schedule with its input divided by `margin`, and by 1.004 before the steps between.
 
     As published, inputs past 1 and round-off in bfloat16 drive the steepest schedules beyond the
@@ -194,7 +181,8 @@ def with_margin(schedule: Sequence[Triple], margin: float = 1.02) -> tuple[Tripl
     )
 
 
-def _extended(schedule: Sequence[Triple], steps: int) -> tuple[Triple, ...]:
-    """The first `steps` triples, continued with classical Newton-Schulz steps."""
-    missing = max(0, steps - len(schedule))
-    return (*schedule[:steps], *(NEWTON_SCHULZ,) * missing)
+def _extended(
+    schedule: Sequence[Triple], steps: int, then: Triple = NEWTON_SCHULZ
+) -> tuple[Triple, ...]:
+    """Cut a schedule to `steps` triples, or continue it with one more step."""
+    return (*schedule[:steps], *(then,) * (steps - len(schedule)))

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from lightning_root.coefficients.certificate import bfloat16_error, output_range, stable_input
-from lightning_root.coefficients.schedules import Shape
+from lightning_root.coefficients.shapes import Shape
 from lightning_root.coefficients.spectra import Spectrum, marchenko_pastur
 from lightning_root.functional import Triple, as_schedule
 

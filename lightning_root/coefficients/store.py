@@ -13,8 +13,7 @@ from lightning_root._files import cache_folder
 from lightning_root.coefficients.certificate import output_range
 from lightning_root.coefficients.files import load_coefficients, save_coefficients
 from lightning_root.coefficients.record import BOUND, Coefficients
-from lightning_root.coefficients.schedules import Shape
-from lightning_root.coefficients.shapes import shape_text
+from lightning_root.coefficients.shapes import Shape, shape_text
 
 _log = logging.getLogger(__name__)
 _VERSION: Final = 2

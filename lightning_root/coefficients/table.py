@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from lightning_root.coefficients.schedules import NEWTON_SCHULZ, Shape
-from lightning_root.coefficients.shapes import shape_of
+from lightning_root.coefficients.published import NEWTON_SCHULZ
+from lightning_root.coefficients.shapes import Shape, parse_shape
 from lightning_root.functional import Triple, as_schedule
 
 TABLE: Final = Path(__file__).parent / "tables" / "adaptive.json"
@@ -63,6 +63,6 @@ def _table() -> dict[Shape, list[tuple[Triple, ...]]]:
     """Schedules for 1 to 8 steps, by grid shape."""
     schedules = json.loads(TABLE.read_text("utf-8"))["schedules"]
     return {
-        shape_of(key): [as_schedule(triples) for triples in by_steps]
+        parse_shape(key): [as_schedule(triples) for triples in by_steps]
         for key, by_steps in schedules.items()
     }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_root.coefficients import Coefficients, lookup, save_coefficients, save_spectra
 from lightning_root.coefficients.lookup import OTHERWISE
-from lightning_root.coefficients.shapes import shape_of, shape_text
+from lightning_root.coefficients.shapes import parse_shape, shape_text
 from lightning_root.diagnostics.memory import Refit, SpectrumMemory, promise, refit, target
 from lightning_root.diagnostics.spectrum import Matrix, Shape, in_turn, matrices_by_shape
 from lightning_root.optim import ROOT
@@ -120,7 +120,7 @@ class Adaptation:
         """Take over what `state_dict` returned."""
         counts = {name: int(state_dict[name]) for name in _COUNTS}
         memory: Mapping[str, Any] = state_dict["memory"]
-        self.memory = {shape_of(k): SpectrumMemory.from_dict(memory[k]) for k in memory}
+        self.memory = {parse_shape(k): SpectrumMemory.from_dict(memory[k]) for k in memory}
         for name, count in counts.items():
             setattr(self, name, count)
 
@@ -133,7 +133,7 @@ class Adaptation:
         """The coefficients of every shape that has its own, with their error where captured."""
         mappings = [g["coefficients"] for g in refittable(optimizer)]
         keys = {key for mapping in mappings if isinstance(mapping, Mapping) for key in mapping}
-        shapes = sorted(shape_of(key) for key in keys - {OTHERWISE})
+        shapes = sorted(parse_shape(key) for key in keys - {OTHERWISE})
         return [self._described(in_use(optimizer, shape), shape) for shape in shapes]
 
     def _described(self, coefficients: Coefficients, shape: Shape) -> Coefficients:

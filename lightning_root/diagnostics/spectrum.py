@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_root.coefficients.schedules import Shape as Shape
+from lightning_root.coefficients.shapes import Shape as Shape
 from lightning_root.optim import ROOT
 from lightning_root.optim.batches import Stack
 

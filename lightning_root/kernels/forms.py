@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from lightning_root.coefficients.schedules import NEWTON_SCHULZ
+from lightning_root.coefficients.published import NEWTON_SCHULZ
 from lightning_root.functional import Triple
 from lightning_root.functional.orthogonalize import iterate, unit_frobenius
 from lightning_root.kernels.products import PLAIN, Products

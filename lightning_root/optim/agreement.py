@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from lightning_root.coefficients import lookup
 from lightning_root.coefficients.lookup import needs_fit
-from lightning_root.coefficients.schedules import Shape
+from lightning_root.coefficients.shapes import Shape
 from lightning_root.coefficients.store import adopt, fits_in_use
 from lightning_root.kernels import run_in_order
 from lightning_root.kernels.rates import adopt_rates, rates, rates_in_use

@@ -78,8 +78,9 @@ class ROOT(SharedState, torch.optim.Optimizer):
             not.
         coefficients: Of the orthogonalization: "adaptive" (a triple for every step and for every
             kind of shape, fitted for this project), "paper" (one triple per shape), "published"
-            (the authors' script), "muon", "polar_express", "cans", a JSON file of schedules, one
-            triple (a, b, c), one triple per step, or a mapping from shapes; see `lookup`.
+            (the authors' script), "muon", "polar_express", "cans", "quintic", a JSON file of
+            schedules, one triple (a, b, c), one triple per step, or a mapping from shapes; see
+            `lookup`.
         outlier_quantile: p in (0, 1]: entries of the momentum beyond their own p-quantile are
             clipped to it. "auto" chooses p for each matrix and step from the tail of the momentum:
             1, which clips nothing, where there is none, down to 0.8; see

@@ -610,7 +610,7 @@ def test_names_that_cannot_be_given_are_an_error_that_says_why(optimizers, known
         entries_of(optimizers, known, order)
 
 
-def test_without_a_model_the_shape_of_what_never_had_a_gradient_is_unknown(run, convert, saved):
+def test_without_a_model_the_parse_shape_what_never_had_a_gradient_is_unknown(run, convert, saved):
     model = small_mlp()
     model.scale = nn.Parameter(torch.ones(()))  # whose shape is empty, and known
     optimizer = torch.optim.AdamW(model.named_parameters())

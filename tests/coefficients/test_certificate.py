@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_root.coefficients import bfloat16_error, lookup, output_range, stable_input
-from lightning_root.coefficients.schedules import MUON, PUBLISHED, TABLE_1
+from lightning_root.coefficients.published import AUTHORS_SCRIPT, MUON, TABLE_1
 
 number = st.floats(-6, 6, allow_nan=False)
 triples = st.lists(st.tuples(number, number, number), min_size=1, max_size=3)
@@ -36,14 +36,14 @@ def test_contains_and_touches_every_sampled_output(schedule, upper):
 
 
 def test_the_published_square_triple_is_unstable():
-    triple = PUBLISHED[2048, 2048]
+    triple = AUTHORS_SCRIPT[2048, 2048]
     assert output_range([triple] * 5)[1] == pytest.approx(3.31, abs=0.01)
     assert output_range([triple] * 6)[1] == pytest.approx(679, rel=0.01)
     assert output_range([triple] * 7)[1] > 1e14
 
 
 def test_the_other_published_triples_are_bounded_at_any_length():
-    others = [triple for shape, triple in PUBLISHED.items() if shape != (2048, 2048)]
+    others = [triple for shape, triple in AUTHORS_SCRIPT.items() if shape != (2048, 2048)]
     table_1 = [triple for shape, triple in TABLE_1.items() if shape != (2048, 16384)]
     for triple in [*others, *table_1, MUON]:
         assert all(output_range([triple] * steps)[1] <= 1.24 for steps in range(1, 40))

@@ -14,7 +14,11 @@ from lightning_root.coefficients import (
     mixture,
     output_range,
 )
-from lightning_root.coefficients.schedules import CANS, MUON, POLAR_EXPRESS, QUINTIC, TABLE_1
+from lightning_root.coefficients.published import MUON, PUBLISHED, TABLE_1
+
+CANS = PUBLISHED["cans"].triples
+POLAR_EXPRESS = PUBLISHED["polar_express"].triples
+QUINTIC = PUBLISHED["quintic"].triples
 
 TABLE_1_MSE = {  # arXiv:2511.20626, Table 1: Muon's triple, the paper's triple
     (2048, 2048): (0.0499, 0.0352),

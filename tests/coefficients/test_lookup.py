@@ -1,5 +1,7 @@
 """Every name gives the triples it stands for; unbounded sets are refused with the reason."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,21 +9,24 @@ import torch
 from lightning_root import fit_coefficients, lookup
 from lightning_root.coefficients import (
     COEFFICIENT_NAMES,
+    CoefficientName,
     output_range,
     save_coefficients,
     training_model,
 )
 from lightning_root.coefficients.minimax import equioscillating
-from lightning_root.coefficients.schedules import (
-    CANS,
+from lightning_root.coefficients.published import (
+    AUTHORS_SCRIPT,
     MUON,
     NEWTON_SCHULZ,
-    POLAR_EXPRESS,
     PUBLISHED,
     TABLE_1,
 )
 from lightning_root.coefficients.table import RATIOS, ROWS, grid_shape, nearest, shipped
 from lightning_root.functional import newton_schulz
+
+CANS = PUBLISHED["cans"].triples
+POLAR_EXPRESS = PUBLISHED["polar_express"].triples
 
 
 @pytest.mark.parametrize("steps", range(1, 13))
@@ -77,7 +82,7 @@ def test_the_default_beats_the_published_schedules_on_gaussian_matrices(shape, o
     assert error("adaptive") < error(other)
 
 
-@pytest.mark.parametrize("name", ["muon", "polar_express", "cans"])
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("steps", [5, 6, 8])
 def test_others_schedules_are_bounded_past_1_too(name, steps):
     assert output_range(lookup((7, 9), name, steps).triples, upper=1.02)[1] <= 1.3
@@ -92,7 +97,7 @@ def test_the_default_depends_on_the_shape_and_not_on_its_order():
 def test_names_give_their_numbers():
     assert lookup((7, 9), "muon").triples == (MUON,) * 5
     assert lookup((3072, 2048), "paper").triples == (TABLE_1[2048, 3072],) * 5
-    assert lookup((3072, 2048), "published").triples == (PUBLISHED[2048, 3072],) * 5
+    assert lookup((3072, 2048), "published").triples == (AUTHORS_SCRIPT[2048, 3072],) * 5
     assert lookup((768, 768), "published").triples == (MUON,) * 5
     assert lookup((7, 9), "cans").triples[-1] == CANS[-1]
     assert lookup((7, 9), "cans", 3).triples == lookup((7, 9), "cans").triples[:3]
@@ -120,7 +125,7 @@ def test_room_for_round_off_is_a_division_of_what_enters_a_step(name):
     assert torch.allclose(x, y)
 
 
-@pytest.mark.parametrize("name", ["adaptive", "muon", "polar_express", "cans", "paper"])
+@pytest.mark.parametrize("name", ["adaptive", "paper", *PUBLISHED])
 @pytest.mark.parametrize("steps", [5, 6, 8])
 def test_no_schedule_overflows_in_bfloat16(name, steps):
     """Constant, blockwise constant and equal singular values: where round-off adds up coherently.
@@ -135,6 +140,42 @@ def test_no_schedule_overflows_in_bfloat16(name, steps):
         for matrix in (block, equal):
             update = newton_schulz(matrix, triples, dtype=torch.bfloat16)
             assert torch.linalg.matrix_norm(update.double(), 2) < 1.35
+
+
+def test_the_names_that_type_checkers_know_are_those_that_are_looked_up():
+    assert get_args(CoefficientName) == COEFFICIENT_NAMES
+
+
+def quintic_of_modded_nanogpt(matrix):
+    """As KellerJordan/modded-nanogpt, train_gpt_medium.py, writes it, but for bfloat16."""
+    x = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for a, b, c in [
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ]:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+def test_quintic_is_the_published_iteration_as_it_stands():
+    matrix = torch.randn(48, 96, dtype=torch.float64)
+    found = lookup((48, 96), "quintic")
+    expected = quintic_of_modded_nanogpt(matrix)
+    update = newton_schulz(matrix, found.triples)
+    torch.testing.assert_close(update, expected, rtol=1e-6, atol=1e-6)
+    assert lookup((48, 96), "quintic", 7).triples == (*found.triples, *[NEWTON_SCHULZ] * 2)
+
+
+def test_quintic_needs_no_room_for_round_off():
+    """Past 1, with each value off by a unit of bfloat16 at every step, and in bfloat16 itself."""
+    found = lookup((64, 96), "quintic")
+    assert output_range(found.triples, upper=1.02, slack=2.0**-8)[1] < 1.15
+    assert found.stable_up_to > lookup((64, 96), "muon").stable_up_to > 1.2
+    assert found.bfloat16_error < lookup((64, 96), "muon").bfloat16_error
 
 
 def test_as_published_cans_overflows_in_bfloat16():

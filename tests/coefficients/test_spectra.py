@@ -21,7 +21,7 @@ from lightning_root.coefficients import (
     training_model,
 )
 from lightning_root.coefficients.histogram import BINS, LOWEST
-from lightning_root.coefficients.schedules import MUON
+from lightning_root.coefficients.published import MUON
 
 
 def quantile(spectrum, share):

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_root import ROOT, ROOTMixin, ROOTRefit
 from lightning_root.coefficients import load_coefficients, load_spectra, log_normal, lookup
-from lightning_root.coefficients.schedules import MUON
+from lightning_root.coefficients.published import MUON
 from lightning_root.diagnostics import adaptation, spectrum
 from lightning_root.diagnostics.memory import Refit, SpectrumMemory, promise, refit, target
 from lightning_root.diagnostics.spectrum import in_turn, matrices_by_shape, singular_values

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lightning_root import ROOT, lookup
 from lightning_root.coefficients import store
-from lightning_root.coefficients.schedules import MUON
+from lightning_root.coefficients.published import MUON
 
 UNSEEN = (3, 77)
 

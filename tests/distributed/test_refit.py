@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lightning_root import ROOTMixin, ROOTRefit, ShardedDDPStrategy
-from lightning_root.coefficients.schedules import MUON
+from lightning_root.coefficients.published import MUON
 from lightning_root.diagnostics import adaptation, spectrum
 from tests.integration.models import PlainNet, ShardedNet, trainer, weights
 

@@ -24,8 +24,10 @@ from examples.benchmarks.orthogonalization.measures import (
 from examples.benchmarks.orthogonalization.page import number
 from examples.benchmarks.orthogonalization.table_1 import PAPER_MSE
 from examples.benchmarks.orthogonalization_error import main
-from lightning_root.coefficients.schedules import CANS, MUON, TABLE_1
+from lightning_root.coefficients.published import MUON, PUBLISHED, TABLE_1
 from tests.examples.images import write_parquet
+
+CANS = PUBLISHED["cans"].triples
 
 PICTURES = ("curves", "shapes", "steps")
 

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import polar
 
-from lightning_root.coefficients.schedules import MUON, NEWTON_SCHULZ, POLAR_EXPRESS
+from lightning_root.coefficients.published import MUON, NEWTON_SCHULZ, PUBLISHED
 from lightning_root.functional import as_schedule, newton_schulz, update_scale
 from lightning_root.functional.orthogonalize import iterate
+
+POLAR_EXPRESS = PUBLISHED["polar_express"].triples
 
 sizes = st.integers(1, 24)
 

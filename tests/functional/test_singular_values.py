@@ -7,10 +7,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.linalg import svdvals
 
-from lightning_root.coefficients.schedules import MUON, POLAR_EXPRESS
+from lightning_root.coefficients.published import MUON, PUBLISHED
 from lightning_root.functional import newton_schulz, orthogonalization_error, singular_value_range
 from lightning_root.functional.measures import lanczos, scale, spectrum
 from lightning_root.functional.measures.scale import magnitude
+
+POLAR_EXPRESS = PUBLISHED["polar_express"].triples
 
 sizes = st.integers(1, 24)
 seeds = st.integers(0, 99)

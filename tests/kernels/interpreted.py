@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from lightning_root import ROOT, lookup
-from lightning_root.coefficients.schedules import MUON
+from lightning_root.coefficients.published import MUON
 from lightning_root.functional import newton_schulz, outlier_threshold
 from lightning_root.kernels import orthogonalize
 from lightning_root.kernels.triton.tiles import EVERYWHERE, Tile

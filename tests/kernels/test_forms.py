@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_root import lookup
-from lightning_root.coefficients.schedules import CANS, MUON, NEWTON_SCHULZ
+from lightning_root.coefficients.published import MUON, NEWTON_SCHULZ, PUBLISHED
 from lightning_root.functional import newton_schulz
 from lightning_root.kernels import orthogonalize
 from lightning_root.kernels.forms import segments
+
+CANS = PUBLISHED["cans"].triples
 
 FORMS = ["standard", "gram", "eigh"]
 ITERATIONS = [*FORMS, "auto"]

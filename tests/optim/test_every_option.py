@@ -26,7 +26,7 @@ GOOD = {
     "momentum": [0.0, 0.5, 0.999],
     "nesterov": [False],
     "coefficients": [
-        *("paper", "published", "muon", "polar_express", "cans"),
+        *("paper", "published", "muon", "polar_express", "cans", "quintic"),
         *(TRIPLE, [TRIPLE] * 5, {"6x8": [TRIPLE] * 5, "otherwise": "cans"}, {}),
     ],
     "outlier_quantile": [None, 0.5, 1, 1e-6, "auto"],

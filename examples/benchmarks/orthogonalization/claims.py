@@ -8,7 +8,7 @@ from typing import Any
 from examples.benchmarks.orthogonalization.measures import LARGEST_INPUT, Row
 from examples.benchmarks.orthogonalization.table_1 import PAPER_MSE, table_1
 from lightning_root.coefficients import lookup, output_range
-from lightning_root.coefficients.schedules import Shape
+from lightning_root.coefficients.shapes import Shape
 from lightning_root.coefficients.table import RATIOS, ROWS, STEPS, grid_shape
 
 TUNED_ON = ("gpt",)

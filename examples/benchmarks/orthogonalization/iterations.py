@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from examples.benchmarks.orthogonalization.measures import Row, float32_error, gaussian_matrix
-from lightning_root.coefficients.schedules import Shape
+from lightning_root.coefficients.shapes import Shape
 from lightning_root.functional import Triple, newton_schulz
 
 

@@ -22,16 +22,14 @@ from lightning_root.coefficients import (
     mixture,
     output_range,
 )
-from lightning_root.coefficients.schedules import (
-    CANS,
+from lightning_root.coefficients.published import (
+    AUTHORS_SCRIPT,
     MUON,
     NEWTON_SCHULZ,
-    POLAR_EXPRESS,
     PUBLISHED,
-    QUINTIC,
     TABLE_1,
-    Shape,
 )
+from lightning_root.coefficients.shapes import Shape
 from lightning_root.functional import Triple
 
 LARGEST_INPUT = 1.02  # round-off pushes singular values past 1 by less than this
@@ -168,20 +166,23 @@ def schedules(shape: Shape, steps: int) -> dict[str, tuple[Triple, ...]]:
     paper = TABLE_1.get(shape) if steps == 5 else None
     if paper is None:
         paper = fit_coefficients(shape, steps, per_step=False).triples[0]
-    missing = (NEWTON_SCHULZ,) * max(0, steps - len(CANS))
+    cans, polar, quintic = (
+        PUBLISHED[name].triples for name in ("cans", "polar_express", "quintic")
+    )
+    classical = (NEWTON_SCHULZ,) * steps
     columns: dict[str, tuple[Triple, ...]] = {
         "muon": (MUON,) * steps,
         "paper": (paper,) * steps,
-        "published": (PUBLISHED.get(shape, MUON),) * steps,
-        "polar_express": POLAR_EXPRESS[:steps],
+        "published": (AUTHORS_SCRIPT.get(shape, MUON),) * steps,
+        "polar_express": (*polar, *classical)[:steps],
         "polar_express_margin": lookup(shape, "polar_express", steps).triples,
-        "cans": (*CANS[:steps], *missing),
+        "cans": (*cans, *classical)[:steps],
         "cans_margin": lookup(shape, "cans", steps).triples,
         "default": lookup(shape, "adaptive", steps).triples,
         "fitted": fit_coefficients(shape, steps).triples,
     }
-    if steps == len(QUINTIC):
-        columns["you"] = QUINTIC
+    if steps == len(quintic):
+        columns["you"] = quintic
     return columns
 
 

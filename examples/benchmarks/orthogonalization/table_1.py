@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from examples.benchmarks.orthogonalization.measures import Row
-from lightning_root.coefficients.schedules import TABLE_1, Shape
+from lightning_root.coefficients.published import TABLE_1
+from lightning_root.coefficients.shapes import Shape
 
 PAPER_MSE: dict[Shape, tuple[float, float]] = {
     (2048, 2048): (0.0499, 0.0352),

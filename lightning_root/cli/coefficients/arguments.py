@@ -15,8 +15,7 @@ from lightning_root.coefficients import (
     marchenko_pastur,
     training_model,
 )
-from lightning_root.coefficients.schedules import Shape
-from lightning_root.coefficients.shapes import shape_text
+from lightning_root.coefficients.shapes import Shape, shape_text
 
 THEORY: Final[Mapping[str, Callable[[Shape, int], Spectrum]]] = {
     "training": lambda shape, steps: training_model(*shape, steps),

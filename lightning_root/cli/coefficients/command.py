@@ -15,6 +15,7 @@ from lightning_root.cli.coefficients.compare import compare
 from lightning_root.cli.coefficients.fit import fit
 from lightning_root.cli.coefficients.show import show
 from lightning_root.cli.parser import CommandParser, program, run_or_help
+from lightning_root.coefficients import COEFFICIENT_NAMES
 
 DESCRIPTION = """\
 Coefficients of the Newton-Schulz iteration, by the shape of a matrix: look at those in use, fit
@@ -79,7 +80,7 @@ def make_parser() -> CommandParser:
 AddParser: TypeAlias = Callable[..., CommandParser]
 
 _SET = (
-    "adaptive, paper, published, muon, polar_express, cans, a .json file of `fit --output`, or "
+    f"{', '.join(COEFFICIENT_NAMES)}, a .json file of `fit --output`, or "
     "triples: one for all steps, '3.4445,-4.775,2.0315', or one per step, 'a,b,c a,b,c'"
 )
 

@@ -18,15 +18,13 @@ from lightning_root.cli.coefficients.sets import (
 from lightning_root.cli.plots import check_picture
 from lightning_root.cli.terminal import interval, print_json, progress, small, text_table, wrapped
 from lightning_root.coefficients import Coefficients
-from lightning_root.coefficients.record import certified
-from lightning_root.coefficients.schedules import NEWTON_SCHULZ, QUINTIC, Shape
-from lightning_root.coefficients.shapes import shape_text
+from lightning_root.coefficients.shapes import Shape, shape_text
 
 NAMES: Final[Mapping[str, str]] = {
     "Muon": "muon",
     "paper": "paper",
     "published": "published",
-    "You": "",  # of no name in ROOT; here because it is the best of those without a name
+    "You": "quintic",
     "Polar Express": "polar_express",
     "CANS": "cans",
     "adaptive": "adaptive",
@@ -70,17 +68,9 @@ def _sets(
     shape: Shape, steps: int, files: Mapping[str, Sequence[Coefficients]]
 ) -> dict[str, Coefficients | None]:
     sets: dict[str, Coefficients | None] = {
-        label: named(name, shape, steps) if name else _you(shape, steps)
-        for label, name in NAMES.items()
+        label: named(name, shape, steps) for label, name in NAMES.items()
     }
     return {**sets, **{label: pick(entries, shape, steps) for label, entries in files.items()}}
-
-
-def _you(shape: Shape, steps: int) -> Coefficients:
-    """J. You's five steps, cut off or continued as `lookup` does it."""
-    schedule = (*QUINTIC, *(NEWTON_SCHULZ,) * steps)[:steps]
-    source = "J. You; F. Cesista"
-    return certified(schedule, source, shape=shape, trusted=True)
 
 
 def _table(contests: Sequence[Contest]) -> str:

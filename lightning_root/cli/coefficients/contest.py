@@ -6,8 +6,7 @@ from functools import cached_property
 
 from lightning_root.cli.coefficients.sets import is_bounded
 from lightning_root.coefficients import Coefficients, Spectrum
-from lightning_root.coefficients.schedules import Shape
-from lightning_root.coefficients.shapes import shape_text
+from lightning_root.coefficients.shapes import Shape, shape_text
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from lightning_root.coefficients import (
     mixture,
     save_coefficients,
 )
-from lightning_root.coefficients.schedules import Shape
-from lightning_root.coefficients.shapes import shape_text
+from lightning_root.coefficients.shapes import Shape, shape_text
 from lightning_root.coefficients.table import in_table
 
 FITTED = "fitted"

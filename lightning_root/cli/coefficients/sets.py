@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lightning_root._files import read_json
 from lightning_root.coefficients import COEFFICIENT_NAMES, Coefficients, lookup
+from lightning_root.coefficients.published import AUTHORS_SCRIPT, MUON
 from lightning_root.coefficients.record import BOUND, certified
-from lightning_root.coefficients.schedules import MUON, PUBLISHED, Shape
-from lightning_root.coefficients.shapes import shape_text
+from lightning_root.coefficients.shapes import Shape, shape_text
 from lightning_root.functional import Triple, as_schedule
 
 
@@ -52,8 +52,8 @@ def named(name: str, shape: Shape | None, steps: int) -> Coefficients:
     if shape is None:
         return replace(lookup((1, 1), name, steps), shape=None, spectrum=None, mse=None)
     if name == "published":
-        schedule = (PUBLISHED.get(shape, MUON),) * steps
-        source = "the authors' script" + ("" if shape in PUBLISHED else ": Muon's triple")
+        schedule = (AUTHORS_SCRIPT.get(shape, MUON),) * steps
+        source = "the authors' script" + ("" if shape in AUTHORS_SCRIPT else ": Muon's triple")
         return certified(schedule, source, shape=shape, trusted=True)
     return lookup(shape, name, steps)
 

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from lightning_root.coefficients import COEFFICIENT_NAMES, lookup, training_model
 from lightning_root.coefficients.lookup import needs_fit
-from lightning_root.coefficients.schedules import Shape
+from lightning_root.coefficients.shapes import Shape
 from lightning_root.diagnostics.report.run import Run
 from lightning_root.diagnostics.report.typography import printed
 
