@@ -32,7 +32,7 @@ from examples.benchmarks.page import RESULTS
 from examples.gpt import GPT
 from examples.stdlib_text import StdlibText
 from lightning_root import ROOT, WarmupDecayLR
-from lightning_root.optim.batches import Stack
+from lightning_root.optim import Stack
 
 SPECTRA = RESULTS / "spectra"
 AT = (50, 100, 150, 200, 300, 350, 400)

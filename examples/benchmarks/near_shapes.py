@@ -25,7 +25,7 @@ from examples.benchmarks.speed.words import how_timed, milliseconds, quick_warni
 from lightning_root.coefficients import lookup
 from lightning_root.functional import Triple
 from lightning_root.kernels import orthogonalize
-from lightning_root.optim.batches import BATCH_ELEMENTS
+from lightning_root.optim.local import STACK_ELEMENTS
 
 MODULE = "examples.benchmarks.near_shapes"
 BASELINE, PADDED = "by shape", "padded"
@@ -55,7 +55,7 @@ def padded(stacks: Sequence[Tensor], triples: Sequence[Triple]) -> list[Tensor]:
         for part, stack in zip(torch.split(whole, lengths), stacks, strict=True)
     ]
     torch._foreach_copy_(places, list(stacks))
-    for part in torch.split(whole, BATCH_ELEMENTS["cpu"] // (rows * columns)):
+    for part in torch.split(whole, STACK_ELEMENTS["cpu"] // (rows * columns)):
         part.copy_(orthogonalize(part, triples))
     return [place.contiguous() for place in places]
 

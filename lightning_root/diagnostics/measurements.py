@@ -17,7 +17,7 @@ from lightning_root.functional.measures.entries import scaled_cosine, scaled_kur
 from lightning_root.functional.measures.scale import entries, magnitude, nonzero, ratio, slices
 from lightning_root.functional.measures.spectrum import orthogonality
 from lightning_root.functional.measures.sums import norms
-from lightning_root.optim.batches import Stack
+from lightning_root.optim import Stack
 
 STATISTICS: Final = (
     "orth_error",

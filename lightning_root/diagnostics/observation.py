@@ -13,8 +13,7 @@ from lightning_root.coefficients import Coefficients
 from lightning_root.diagnostics.measurements import Measurements, measure
 from lightning_root.diagnostics.spectrum import Matrix, Shape, singular_values
 from lightning_root.diagnostics.weights import weight_norms
-from lightning_root.optim import ROOT
-from lightning_root.optim.batches import Stack
+from lightning_root.optim import ROOT, Stack
 
 SAMPLED_ENTRIES: Final = 4096
 """At most so many entries of a momentum go into its histogram, evenly spread."""

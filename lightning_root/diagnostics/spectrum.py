@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.coefficients.shapes import Shape as Shape
-from lightning_root.optim import ROOT
-from lightning_root.optim.batches import Stack
+from lightning_root.optim import ROOT, Stack
 
 Matrix: TypeAlias = tuple[str, int]
 """Name of a parameter, and number of the matrix within it."""

@@ -1,13 +1,22 @@
 """How the work on matrices is shared, and how sharded ones are brought together and handed back."""
 
-from lightning_root.distributed.exchange import (
+from lightning_root.distributed.collectives import (
+    Exchange,
+    Receive,
+    RowShards,
+    Stream,
+    all_gather,
     all_ranks_agree,
     gather,
     is_sharded,
     local_part,
+    overlap,
+    pieces_of,
     placed_like,
     reshard,
+    row_shards,
     scatter_like,
+    send_streams,
     shard_like,
 )
 from lightning_root.distributed.ownership import (
@@ -27,24 +36,8 @@ from lightning_root.distributed.ownership_cost import (
     cheapest_operations,
     standard_operations,
 )
-from lightning_root.distributed.replicas import (
-    Bucket,
-    Matrix,
-    Replicas,
-    cost_on,
-    cut_by_size,
-    empty_bucket,
-    slots,
-)
-from lightning_root.distributed.shards import (
-    Exchange,
-    RowShards,
-    overlap,
-    pieces_of,
-    row_shards,
-)
+from lightning_root.distributed.replicas import Bucket, Replicas, cost_on, cut_by_size
 from lightning_root.distributed.state_owners import Kind, Parts, StateOwners
-from lightning_root.distributed.streams import Receive, Stream, send_streams
 
 __all__ = [
     "COSTS",
@@ -54,7 +47,6 @@ __all__ = [
     "Exchange",
     "Kind",
     "Matrices",
-    "Matrix",
     "OwnershipPlan",
     "Parts",
     "Piece",
@@ -65,12 +57,12 @@ __all__ = [
     "Shape",
     "StateOwners",
     "Stream",
+    "all_gather",
     "all_ranks_agree",
     "bytes_bound",
     "cheapest_operations",
     "cost_on",
     "cut_by_size",
-    "empty_bucket",
     "gather",
     "is_sharded",
     "local_part",
@@ -84,6 +76,5 @@ __all__ = [
     "scatter_like",
     "send_streams",
     "shard_like",
-    "slots",
     "standard_operations",
 ]

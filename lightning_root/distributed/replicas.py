@@ -1,16 +1,15 @@
-"""Ranks that hold the same parameters, and what each of them does for all.
+"""Ranks that share the matrices of a step: who owns what, and what travels together.
 
 Every rank orthogonalizes the matrices that it owns and lays the updates into its part of a bucket;
-one asynchronous collective per bucket brings all parts to all ranks.
+one collective per bucket brings them to all ranks.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from lightning_root.distributed.ownership import Matrices, plan_ownership
 from lightning_root.distributed.ownership_cost import (
@@ -18,7 +17,6 @@ from lightning_root.distributed.ownership_cost import (
     cheapest_operations,
     standard_operations,
 )
-from lightning_root.distributed.shards import pieces_of
 from lightning_root.distributed.state_owners import StateOwners
 
 Entry = TypeVar("Entry")
@@ -29,24 +27,10 @@ BUCKET_ELEMENTS: Final = 1 << 22
 EXCHANGE_ELEMENTS: Final = 1 << 25
 """The same of rows that are brought together: 128 MiB, so that there are few exchanges."""
 
-_REMEMBERED_PLANS: Final = 8
 
-# torch 2.13 warns of the old name, which is the only one of 2.11.
-_all_gather: Final = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
-
-class Matrix(NamedTuple):
-    """One matrix that is to be orthogonalized by somebody."""
-
-    name: str
-    number: int
-    rows: int
-    columns: int
-
-
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Bucket:
-    """Some matrices of every rank, and the memory in which their updates travel.
+    """Some matrices of every rank, whose updates travel together.
 
     Args:
         members: For each rank the places of its matrices in the list that was shared out.
@@ -57,56 +41,47 @@ class Bucket:
     width: int
 
 
-PlanKey: TypeAlias = tuple[tuple[Matrix, ...], int, str, int]
-
-
-@dataclass
+@dataclass(frozen=True)
 class Replicas:
-    """A process group whose ranks hold the same parameters and gradients.
+    """A process group whose ranks share the work on the same matrices.
 
     Args:
         group: The ranks.
-        owners: Which rank keeps which part of the state; None where each keeps all.
+        owners: Which rank keeps which part of the state; None where each keeps all of its own.
     """
 
     group: dist.ProcessGroup
     owners: StateOwners | None = None
-    _plans: dict[PlanKey, list[Bucket]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """How many ranks there are."""
+        """Number of ranks."""
         return self.group.size()
 
     @property
     def rank(self) -> int:
-        """Which of them this is."""
+        """Number of this one."""
         return self.group.rank()
 
     def buckets(
-        self, matrices: Sequence[Matrix], steps: int, device: torch.device, elements: int
+        self,
+        matrices: Sequence[Matrices],
+        sizes: Sequence[int],
+        steps: int,
+        device: torch.device,
+        elements: int,
     ) -> list[Bucket]:
-        """Who orthogonalizes what, and what travels together; the same on every rank.
+        """Plan who orthogonalizes what, and what travels together; the same on every rank.
 
         Args:
-            matrices: All that this step orthogonalizes.
+            matrices: All that this step orthogonalizes, one by one.
+            sizes: Elements that travel for each.
             steps: T, of the iteration.
             device: Where; accelerators evaluate the iteration in its standard form.
             elements: At most so many travel at a time, of all ranks together.
         """
-        key = (tuple(matrices), steps, device.type, elements)
-        if key not in self._plans:
-            if len(self._plans) >= _REMEMBERED_PLANS:
-                self._plans.clear()
-            self._plans[key] = self._planned(matrices, steps, cost_on(device), elements)
-        return self._plans[key]
-
-    def _planned(
-        self, matrices: Sequence[Matrix], steps: int, cost: Cost, elements: int
-    ) -> list[Bucket]:
-        owner = self._owner(matrices, steps, cost)
+        owner = self._owner(matrices, steps, cost_on(device))
         owned: list[list[int]] = [[] for _ in range(self.size)]
-        sizes = [m.rows * m.columns for m in matrices]
         # The largest first, so that the parts of one bucket are of one size.
         for place in sorted(range(len(matrices)), key=lambda place: -sizes[place]):
             owned[owner(matrices[place].name, matrices[place].number)].append(place)
@@ -122,28 +97,21 @@ class Replicas:
         return buckets
 
     def _owner(
-        self, matrices: Sequence[Matrix], steps: int, cost: Cost
+        self, matrices: Sequence[Matrices], steps: int, cost: Cost
     ) -> Callable[[str, int], int]:
-        """Who has the state, or whoever leaves the busiest rank with little to do."""
+        """Return who has the state, or whoever leaves the busiest rank with little to do."""
         if (owners := self.owners) is not None:
             return lambda name, number: owners.parts(name).owners[number]
-        listed = [Matrices(m.name, m.number, (m.rows, m.columns)) for m in matrices]
-        return plan_ownership(listed, self.size, steps=steps, cost=cost).owner
-
-    def gather(self, part: Tensor, whole: Tensor) -> dist.Work:
-        """Bring the parts of all ranks, (width,), to all ranks, (size, width). Returns at once."""
-        work: dist.Work | None = _all_gather(whole.flatten(), part, self.group, async_op=True)
-        assert work is not None
-        return work
+        return plan_ownership(matrices, self.size, steps=steps, cost=cost).owner
 
 
 def cost_on(device: torch.device) -> Cost:
-    """How operations are counted: accelerators evaluate the iteration in its standard form."""
+    """Return how operations are counted: accelerators evaluate the iteration in standard form."""
     return cheapest_operations if device.type == "cpu" else standard_operations
 
 
 def cut_by_size(entries: Sequence[Entry], sizes: Sequence[int], at_most: int) -> list[list[Entry]]:
-    """Consecutive entries whose sizes add up to so much at most, at least one at a time."""
+    """Cut into consecutive parts whose sizes add up to so much at most, at least one at a time."""
     parts: list[list[Entry]] = []
     total = 0
     for entry, size in zip(entries, sizes, strict=True):
@@ -153,14 +121,3 @@ def cut_by_size(entries: Sequence[Entry], sizes: Sequence[int], at_most: int) ->
         parts[-1].append(entry)
         total += size
     return parts
-
-
-def slots(buffer: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Matrices of these shapes, one behind the other in a flat buffer: views."""
-    pieces = pieces_of(buffer, [rows * columns for rows, columns in shapes])
-    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-
-
-def empty_bucket(bucket: Bucket, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for the parts of all ranks, (size, width)."""
-    return torch.zeros(len(bucket.members), bucket.width, dtype=dtype, device=device)

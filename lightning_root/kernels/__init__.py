@@ -1,7 +1,12 @@
 """Faster ways to the same results: each has a plain twin that it is tested against."""
 
 from lightning_root.kernels.forms import FORMS, Form
-from lightning_root.kernels.orthogonalize import FormOption, orthogonalize
+from lightning_root.kernels.orthogonalize import (
+    FormOption,
+    orthogonalize,
+    orthogonalize_unit,
+    resolved_form,
+)
 from lightning_root.kernels.products import symmetric_product
 from lightning_root.kernels.triton.tuning import KERNEL_OPTIONS, KernelOption, tuning_for
 from lightning_root.kernels.workers import run_in_order
@@ -13,6 +18,8 @@ __all__ = [
     "FormOption",
     "KernelOption",
     "orthogonalize",
+    "orthogonalize_unit",
+    "resolved_form",
     "run_in_order",
     "symmetric_product",
     "tuning_for",

@@ -75,8 +75,7 @@ def orthogonalize(
             matrix.mT, triples, form=form, dtype=dtype, largest=largest, tuning=tuning
         )
         return turned.mT
-    if form == "auto":
-        form = _cheapest_here(matrix, triples, dtype)
+    form = resolved_form(form, (rows, columns), triples, dtype, matrix.device)
     if form in ("eigh", "polar"):  # there are no decompositions in lower precision
         dtype = torch.promote_types(dtype, torch.float32)
     batch = matrix.shape[:-2]
@@ -93,10 +92,19 @@ def orthogonalize_unit(unit: Tensor, triples: Sequence[Triple], tuning: Tuning) 
     return _evaluate_flat(unit, triples, "standard", tuning, of_norm_one=True)
 
 
-def _cheapest_here(matrix: Tensor, triples: Sequence[Triple], dtype: torch.dtype) -> Form:
-    rows, columns = matrix.shape[-2:]
-    of_cpu = rates(torch.get_num_threads()) if matrix.device.type == "cpu" else None
-    return cheapest_form((rows, columns), triples, dtype, of_cpu)
+def resolved_form(
+    form: FormOption,
+    shape: tuple[int, int],
+    triples: Sequence[Triple],
+    dtype: torch.dtype,
+    device: torch.device,
+    threads: int | None = None,
+) -> Form:
+    """Return the form that "auto" stands for, where an operation has so many threads."""
+    if form != "auto":
+        return form
+    of_cpu = rates(threads or torch.get_num_threads()) if device.type == "cpu" else None
+    return cheapest_form((min(shape), max(shape)), triples, dtype, of_cpu)
 
 
 def _evaluate_flat(

@@ -14,19 +14,14 @@ from lightning_root.coefficients.store import adopt, fits_in_use
 from lightning_root.kernels import run_in_order
 from lightning_root.kernels.rates import adopt_rates, rates, rates_in_use
 from lightning_root.kernels.triton.tuning import adopt_tunings, tuning_for, tunings_in_use
+from lightning_root.optim.blocks import WHOLE
 from lightning_root.optim.groups import Groups, members
-from lightning_root.optim.guard import WHOLE
 from lightning_root.optim.options import iteration_dtype
 from lightning_root.partition import MatrixView
 
 
 def fits_needed(groups: Groups, views: Mapping[str, MatrixView]) -> list[tuple[Shape, Any, int]]:
-    """Shape, coefficients and steps of what the first step fits, or finds in the cache.
-
-    Args:
-        groups: The parameter groups.
-        views: How parameters are cut into matrices, by name; the others are taken whole.
-    """
+    """Return shape, coefficients and steps of what the first step fits, or finds in the cache."""
     return [
         ((min(shape), max(shape)), group["coefficients"], group["ns_steps"])
         for group, name, parameter in members(groups)
@@ -36,7 +31,7 @@ def fits_needed(groups: Groups, views: Mapping[str, MatrixView]) -> list[tuple[S
     ]
 
 
-def settle_coefficients(groups: Groups, views: Mapping[str, MatrixView]) -> None:
+def sync_coefficients_across_ranks(groups: Groups, views: Mapping[str, MatrixView]) -> None:
     """Make the fits that the groups need, and take over those of the lowest rank that has them.
 
     Fits on different machines, or from different caches, may differ in the last digits. Shapes
@@ -47,11 +42,11 @@ def settle_coefficients(groups: Groups, views: Mapping[str, MatrixView]) -> None
         return
     for shape, coefficients, steps in needed:
         lookup(shape, coefficients, steps)
-    for fits in reversed(_of_all_ranks(fits_in_use())):
+    for fits in reversed(_gathered(fits_in_use())):
         adopt(fits)
 
 
-def settle_rates(groups: Groups) -> None:
+def sync_rates_across_ranks(groups: Groups) -> None:
     """Have all ranks choose forms by the rates of the lowest of them.
 
     Ranks that evaluated the iteration in different forms would drift apart by rounding. One rank
@@ -62,17 +57,17 @@ def settle_rates(groups: Groups) -> None:
     }
     if "cpu" not in devices or all(group["ns_form"] != "auto" for group in groups):
         return
-    if not _are_several():
+    if not _has_ranks():
         return
     threads = torch.get_num_threads()
     rates(threads)
     for _ in run_in_order([partial(rates, 1)] * 2, min(threads, 2)):
         pass  # a worker's operations have one thread
-    for known in reversed(_of_all_ranks(rates_in_use())):
+    for known in reversed(_gathered(rates_in_use())):
         adopt_rates(known)
 
 
-def settle_kernels(groups: Groups) -> None:
+def sync_kernels_across_ranks(groups: Groups) -> None:
     """Measure Triton's kernels where groups need that, and choose by the lowest rank's numbers.
 
     Before the first step, so that none is compiled or timed while a CUDA graph is captured.
@@ -83,18 +78,18 @@ def settle_kernels(groups: Groups) -> None:
             dtype = iteration_dtype(group["ns_dtype"], parameter)
             tuning_for(group["kernels"], parameter.device, dtype)
             on_gpu |= parameter.device.type == "cuda" and group["kernels"] == "auto"
-    if on_gpu and _are_several():
-        for known in reversed(_of_all_ranks(tunings_in_use())):
+    if on_gpu and _has_ranks():
+        for known in reversed(_gathered(tunings_in_use())):
             adopt_tunings(known)
 
 
-def _are_several() -> bool:
+def _has_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _of_all_ranks(entries: dict[Any, Any]) -> list[dict[Any, Any]]:
-    """What each rank has, by rank; a collective, where there is more than one."""
-    if not _are_several():
+def _gathered(entries: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """Return the entries of each rank, by rank; a collective, where there is more than one."""
+    if not _has_ranks():
         return [entries]
     from_ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(from_ranks, entries)

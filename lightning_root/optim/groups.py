@@ -25,7 +25,7 @@ Groups = Sequence[Group]
 
 
 def members(groups: Iterable[Group]) -> list[tuple[Group, str, Tensor]]:
-    """Every (group, name, parameter), in order."""
+    """Return every (group, name, parameter), in order."""
     return [
         (group, name, parameter)
         for group in groups
@@ -58,8 +58,8 @@ def free_name(name: str, groups: Groups) -> str:
     return name if name not in taken else next(n for n in numbered if n not in taken)
 
 
-def described(groups: Groups, views: Mapping[str, MatrixView]) -> Partition:
-    """The partition that the groups themselves express."""
+def partition_from_groups(groups: Groups, views: Mapping[str, MatrixView]) -> Partition:
+    """Return the partition that the groups themselves express."""
     routes = [
         Route(
             name=name,

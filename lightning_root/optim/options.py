@@ -21,6 +21,9 @@ _DTYPE_NAMES = get_args(OrthogonalizationDtype)
 MomentumDtype: TypeAlias = Literal["auto", "bfloat16", "float8"]
 """float32 (float64 for float64 parameters), half the bytes of it, or a quarter."""
 
+Normalize: TypeAlias = Literal["none", "neuron"]
+"""Whether updates of matrices are normalized neuron by neuron; see `stages.normalize`."""
+
 ShareDtype: TypeAlias = Literal["auto", "bfloat16"]
 """float32 (float64 for float64 parameters), or half the bytes."""
 
@@ -45,6 +48,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_choice("adjust_lr_fn", options["adjust_lr_fn"], (*ADJUST_LR_NAMES, None))
     _check_choice("ns_dtype", options["ns_dtype"], _DTYPE_NAMES)
     _check_choice("momentum_dtype", options["momentum_dtype"], get_args(MomentumDtype))
+    _check_choice("normalize", options["normalize"], get_args(Normalize))
     _check_choice("share_dtype", options["share_dtype"], get_args(ShareDtype))
     _check_choice("ns_form", options["ns_form"], ("auto", *FORMS))
     _check_choice("outlier_quantile_mode", options["outlier_quantile_mode"], QUANTILE_MODES)

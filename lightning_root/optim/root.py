@@ -4,50 +4,62 @@ import warnings
 import weakref
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
 from lightning_root.coefficients import CoefficientName
-from lightning_root.distributed import Replicas, reshard
+from lightning_root.distributed import is_sharded, reshard
 from lightning_root.functional import AdjustLR, Quantile, QuantileMode
 from lightning_root.kernels import FormOption, KernelOption
-from lightning_root.optim.adamw import adamw_update_
-from lightning_root.optim.agreement import settle_coefficients, settle_kernels, settle_rates
-from lightning_root.optim.batches import StackHook
+from lightning_root.optim.agreement import (
+    sync_coefficients_across_ranks,
+    sync_kernels_across_ranks,
+    sync_rates_across_ranks,
+)
 from lightning_root.optim.binding import check_params, group_params, module_behind, split
-from lightning_root.optim.capture import SkipCounts, check_capturable, check_capturing
-from lightning_root.optim.flattened import refuse_flattened
+from lightning_root.optim.blocks import GroupPlan, plan_group
+from lightning_root.optim.ddp import Replicated
+from lightning_root.optim.fsdp import Sharded
+from lightning_root.optim.gradients import SkipCounts, release_gradients, take_gradients
 from lightning_root.optim.groups import (
     ROLES,
     check_parameters,
-    described,
     fill,
     free_name,
     members,
     name_params,
+    partition_from_groups,
     replace_stale,
     selected,
     split_new,
     stale_names,
     views_of,
 )
-from lightning_root.optim.guard import check_bound, collect
+from lightning_root.optim.local import Finish, Local, nothing
 from lightning_root.optim.options import (
     MomentumDtype,
+    Normalize,
     OrthogonalizationDtype,
     ShareDtype,
     check_options,
     plain_coefficients,
 )
+from lightning_root.optim.readiness import (
+    check_bound,
+    check_capturable,
+    check_capturing,
+    refuse_flattened,
+)
 from lightning_root.optim.shared_state import SharedState
-from lightning_root.optim.sharing_adamw import share_adamw_
-from lightning_root.optim.update import root_update_
+from lightning_root.optim.stages.adamw import adamw_update_
+from lightning_root.optim.state import StateParts, add_fresh_, specs_of
+from lightning_root.optim.step import StackHook
 from lightning_root.partition import MatrixView, Partition, Rules, partition_parameters
 from lightning_root.partition.names import canonical
 
@@ -115,6 +127,10 @@ class ROOT(SharedState, torch.optim.Optimizer):
             float64 parameters); "bfloat16" is half the bytes, "float8" a quarter (e3m4 with an
             exponent for 128 entries; saved as bfloat16, which holds it exactly). Both are rounded
             stochastically, so that small gradients add up. A step computes in float32 either way.
+        normalize: "neuron" divides each row or column of a matrix's update, whichever are along its
+            longer side, by the root of a running mean of its squares (0.95 of it is kept in each
+            step) and rescales the whole to the norm it had (NorMuon, arXiv:2510.05491). State:
+            max(m, n) numbers in float32. "none" leaves updates as they are.
         rules: Globs on parameter names that override the split, first match wins. The value is
             "adamw", "root", or how a matrix rule cuts the parameter: {"*.qkv.weight": {"rows": 3}}
             for three equal row blocks, {"rows": [256, 64, 64]} for unequal ones, "columns"
@@ -184,6 +200,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
         kernels: KernelOption = "auto",
         capturable: bool = False,
         momentum_dtype: MomentumDtype = "auto",
+        normalize: Normalize = "none",
         rules: Mapping[str, Literal["root", "adamw"] | dict[str, Any]] | str | None = None,
         share_updates: bool = True,
         share_dtype: ShareDtype = "auto",
@@ -208,6 +225,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
             "kernels": kernels,
             "capturable": capturable,
             "momentum_dtype": momentum_dtype,
+            "normalize": normalize,
             "share_dtype": share_dtype,
         }
         check_options(defaults)
@@ -268,7 +286,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
         if self._own_groups:
             stale = stale_names(self.param_groups, module)
             replace_stale(self.param_groups, module, stale)
-            self.partition = described(self.param_groups, self._views)
+            self.partition = partition_from_groups(self.param_groups, self._views)
         else:
             partition = partition_parameters(module, rules=self._rules)
             if self._selection:
@@ -314,31 +332,53 @@ class ROOT(SharedState, torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         check_capturing(self.param_groups, self._checked)
+        plans = self._plans()
+        hooks = tuple(self._stack_hooks.values())
+        skipped = take_gradients(plans, self.state.__getitem__, self._skip_counts)
+        finish = [self._start(plan, hooks) for plan in plans if plan.live]
+        for end_of_group in finish:
+            end_of_group()
+        release_gradients(plans)
+        self._report(skipped)
+        return loss
+
+    def _plans(self) -> list[GroupPlan]:
+        """Return what stays from step to step, settled anew where groups have changed."""
         if not self._checked:
             added = () if self._own_groups else self.param_groups[len(ROLES) :]
             check_bound(self.param_groups, self.module, added)
             check_capturable(self.param_groups, self._replicas is not None)
-            settle_coefficients(self.param_groups, self._views)
-            settle_rates(self.param_groups)
-            settle_kernels(self.param_groups)
-            self._settle_owners()
+            sync_coefficients_across_ranks(self.param_groups, self._views)
+            sync_rates_across_ranks(self.param_groups)
+            sync_kernels_across_ranks(self.param_groups)
+            self._known_plans = []
             self._checked = True
-        skipped, finish = [], []
-        hooks = tuple(self._stack_hooks.values())
-        for group, items, unusable in collect(
-            self.param_groups, self.state, self._views, self._skip_counts
-        ):
-            if group["role"] == "root":
-                finish.append(root_update_(items, group, hooks, self._replicas, self._shards))
-            elif self._replicas is not None and self._replicas.owners is not None:
-                finish.append(share_adamw_(items, group, self._replicas))
-            else:  # while other ranks' updates are on their way
-                adamw_update_(items, group)
-            skipped += unusable
-        for end_of_group in finish:
-            end_of_group()
-        self._report(skipped)
-        return loss
+        known, groups = self._known_plans, self.param_groups
+        if len(known) != len(groups) or not all(map(GroupPlan.is_of, known, groups)):
+            self._state_parts = self._assign_state_parts()
+            known = [plan_group(group, self._views, specs_of(group)) for group in groups]
+            self._known_plans = known
+        return known
+
+    def _start(self, plan: GroupPlan, hooks: Sequence[StackHook]) -> Finish:
+        """Begin the step of a group wherever it is computed; what is returned ends it."""
+        for bound in plan.live:
+            if not plan.keys <= bound.state.keys():
+                rank = self._replicas.rank if self._replicas is not None else 0
+                parts = self._state_parts.get(bound.name)
+                add_fresh_(bound, plan.specs, plan.group, parts, rank)
+        if plan.group["role"] == "adamw":
+            if self.shards_state:
+                assert isinstance(self._where, Replicated)
+                return self._where.start_adamw(plan)
+            adamw_update_(plan.live, plan.group)
+            return nothing
+        sharded = [bound for bound in plan.live if is_sharded(bound.parameter)]
+        if not sharded:
+            return self._where.start(plan, plan.live, hooks)
+        whole = [bound for bound in plan.live if not is_sharded(bound.parameter)]
+        finish = [self._where.start(plan, whole, hooks), Sharded().start(plan, sharded, hooks)]
+        return partial(_run_all, finish)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; without a `role` its parameters are split and may make two groups.
@@ -372,14 +412,14 @@ class ROOT(SharedState, torch.optim.Optimizer):
         check_parameters(group, named, self._views)
         group["param_names"] = [name for name, _ in named]
         super().add_param_group({**group, "params": named})
-        self.partition = described(self.param_groups, self._views)
+        self.partition = partition_from_groups(self.param_groups, self._views)
         self._checked = False
 
     def register_stack_hook(self, hook: StackHook) -> RemovableHandle:
         """Have `hook` called within `step` with every stack of equal matrices.
 
         It sees momentum, clipped momentum and update before they are freed, which is what
-        diagnostics need; see `optim.batches.Stack`. Without hooks nothing is kept for them.
+        diagnostics need; see `optim.Stack`. Without hooks nothing is kept for them.
 
         Args:
             hook: Takes a `Stack`, whose tensors it must not modify.
@@ -423,7 +463,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
                 group.setdefault(option, value)
         if "_skipped" not in self.__dict__:  # a copy or an unpickled object, not a loaded state
             self._reset_runtime()
-            self.partition = described(self.param_groups, self._views)
+            self.partition = partition_from_groups(self.param_groups, self._views)
 
     def _reset_runtime(self) -> None:
         self.partition = None
@@ -432,7 +472,9 @@ class ROOT(SharedState, torch.optim.Optimizer):
         self._module = None
         self._checked = False
         self._replicas = None
-        self._shards: dict[dist.ProcessGroup, Replicas] = {}
+        self._where = Local()
+        self._state_parts: dict[str, StateParts] = {}
+        self._known_plans: list[GroupPlan] = []
         self._stack_hooks: OrderedDict[int, StackHook] = OrderedDict()
 
     def _assign(self, partition: Partition) -> None:
@@ -453,3 +495,8 @@ class ROOT(SharedState, torch.optim.Optimizer):
                 "Said once per parameter; `optimizer.skipped` counts",
                 stacklevel=7,
             )
+
+
+def _run_all(finish: Sequence[Finish]) -> None:
+    for end in finish:
+        end()

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_root.distributed import Replicas, StateOwners
+from lightning_root.optim.blocks import GroupPlan
 from lightning_root.optim.checkpoint import (
     align_by_name,
     completed,
@@ -14,10 +15,18 @@ from lightning_root.optim.checkpoint import (
     restore_precision,
     unpacked,
 )
-from lightning_root.optim.collecting import collected
+from lightning_root.optim.ddp import Replicated
 from lightning_root.optim.groups import members
-from lightning_root.optim.momentum import keep_saved_, saved_momenta
-from lightning_root.optim.parts import Cut, own_parts, refuse_sharded, settled
+from lightning_root.optim.local import Local
+from lightning_root.optim.state import (
+    StateParts,
+    assign_parts,
+    collected,
+    own_parts,
+    refuse_sharded,
+    to_kept_,
+    to_saved,
+)
 from lightning_root.partition import MatrixView
 
 if TYPE_CHECKING:
@@ -31,6 +40,8 @@ class SharedState(Base):
 
     _views: dict[str, MatrixView]
     _replicas: Replicas | None
+    _where: Local
+    _known_plans: list[GroupPlan]
 
     def share(self, process_group: dist.ProcessGroup | None, *, shard_state: bool = False) -> None:
         """Have ranks that hold the same parameters and gradients orthogonalize a share each.
@@ -62,6 +73,8 @@ class SharedState(Base):
         if self.state:
             self._change_parts(replicas)
         self._replicas = replicas
+        self._where = Local() if replicas is None else Replicated(replicas)
+        self._known_plans = []
 
     @property
     def shards_state(self) -> bool:
@@ -104,11 +117,11 @@ class SharedState(Base):
             return self.state_dict()
         local, kept = super().state_dict(), self._replicas
         assert kept is not None
-        cuts = self._settle_owners()
-        own = saved_momenta(local["state"], self.param_groups, in_parts=True)
-        state = collected(own, self.param_groups, cuts, kept, device)
+        parts = self._assign_state_parts()
+        own = to_saved(local["state"], self.param_groups, in_parts=True)
+        state = collected(own, self.param_groups, parts, kept, device)
         on_host = torch.device("cpu")
-        return packed(completed({**local, "state": state}, self.param_groups, on_host))
+        return packed(completed({**local, "state": state}, self.param_groups, self._views, on_host))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state by parameter name, whatever the order, and keep it in float32.
@@ -125,7 +138,7 @@ class SharedState(Base):
         aligned: dict[str, Any] = {}
 
         def align(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            aligned.update(align_by_name(unpacked(given), self.param_groups))
+            aligned.update(align_by_name(unpacked(given), self.param_groups, self._views))
             if self.shards_state:
                 aligned["state"] = self._own_part(aligned)
             return aligned
@@ -144,16 +157,16 @@ class SharedState(Base):
             for handle in handles:
                 handle.remove()
 
-    def _settle_owners(self) -> dict[str, Cut]:
-        """Who keeps which part of the state, by name; decided for parameters that are new."""
+    def _assign_state_parts(self) -> dict[str, StateParts]:
+        """Return who keeps which part of the state, by name; decide for parameters that are new."""
         if self._replicas is None or self._replicas.owners is None:
             return {}
-        return settled(self._replicas.owners, self.param_groups, self._views)
+        return assign_parts(self._replicas.owners, self.param_groups, self._views)
 
     def _own_part(self, whole: dict[str, Any]) -> dict[Any, Any]:
         assert self._replicas is not None
-        cuts = self._settle_owners()
-        return own_parts(whole, self.param_groups, cuts, self._replicas.rank)
+        parts = self._assign_state_parts()
+        return own_parts(whole, self.param_groups, parts, self._replicas.rank)
 
     def _change_parts(self, replicas: Replicas | None) -> None:
         """Keep the state that there is, for other ranks than so far."""
@@ -168,14 +181,15 @@ class SharedState(Base):
             replicas.owners = before.owners
         elif self.shards_state:
             whole = super().state_dict()
-            saved = saved_momenta(whole["state"], self.param_groups, in_parts=False)
+            saved = to_saved(whole["state"], self.param_groups, in_parts=False)
             cut = self._own_part({**whole, "state": saved})
             parameters = [parameter for _, _, parameter in members(self.param_groups)]
             self.state = defaultdict(dict, {parameters[i]: own for i, own in cut.items()})
-            keep_saved_(self.state, self.param_groups)
+            to_kept_(self.state, self.param_groups)
 
 
 def _finished(optimizer: torch.optim.Optimizer, own: dict[str, Any]) -> dict[str, Any]:
+    assert isinstance(optimizer, SharedState)
     groups = optimizer.param_groups
-    saved = saved_momenta(own["state"], groups, in_parts=False)
-    return packed(completed({**own, "state": saved}, groups))
+    saved = to_saved(own["state"], groups, in_parts=False)
+    return packed(completed({**own, "state": saved}, groups, optimizer._views))

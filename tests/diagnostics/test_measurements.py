@@ -24,7 +24,7 @@ from lightning_root.functional import (
     update_to_weight_ratio,
 )
 from lightning_root.functional.measures import scale
-from lightning_root.optim.batches import Stack
+from lightning_root.optim import Stack
 
 
 def stack_of(*shape, scales=None, dtype=torch.float32, seed=0, device="cpu"):

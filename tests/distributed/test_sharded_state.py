@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from lightning_root import ROOT
-from lightning_root.distributed import Matrix, Replicas, StateOwners, replicas
+from lightning_root.distributed import Matrices, Replicas, StateOwners, replicas
 from tests.distributed.test_sharded_optimizer import set_gradients
 from tests.distributed.test_sharding import ALL_MODELS as OTHERS
 from tests.distributed.test_sharding import Aligned
@@ -245,8 +245,8 @@ def test_buckets_follow_the_owners_of_the_state():
 
     owners = StateOwners(2)
     owners.include({f"m{i}": ((4, 4),) for i in range(4)}, steps=5)
-    some = [Matrix(f"m{i}", 0, 4, 4) for i in (1, 3)]
-    plan = Replicas(Group(), owners).buckets(some, 5, torch.device("cpu"), 1 << 20)
+    some = [Matrices(f"m{i}", 0, (4, 4)) for i in (1, 3)]
+    plan = Replicas(Group(), owners).buckets(some, [16, 16], 5, torch.device("cpu"), 1 << 20)
     for bucket in plan:
         for rank, places in enumerate(bucket.members):
             assert all(owners.parts(some[i].name).owners == (rank,) for i in places)

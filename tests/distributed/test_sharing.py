@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from lightning_root import ROOT
-from lightning_root.distributed import Matrix, Replicas, replicas, slots
+from lightning_root.distributed import Matrices, Replicas, pieces_of, replicas
+from lightning_root.optim import ddp
 from tests.distributed.test_sharded_optimizer import MODELS, set_gradients
 
 STEPS = 20
@@ -34,17 +35,17 @@ def trained(name, share=False, steps=STEPS, dtype=torch.float32, poison=None, **
 def on_ranks(rank, ranks, name, dtype, poison, bucket, options):
     torch.set_num_threads(1)
     before, replicas.BUCKET_ELEMENTS = replicas.BUCKET_ELEMENTS, bucket
-    calls, original = [], Replicas.gather
+    calls, original = [], ddp.all_gather
 
-    def counted(self, part, whole):
+    def counted(part, whole, group):
         calls.append(whole.numel())
-        return original(self, part, whole)
+        return original(part, whole, group)
 
-    Replicas.gather = counted
+    ddp.all_gather = counted
     try:
         model, optimizer, seen = trained(name, True, dtype=dtype, poison=poison, **options)
     finally:
-        Replicas.gather = original
+        ddp.all_gather = original
         replicas.BUCKET_ELEMENTS = before
     weights = {n: p.detach() for n, p in model.named_parameters()}
     return weights, optimizer.state_dict()["state"], seen, calls
@@ -122,9 +123,9 @@ def test_a_gradient_that_is_not_finite_is_skipped_by_all(gloo_pool):
 
 def planned_on_ranks(rank, ranks):
     group = Replicas(dist.group.WORLD)
-    matrices = [Matrix(f"layer.{i}", 0, 4 + i % 3, 9) for i in range(11)]
-    buckets = group.buckets(matrices, 5, torch.device("cpu"), 1 << 20)
-    assert group.buckets(matrices, 5, torch.device("cpu"), 1 << 20) is buckets  # planned once
+    matrices = [Matrices(f"layer.{i}", 0, (4 + i % 3, 9)) for i in range(11)]
+    sizes = [9 * (4 + i % 3) for i in range(11)]
+    buckets = group.buckets(matrices, sizes, 5, torch.device("cpu"), 1 << 20)
     return [bucket.members for bucket in buckets], [bucket.width for bucket in buckets]
 
 
@@ -135,10 +136,30 @@ def test_all_ranks_make_the_same_plan(gloo_pool):
     assert sorted(i for bucket in members for part in bucket for i in part) == list(range(11))
 
 
-def test_slots_are_views_one_behind_the_other():
+def planned_in(rank, ranks, steps):
+    """How often a run of so many steps asks who owns what."""
+    calls, original = [], Replicas.buckets
+
+    def counted(self, *about):
+        calls.append(about)
+        return original(self, *about)
+
+    Replicas.buckets = counted
+    try:
+        trained("gpt", True, steps=steps)
+    finally:
+        Replicas.buckets = original
+    return len(calls)
+
+
+def test_who_owns_what_is_planned_once(gloo_pool):
+    assert gloo_pool.run(planned_in, 1) == gloo_pool.run(planned_in, 4) == [1] * gloo_pool.ranks
+
+
+def test_pieces_are_views_one_behind_the_other():
     buffer = torch.arange(12.0)
-    first, second = slots(buffer, [(2, 3), (1, 4)])
-    assert first.tolist() == [[0, 1, 2], [3, 4, 5]]
+    first, second = pieces_of(buffer, [6, 4])
+    assert first.tolist() == [0, 1, 2, 3, 4, 5]
     second.zero_()
     assert buffer[6:10].eq(0).all()
     assert buffer[10] == 10

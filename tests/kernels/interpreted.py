@@ -27,8 +27,11 @@ from lightning_root.kernels.triton import (  # noqa: E402
     rounding,
     threshold,
 )
-from lightning_root.optim import float8  # noqa: E402
-from lightning_root.optim.elementwise import look_ahead_  # noqa: E402
+from lightning_root.optim.low_precision import float8_decoded, float8_encoded  # noqa: E402
+from lightning_root.optim.stages.momentum import (  # noqa: E402
+    momentum_step_,
+    momentum_step_float8_,
+)
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALES: Final = {"plain": 1.0, "zero": 0.0, "tiny": 1e-30, "huge": 1e30}
@@ -89,7 +92,7 @@ def rounded_to_bits(size, name, dtype, finite, scale=1.0):
     bits = 1024 if dtype == "float32" else 16
     alone = size == 1  # and a power of two, which both of two exponents can hold
     start = torch.ones(1) if alone else (bits * random(size)).round() / bits * scale
-    kept = {"bfloat16": lambda: start.bfloat16(), "float8": lambda: float8.encoded(start)}
+    kept = {"bfloat16": lambda: start.bfloat16(), "float8": lambda: float8_encoded(start)}
     ours, torchs = kept[name](), kept[name]()
     step = torch.tensor(3.0)
     for turn in range(3):
@@ -106,16 +109,16 @@ def rounded_to_bits(size, name, dtype, finite, scale=1.0):
             rounding.look_ahead_float8_(
                 gradient, ours, steps[0], out, 0.5, capturable=captured, **how
             )
-            float8.look_ahead_float8_(gradient, torchs, steps[1], expected, group, flag)
+            momentum_step_float8_(gradient, torchs, steps[1], expected, group, flag)
             if not torch.equal(*steps):
                 return float("nan")
             step = steps[1]
-            if not torch.equal(rounding.decoded(ours, size), float8.decoded(ours).float()):
+            if not torch.equal(rounding.decoded(ours, size), float8_decoded(ours).float()):
                 return float("nan")
         else:
             largest = torch.empty(passes.blocks(ours))
             passes.look_ahead_(gradient, ours, out, 0.5, largest, **how)
-            look_ahead_(gradient, torchs, expected, group, flag)
+            momentum_step_(gradient, torchs, expected, group, flag)
         if not torch.equal(out, expected):
             return float("nan")
     differ = ours != torchs

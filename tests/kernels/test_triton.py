@@ -17,9 +17,9 @@ from lightning_root.kernels import orthogonalize
 from lightning_root.kernels.products import PLAIN, products_for
 from lightning_root.kernels.triton import language, measurement, tuning
 from lightning_root.kernels.triton.tiles import EVERYWHERE, NOWHERE, SIZES, TILES, TORCH, Tuning
-from lightning_root.optim import momentum
-from lightning_root.optim.batches import Block
-from lightning_root.optim.fused import can_be_fused
+from lightning_root.optim.blocks import Operands
+from lightning_root.optim.stages import momentum
+from lightning_root.optim.step import are_readable, have_kernels
 from tests.kernels.interpreted import CASES
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -171,8 +171,8 @@ def test_what_is_fused_depends_on_what_was_measured():
     weight = torch.ones(4, 8)
 
     def fused(tuning, gradient, momentum, **options):
-        block = Block(("w", 0), gradient, momentum, weight, direct=True, scale=1.0)
-        return can_be_fused([block], {**group, **options}, tuning)
+        operands = [Operands(gradient, momentum, weight, None, {})]
+        return have_kernels(momentum, {**group, **options}, tuning) and are_readable(operands)
 
     half = weight.bfloat16()
     assert fused(single, weight, weight)

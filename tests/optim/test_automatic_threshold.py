@@ -7,8 +7,8 @@ import torch
 
 from lightning_root import ROOT
 from lightning_root.functional import automatic_quantile, clip_outliers, outlier_fraction
-from lightning_root.optim.batches import Stack
-from lightning_root.optim.fused import _bounds
+from lightning_root.optim import Stack
+from lightning_root.optim.stages.clip import bounds_by_kernels
 
 
 def gradient(t: int, outliers: bool) -> torch.Tensor:
@@ -88,5 +88,5 @@ def test_beside_kernels_what_must_be_exact_is_not_sampled(quantile, mode):
     matrix = torch.randn(1, 256, 1024, generator=torch.Generator().manual_seed(0)) ** 3
     group = {"outlier_quantile": quantile, "outlier_quantile_mode": mode}
     p = float(automatic_quantile(matrix)) if quantile == "auto" else quantile
-    found = _bounds(matrix, matrix.abs().amax((1, 2)), group)
+    found = bounds_by_kernels(matrix, matrix.abs().amax((1, 2)), group)
     torch.testing.assert_close(found[0], matrix.abs().double().flatten().quantile(p).float())

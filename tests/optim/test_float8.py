@@ -5,21 +5,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_root.optim.float8 import (
-    BLOCK,
-    decoded,
-    encoded,
-    look_ahead_float8_,
-    size,
-    zeros,
+from lightning_root.kernels.rounding import BLOCK
+from lightning_root.optim.low_precision import (
+    float8_decoded,
+    float8_encoded,
+    float8_size,
+    float8_zeros,
 )
+from lightning_root.optim.stages.momentum import momentum_step_float8_
 from tests.optim.rounding import fits_the_distance
 
 PLAIN = {"momentum": 0.95, "nesterov": True, "maximize": False}
 
 
 def rounded(value):
-    return decoded(encoded(value)).float().view(value.shape)
+    return float8_decoded(float8_encoded(value)).float().view(value.shape)
 
 
 def every_magnitude():
@@ -68,14 +68,14 @@ def test_what_was_read_is_written_back_to_the_same_values(entries, power, tail, 
     """So a saved run goes on exactly, whatever the length of the last block."""
     generator = torch.Generator().manual_seed(seed)
     value = (torch.randn(entries, generator=generator).pow(tail) * 2.0**power).clamp(-3e38, 3e38)
-    once = encoded(value)
-    assert size(once) == entries
+    once = float8_encoded(value)
+    assert float8_size(once) == entries
     assert once.numel() == entries + -(-entries // BLOCK)
-    assert torch.equal(decoded(encoded(decoded(once))), decoded(once))
+    assert torch.equal(float8_decoded(float8_encoded(float8_decoded(once))), float8_decoded(once))
 
 
 def test_zero_stays_zero_and_the_largest_stays_large():
-    assert not decoded(encoded(torch.zeros(3, 200))).any()
+    assert not float8_decoded(float8_encoded(torch.zeros(3, 200))).any()
     extremes = torch.tensor([torch.finfo(torch.float32).max, -3e38, 0.0, 1e-45])
     torch.testing.assert_close(rounded(extremes), extremes, rtol=0.07, atol=1e-30)
 
@@ -86,10 +86,10 @@ def test_the_look_ahead_is_that_of_what_is_kept(entries, options):
     """N = G + mu (mu M + G), computed before M is rounded."""
     group = {**PLAIN, **options}
     before, gradient = torch.randn(entries), torch.randn(entries)
-    buffer = encoded(before)
-    exact = 0.95 * decoded(buffer).float() + (-gradient if group["maximize"] else gradient)
+    buffer = float8_encoded(before)
+    exact = 0.95 * float8_decoded(buffer).float() + (-gradient if group["maximize"] else gradient)
     out, step = torch.empty(entries), torch.zeros(())
-    look_ahead_float8_(gradient, buffer, step, out, group)
+    momentum_step_float8_(gradient, buffer, step, out, group)
     ahead = (-gradient if group["maximize"] else gradient) + 0.95 * exact
     torch.testing.assert_close(out, ahead if group["nesterov"] else exact)
     assert step == 1
@@ -97,15 +97,15 @@ def test_the_look_ahead_is_that_of_what_is_kept(entries, options):
     spacing = torch.maximum(
         exact.abs() / 16, largest.repeat_interleave(BLOCK)[:entries] * 2.0**-9
     )  # at most
-    assert ((decoded(buffer).float() - exact).abs() <= spacing).all()
+    assert ((float8_decoded(buffer).float() - exact).abs() <= spacing).all()
 
 
 def run(gradient, start, momentum, steps):
-    buffer, step = encoded(start), torch.zeros(())
+    buffer, step = float8_encoded(start), torch.zeros(())
     out = torch.empty_like(start)
     for _ in range(steps):
-        look_ahead_float8_(gradient, buffer, step, out, {**PLAIN, "momentum": momentum})
-    return decoded(buffer).double()
+        momentum_step_float8_(gradient, buffer, step, out, {**PLAIN, "momentum": momentum})
+    return float8_decoded(buffer).double()
 
 
 @pytest.mark.parametrize(("momentum", "steps"), [(0.9, 40), (0.95, 60), (0.99, 300)])
@@ -138,15 +138,15 @@ def test_an_entry_without_a_gradient_does_not_stay_where_it_is():
 
 
 def test_a_gradient_that_is_not_finite_leaves_it_as_it_is():
-    buffer, step = encoded(torch.randn(1000)), torch.full((), 7.0)
-    before, out = decoded(buffer), torch.empty(1000)
+    buffer, step = float8_encoded(torch.randn(1000)), torch.full((), 7.0)
+    before, out = float8_decoded(buffer), torch.empty(1000)
     bad = torch.full((1000,), float("nan"))
-    look_ahead_float8_(bad, buffer, step, out, PLAIN, torch.tensor(False))
-    assert torch.equal(decoded(buffer), before)
+    momentum_step_float8_(bad, buffer, step, out, PLAIN, torch.tensor(False))
+    assert torch.equal(float8_decoded(buffer), before)
     assert step == 7
     assert out.isfinite().all()
 
 
 def test_it_takes_a_byte_for_an_entry_and_one_for_a_block():
-    assert zeros(torch.empty(768, 3072)).numel() == 768 * 3072 * (BLOCK + 1) // BLOCK
-    assert zeros(torch.empty(3, 50)).dtype == torch.uint8
+    assert float8_zeros(torch.empty(768, 3072)).numel() == 768 * 3072 * (BLOCK + 1) // BLOCK
+    assert float8_zeros(torch.empty(3, 50)).dtype == torch.uint8

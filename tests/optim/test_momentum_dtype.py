@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from lightning_root import ROOT
-from lightning_root.optim import update
-from lightning_root.optim.rounding import keep_
+from lightning_root.optim import local
+from lightning_root.optim.low_precision import write_rounded_
 from tests.optim.rounding import fits_the_distance
 
 
 def rounded(value):
     kept = torch.empty_like(value, dtype=torch.bfloat16)
-    keep_(kept, value)
+    write_rounded_(kept, value)
     return kept
 
 
@@ -59,7 +59,7 @@ def test_increments_far_below_the_spacing_add_up():
     kept, nearest = torch.ones(4096).bfloat16(), torch.ones(4096).bfloat16()
     for _ in range(2000):
         increment = 2e-4 * torch.rand(4096, generator=generator)
-        keep_(kept, kept.float() + increment)
+        write_rounded_(kept, kept.float() + increment)
         nearest.copy_(nearest.float() + increment)
     assert nearest.float().mean() == 1.0
     assert kept.float().mean().item() == pytest.approx(1.2, abs=0.005)
@@ -193,7 +193,7 @@ def test_other_dtypes_are_refused(name):
 
 def test_few_matrices_have_a_whole_look_ahead_at_a_time(monkeypatch):
     """Of momentum in 8 bits, which would otherwise need float32 for all of it in every step."""
-    alive, most, original = [], [], update.look_ahead
+    alive, most, original = [], [], local.whole_look_ahead
 
     def watched(item, group):
         most.append(sum(reference() is not None for reference in alive))
@@ -201,8 +201,8 @@ def test_few_matrices_have_a_whole_look_ahead_at_a_time(monkeypatch):
         alive.append(weakref.ref(result))
         return result
 
-    monkeypatch.setattr(update, "look_ahead", watched)
-    monkeypatch.setattr(update, "AHEAD_ELEMENTS", 1)
+    monkeypatch.setattr(local, "whole_look_ahead", watched)
+    monkeypatch.setattr(local, "AHEAD_ELEMENTS", 1)
     matrices = [(str(number), nn.Parameter(torch.randn(8, 16))) for number in range(5)]
     optimizer = ROOT([{"role": "root", "params": matrices}], momentum_dtype="float8")
     for _, matrix in matrices:

@@ -5,8 +5,8 @@ import torch
 
 from examples.benchmarks.speed.memory import allocated
 from lightning_root import ROOT
-from lightning_root.optim import batches
-from lightning_root.optim.elementwise import decay_and_descend_
+from lightning_root.optim import local
+from lightning_root.optim.stages.apply import apply_update_
 
 SHAPES = (
     [(40, 40)] * 3 + [(24, 90)] * 5 + [(90, 24)] * 2 + [(16, 3, 3, 3)] * 2 + [(300, 310), (7, 5)]
@@ -62,7 +62,7 @@ def test_from_run_to_run_no_bit_changes(threads):
 @pytest.mark.parametrize("elements", [1, 3000, 1 << 30])
 def test_how_many_go_into_a_stack_changes_only_rounding(monkeypatch, elements):
     usual = trained(steps=1, ns_form="gram")
-    monkeypatch.setitem(batches.BATCH_ELEMENTS, "cpu", elements)
+    monkeypatch.setitem(local.STACK_ELEMENTS, "cpu", elements)
     other = trained(steps=1, ns_form="gram")
     for a, b in zip(usual, other, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
@@ -91,7 +91,7 @@ def test_a_step_needs_little_memory_beside_the_state(shapes, dtype):
     optimizer.step()  # makes the state
     peak = allocated(optimizer.step)
     matrix = weights[0].numel()
-    batch = min(batches.BATCH_ELEMENTS["cpu"], matrix * len(weights))
+    batch = min(local.STACK_ELEMENTS["cpu"], matrix * len(weights))
     assert 0 < peak <= 4 * max(3 * batch, 5 * matrix) + (64 << 10)
 
 
@@ -117,12 +117,12 @@ def test_a_weight_takes_its_update_to_the_bit_however_it_is_cut(lay, of_weight, 
     options = {"lr": 0.02, "weight_decay": 0.1}
     exact = (1 - 0.02 * 0.1) * weight.double() - 0.02 * 3.0 * update.double()
     whole = weight.clone()
-    decay_and_descend_([whole], [update], 3.0, options)
+    apply_update_([whole], [update], 3.0, options)
     half_unit = torch.finfo(of_weight).eps / 2 if of_weight.itemsize == 2 else 0.0
     torch.testing.assert_close(whole.double(), exact, rtol=half_unit, atol=1e-6)
     for row, column in ((1, 1), (16, 8), (29, 40), (36, 17)):
         cut = lay(weight.clone())
         blocks = [(slice(row), slice(None)), (slice(row, None), slice(column))]
         blocks.append((slice(row, None), slice(column, None)))
-        decay_and_descend_([cut[b] for b in blocks], [update[b] for b in blocks], 3.0, options)
+        apply_update_([cut[b] for b in blocks], [update[b] for b in blocks], 3.0, options)
         assert torch.equal(cut, whole)

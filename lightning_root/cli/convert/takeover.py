@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from lightning_root.cli.convert.naming import Entry, Shape, StateDict
+from lightning_root.optim.blocks import state_dtype
 from lightning_root.optim.groups import ROLES
-from lightning_root.optim.items import state_dtype
 
 MomentumStart: TypeAlias = Literal["from-averages", "zero"]
 BufferKind: TypeAlias = Literal["average", "sum"]

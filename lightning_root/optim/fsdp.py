@@ -1,0 +1,271 @@
+"""Parameters whose rows lie on several ranks (FSDP2): each matrix is made whole on one of them.
+
+Two exchanges carry many matrices at a time: the rows of N to the rank that owns the matrix, and
+the rows of the update back, with what else the owner has made of it (state per neuron, to all
+ranks). No rank holds more than its own matrices. Stacks of matrices that lie whole on a rank are
+updated there; what is cut in other ways is gathered, and every rank computes the same update.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_root.distributed import (
+    Bucket,
+    Exchange,
+    Matrices,
+    Replicas,
+    RowShards,
+    local_part,
+    overlap,
+    pieces_of,
+    placed_like,
+    replicas,
+    row_shards,
+)
+from lightning_root.optim.blocks import (
+    BoundParameter,
+    GroupPlan,
+    MatrixBlock,
+    Operands,
+    bind_parameter,
+    shared_dtype,
+    state_dtype,
+)
+from lightning_root.optim.local import WHOLE_ELEMENTS, Finish, Local, portions, update_blocks_
+from lightning_root.optim.stages.apply import apply_update_
+from lightning_root.optim.stages.momentum import local_look_ahead
+from lightning_root.optim.step import StackHook
+
+Range: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """One block of a parameter whose rows are spread.
+
+    Args:
+        block: The matrix.
+        parameter: Place of its parameter among those of the exchange.
+        number: Of the block within the parameter.
+        of_rank: Which rows of the matrix each rank has, counted within the matrix.
+        own: This rank's rows of it, counted within its rows of the parameter.
+        columns: Of the matrix, within the flattened parameter.
+    """
+
+    block: MatrixBlock
+    parameter: int
+    number: int
+    of_rank: list[Range]
+    own: slice
+    columns: slice
+
+    def size(self, rank: int) -> int:
+        """Return how many elements of the matrix a rank has."""
+        start, stop = self.of_rank[rank]
+        return (stop - start) * self.block.shape[1]
+
+    def cut(self, own: Tensor) -> Tensor:  # (own rows, columns) of the matrix
+        """Take the matrix's rows out of this rank's rows of the parameter: a view."""
+        return own[self.own, self.columns]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _RowPlan:
+    """Parameters cut by rows among the same ranks, all of one dtype and device.
+
+    Args:
+        group: The ranks.
+        me: This one among them.
+        rows: Their blocks.
+        buckets: Who owns which of these, and what travels together.
+        extra: Elements that travel with the update of each, to every rank.
+        dtype: In which updates travel.
+    """
+
+    group: dist.ProcessGroup
+    me: int
+    rows: list[_Rows]
+    buckets: list[Bucket]
+    extra: list[tuple[int, ...]]
+    dtype: torch.dtype
+
+
+class Sharded(Local):
+    """Each rank updates its share of the matrices of sharded parameters."""
+
+    def start(
+        self, plan: GroupPlan, parameters: Sequence[BoundParameter], hooks: Sequence[StackHook]
+    ) -> Finish:
+        """Begin the step of DTensors; what is returned ends it."""
+        rows: defaultdict[Any, list[BoundParameter]] = defaultdict(list)
+        stacks: list[BoundParameter] = []
+        gathered: list[BoundParameter] = []
+        for bound in parameters:
+            shards = row_shards(bound.parameter)
+            if shards is None:
+                gathered.append(bound)
+                continue
+            bound.gradient = placed_like(bound.gradient, bound.parameter)
+            if bound.view.stack:
+                stacks.append(_own_matrices(plan, bound, shards))
+            else:
+                kind = shards.group, state_dtype(bound.parameter), bound.parameter.device
+                rows[kind].append(bound)
+        Local().start(plan, [own for own in stacks if own.parameter.numel()], hooks)
+        finish = [
+            self._start_rows(plan, alike, group, hooks) for (group, *_), alike in rows.items()
+        ]
+        for portion in portions(gathered, WHOLE_ELEMENTS):
+            self.update_whole_(plan, portion, hooks)
+        return partial(_run_all, finish)
+
+    def _start_rows(
+        self,
+        plan: GroupPlan,
+        parameters: Sequence[BoundParameter],
+        group: dist.ProcessGroup,
+        hooks: Sequence[StackHook],
+    ) -> Finish:
+        key = ("rows", *map(id, parameters))
+        if key not in plan.schedules:
+            plan.schedules[key] = _planned(plan, parameters, group)
+        planned: _RowPlan = plan.schedules[key]
+        values: list[Tensor] = []
+        directions: list[Tensor] = []
+        for bound in parameters:
+            columns = bound.parameter.shape[1:].numel()
+            values.append(local_part(bound.parameter).view(-1, columns))
+            directions.append(local_look_ahead(bound, plan.group).view(-1, columns))
+        neurons = [self.neurons(bound, plan) for bound in parameters]
+        state = [neurons[rows.parameter][rows.number] for rows in planned.rows]
+        exchanges = [
+            (bucket, _send_back(plan, planned, bucket, directions, state, hooks))
+            for bucket in planned.buckets
+        ]
+
+        def finish() -> None:
+            for bucket, exchange in exchanges:
+                received = zip(bucket.members, exchange.wait(), strict=True)
+                for rank, (members, flat) in enumerate(received):
+                    sizes = [(planned.rows[i].size(planned.me), *planned.extra[i]) for i in members]
+                    pieces = iter(pieces_of(flat, [size for of_one in sizes for size in of_one]))
+                    for i, of_one in zip(members, sizes, strict=True):
+                        update, *bits = [next(pieces) for _ in of_one]
+                        value = planned.rows[i].cut(values[planned.rows[i].parameter])
+                        scale = planned.rows[i].block.scale
+                        apply_update_([value], [update.view_as(value)], scale, plan.group)
+                        if rank != planned.me:
+                            for own, place in zip(state[i].values(), bits, strict=True):
+                                own.view(planned.dtype).copy_(place)
+
+        return finish
+
+
+def _send_back(
+    plan: GroupPlan,
+    planned: _RowPlan,
+    bucket: Bucket,
+    directions: Sequence[Tensor],  # N, this rank's rows of each parameter
+    state: Sequence[Mapping[str, Tensor]],
+    hooks: Sequence[StackHook],
+) -> Exchange:
+    """Make this rank's matrices whole, compute their updates and send the rows back."""
+    ranks = range(len(bucket.members))
+    rows = planned.rows
+    own = [rows[i] for i in bucket.members[planned.me]]
+    to_owners = [
+        [rows[i].cut(directions[rows[i].parameter]) for i in members] for members in bucket.members
+    ]
+    sizes = [sum(one.size(rank) for one in own) for rank in ranks]
+    there = Exchange(to_owners, sizes, directions[0], planned.group)
+    from_ranks = [
+        pieces_of(received, [one.size(rank) for one in own])
+        for rank, received in zip(ranks, there.wait(), strict=True)
+    ]
+    operands = []
+    for number, (i, one) in enumerate(zip(bucket.members[planned.me], own, strict=True)):
+        whole = torch.cat([pieces[number] for pieces in from_ranks]).view(one.block.shape)
+        target = torch.empty_like(whole, dtype=planned.dtype)
+        operands.append(Operands(None, whole, target, None, state[i]))
+    update_blocks_(plan, [one.block for one in own], operands, hooks, in_place=False)
+    back = [
+        [
+            piece
+            for one, given in zip(own, operands, strict=True)
+            for piece in (
+                given.target[slice(*one.of_rank[rank])],
+                *(values.view(planned.dtype) for values in given.neurons.values()),
+            )
+        ]
+        for rank in ranks
+    ]
+    received = [
+        sum(rows[i].size(planned.me) + sum(planned.extra[i]) for i in members)
+        for members in bucket.members
+    ]
+    like = directions[0].new_empty(0, dtype=planned.dtype)
+    return Exchange(back, received, like, planned.group)
+
+
+def _planned(
+    plan: GroupPlan, parameters: Sequence[BoundParameter], group: dist.ProcessGroup
+) -> _RowPlan:
+    """Plan who owns what of parameters that are updated together for the first time."""
+    shards, me = RowShards(group), group.rank()
+    like = parameters[0].parameter
+    dtype = shared_dtype(like, plan.group)
+    each = torch.finfo(state_dtype(like)).bits // torch.finfo(dtype).bits
+    rows = []
+    for place, bound in enumerate(parameters):
+        of_rank = shards.rows(bound.parameter.shape[0])
+        for number, block in enumerate(bound.blocks):
+            (first, column), (height, width) = block.start, block.shape
+            common = [overlap(of_one, (first, first + height)) for of_one in of_rank]
+            start, stop = common[me]
+            offset = of_rank[me][0]
+            rows.append(
+                _Rows(
+                    block,
+                    place,
+                    number,
+                    [(low - first, high - first) for low, high in common],
+                    slice(max(start - offset, 0), max(stop - offset, 0)),
+                    slice(column, column + width),
+                )
+            )
+    matrices = [Matrices(one.block.name, one.block.number, one.block.shape) for one in rows]
+    sizes = [one.block.elements for one in rows]
+    elements = replicas.EXCHANGE_ELEMENTS
+    steps = plan.group["ns_steps"]
+    device = local_part(like).device
+    buckets = Replicas(group).buckets(matrices, sizes, steps, device, elements)
+    extra = [tuple(each * max(one.block.shape) for _ in plan.neuron_keys) for one in rows]
+    return _RowPlan(group, me, rows, buckets, extra, dtype)
+
+
+def _own_matrices(plan: GroupPlan, bound: BoundParameter, shards: RowShards) -> BoundParameter:
+    """Return those matrices of a stack that lie whole on this rank, as a parameter of their own."""
+    value, gradient = local_part(bound.parameter), local_part(bound.gradient)
+    key = ("stack", id(bound))
+    if key not in plan.schedules:
+        total = bound.parameter.shape[0]
+        start, _ = shards.rows(total)[shards.group.rank()]
+        first = start * (len(bound.blocks) // total)
+        plan.schedules[key] = bind_parameter(bound.name, value, bound.view, plan.group, first)
+    planned: BoundParameter = plan.schedules[key]
+    if not bound.view.is_view(gradient):
+        gradient = gradient.contiguous()
+    state = {name: local_part(entry) for name, entry in bound.state.items()}
+    return replace(planned, parameter=value, gradient=gradient, state=state)
+
+
+def _run_all(finish: Sequence[Finish]) -> None:
+    for end in finish:
+        end()

@@ -1,0 +1,165 @@
+"""Which gradients may be used: their layout, whether they are finite, and who was left alone."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_root.distributed import all_ranks_agree, is_sharded, local_part
+from lightning_root.optim.blocks import BoundParameter, Group, GroupPlan
+
+
+class SkipCounts:
+    """How often each parameter was left alone, counted where the gradients are."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, ...], Tensor] = {}
+
+    def add(self, names: Sequence[str], finite: Tensor) -> None:
+        """Count the names whose flag, (names,), is False."""
+        key = tuple(names)
+        if key not in self._counts:
+            self._counts[key] = torch.zeros_like(finite, dtype=torch.int32)
+        self._counts[key].add_(finite.logical_not())
+
+    def read(self) -> Counter[str]:
+        """Return the counts by name, as they are on the device now: this waits for it."""
+        total: Counter[str] = Counter()
+        for names, counts in self._counts.items():
+            total.update({n: c for n, c in zip(names, counts.tolist(), strict=True) if c})
+        return total
+
+
+def take_gradients(
+    plans: Sequence[GroupPlan], state_of: Callable[[Tensor], dict[str, Any]], counts: SkipCounts
+) -> list[str]:
+    """Set what is live in each plan; return the names whose gradient is not finite.
+
+    Groups with `capturable` are judged on the device: all of their parameters are live, with a flag
+    each, and `counts` counts.
+
+    Raises:
+        TypeError: If a gradient is sparse or complex; nothing has changed then.
+    """
+    on_host: list[BoundParameter] = []
+    headroom: list[float] = []
+    for plan in plans:
+        plan.live = []
+        of_group = _headroom(plan.group)
+        for bound in plan.parameters:
+            gradient = bound.parameter.grad
+            if gradient is None:
+                continue
+            if gradient.layout != torch.strided or gradient.is_complex():
+                _refuse(bound.name, gradient)
+            bound.gradient = gradient
+            plan.live.append(bound)
+        if not plan.group["capturable"]:
+            on_host += plan.live
+            headroom += [of_group] * len(plan.live)
+    flags = usable([bound.gradient for bound in on_host], headroom)
+    skipped: list[str] = []
+    if not all(flags):
+        refused = {id(b) for b, flag in zip(on_host, flags, strict=True) if not flag}
+        skipped = [bound.name for bound in on_host if id(bound) in refused]
+        for plan in plans:
+            plan.live = [bound for bound in plan.live if id(bound) not in refused]
+    for plan in plans:
+        plan.live = [bound for bound in plan.live if bound.parameter.numel()]
+        if plan.group["capturable"] and plan.live:
+            gradients = [bound.gradient for bound in plan.live]
+            finite = finite_flags(gradients, _headroom(plan.group))
+            counts.add([bound.name for bound in plan.live], finite)
+            for bound, flag in zip(plan.live, finite.unbind(), strict=True):
+                bound.finite = flag
+        for bound in plan.live:
+            bound.state = state_of(bound.parameter)
+    return skipped
+
+
+def release_gradients(plans: Sequence[GroupPlan]) -> None:
+    """Forget the gradients, so that they can be freed before the next step."""
+    for plan in plans:
+        for bound in plan.live:
+            bound.gradient, bound.finite = bound.parameter, None
+        plan.live = []
+
+
+def _headroom(group: Group) -> float:
+    """Momentum and its look-ahead may grow to 1 / (1 - mu) times the gradient; AdamW squares it."""
+    if group["role"] == "root":
+        return 2.0 / (1.0 - float(group["momentum"]))
+    return math.sqrt(torch.finfo(torch.float32).max)
+
+
+def _refuse(name: str, gradient: Tensor) -> None:
+    if gradient.layout != torch.strided and not is_sharded(gradient):
+        raise TypeError(
+            f"the gradient of `{name}` is sparse ({gradient.layout}), which ROOT does not support; "
+            "use `sparse=False` in the embedding"
+        )
+    if gradient.is_complex():
+        raise TypeError(
+            f"the gradient of `{name}` is complex ({gradient.dtype}), which ROOT does not support; "
+            "train its real view (`torch.view_as_real`), or give it another optimizer"
+        )
+
+
+def usable(gradients: Sequence[Tensor], headroom: Sequence[float]) -> list[bool]:
+    """Return whether each gradient is finite in float32, also if state grows it by its headroom.
+
+    One host synchronisation looks at all: where a norm is finite, so are its entries. It may
+    overflow although no entry does, so the others are looked at again, with one more. DTensors are
+    judged by all their ranks.
+    """
+    if not gradients:
+        return []
+    local = [local_part(gradient) for gradient in gradients]
+    flags = _fit_float32(norms(local), headroom).tolist()
+    doubtful = [number for number, flag in enumerate(flags) if not flag]
+    if doubtful:
+        largest = [_largest(local[number]) for number in doubtful]
+        found = _fit_float32(largest, [headroom[number] for number in doubtful]).tolist()
+        for number, flag in zip(doubtful, found, strict=True):
+            flags[number] = flag
+    if any(is_sharded(gradient) for gradient in gradients):
+        device = local[0].device
+        flags = all_ranks_agree(torch.tensor(flags, device=device), gradients).tolist()
+    return [bool(flag) for flag in flags]
+
+
+def finite_flags(gradients: Sequence[Tensor], headroom: float) -> Tensor:  # (gradients,), bool
+    """Return on the device what `usable` says, of gradients with entries."""
+    device = gradients[0].device
+    largest = [norm.to(device, torch.float32) for norm in norms(gradients, math.inf)]
+    return torch.isfinite(torch.stack(largest) * headroom)
+
+
+def _fit_float32(values: Sequence[Tensor], headroom: Sequence[float]) -> Tensor:
+    """Return whether each value times its factor is finite in float32, on one device."""
+    device = values[0].device
+    stacked = torch.stack([value.to(device, torch.float32) for value in values])
+    factors = torch.tensor(headroom, dtype=torch.float32).to(device, non_blocking=True)
+    return torch.isfinite(stacked * factors)
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    """Return the largest magnitude; NaN and infinity come through."""
+    low, high = torch.aminmax(tensor)
+    return torch.maximum(-low, high)
+
+
+def norms(tensors: Sequence[Tensor], order: float = 2.0) -> list[Tensor]:
+    """Return the norm of each, in its dtype and on its device, by as few operations as possible."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    for number, tensor in enumerate(tensors):
+        kinds[tensor.device, tensor.dtype].append(number)
+    found = list(tensors)
+    for numbers in kinds.values():
+        alike = torch._foreach_norm([tensors[number] for number in numbers], order)
+        for number, norm in zip(numbers, alike, strict=True):
+            found[number] = norm
+    return found

@@ -1,0 +1,292 @@
+"""One process updates all matrices: the plainest answer to the question who computes what.
+
+`ddp` and `fsdp` give the others. All three have one protocol: `start(plan, parameters, hooks)`
+begins the step of some parameters of a group, and what it returns ends it.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import call
+from typing import Any, Final, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_root.distributed import cut_by_size, gather, local_part, scatter_like
+from lightning_root.kernels import run_in_order
+from lightning_root.optim.blocks import (
+    NO_NEURONS,
+    BoundParameter,
+    GroupPlan,
+    MatrixBlock,
+    Operands,
+    state_dtype,
+)
+from lightning_root.optim.stages import normalize
+from lightning_root.optim.stages.apply import apply_update_
+from lightning_root.optim.stages.momentum import in_float8, whole_look_ahead
+from lightning_root.optim.step import Stack, StackHook, StackPlan, plan_stack, update_stack_
+
+Finish: TypeAlias = Callable[[], None]
+Blocks: TypeAlias = tuple[list[MatrixBlock], list[Operands]]
+
+SMALL_ELEMENTS: Final = 1 << 17
+"""Of a matrix; below it a CPU is faster with several at a time."""
+
+STACK_ELEMENTS: Final = {"cpu": 1 << 18}
+"""So many elements of small matrices are orthogonalized at a time: what a core's cache holds."""
+
+OTHER_STACK_ELEMENTS: Final = 1 << 25
+"""The same for accelerators, which want few, large operations: 128 MiB of float32."""
+
+WHOLE_ELEMENTS: Final = 1 << 25
+"""Of parameters that are not updated in place, so many have a whole update at a time."""
+
+AHEAD_ELEMENTS: Final = 1 << 20
+"""Of parameters whose momentum is kept in 8 bits, so many have a whole N for each CPU thread."""
+
+MAX_SCHEDULES: Final = 64
+"""Remembered for a group, of whose parameters others may have a gradient in each step."""
+
+
+class Where(Protocol):
+    """Who computes the step of matrices, and what travels."""
+
+    def start(
+        self, plan: GroupPlan, parameters: Sequence[BoundParameter], hooks: Sequence[StackHook]
+    ) -> Finish:
+        """Begin the step of some parameters of a group; what is returned ends it."""
+
+
+class Local:
+    """Every matrix is updated here, where it lies if its memory allows."""
+
+    def start(
+        self, plan: GroupPlan, parameters: Sequence[BoundParameter], hooks: Sequence[StackHook]
+    ) -> Finish:
+        """Begin the step of parameters that are not sharded; what is returned ends it."""
+        in_place: list[BoundParameter] = []
+        copied: list[BoundParameter] = []
+        for bound in parameters:
+            (in_place if bound.is_in_place() else copied).append(bound)
+        finish: Finish = nothing
+        if in_float8(plan.group):  # each has a whole N until it is updated
+            for portion in portions(in_place, _ahead_elements(in_place)):
+                self.start_blocks(plan, *self.in_place(plan, portion), hooks)()
+        elif in_place:
+            finish = self.start_blocks(plan, *self.in_place(plan, in_place), hooks)
+        for portion in portions(copied, WHOLE_ELEMENTS):
+            self.update_whole_(plan, portion, hooks)
+        return finish
+
+    def start_blocks(
+        self,
+        plan: GroupPlan,
+        blocks: Sequence[MatrixBlock],
+        operands: Sequence[Operands],
+        hooks: Sequence[StackHook],
+        in_place: bool = True,
+    ) -> Finish:
+        """Begin the step of blocks; what is returned ends it."""
+        update_blocks_(plan, blocks, operands, hooks, in_place)
+        return nothing
+
+    def sources(
+        self, bound: BoundParameter, plan: GroupPlan
+    ) -> tuple[Sequence[Tensor | None], Sequence[Tensor]]:
+        """Return G and M of each block; None and N where M is kept in 8 bits."""
+        if not in_float8(plan.group):
+            return bound.cut(bound.gradient), bound.cut(bound.state["momentum_buffer"])
+        return [None] * len(bound.blocks), bound.cut(whole_look_ahead(bound, plan.group))
+
+    def neurons(self, bound: BoundParameter, plan: GroupPlan) -> Sequence[Mapping[str, Tensor]]:
+        """Return the state per neuron of each block: views."""
+        flat = {key: local_part(bound.state[key]).view(-1) for key in plan.neuron_keys}
+        return [
+            {k: v.narrow(0, b.first_neuron, max(b.shape)) for k, v in flat.items()}
+            for b in bound.blocks
+        ]
+
+    def in_place(self, plan: GroupPlan, parameters: Sequence[BoundParameter]) -> Blocks:
+        """Return the blocks of parameters, to be updated where they lie."""
+        blocks: list[MatrixBlock] = []
+        operands: list[Operands] = []
+        for bound in parameters:
+            self.append(plan, bound, bound.cut(bound.parameter), blocks, operands)
+        return blocks, operands
+
+    def append(
+        self,
+        plan: GroupPlan,
+        bound: BoundParameter,
+        targets: Sequence[Tensor],
+        blocks: list[MatrixBlock],
+        operands: list[Operands],
+    ) -> None:
+        """Add the blocks of a parameter, and what a step has of each."""
+        gradients, momenta = self.sources(bound, plan)
+        neurons = self.neurons(bound, plan) if plan.neuron_keys else None
+        for number, block in enumerate(bound.blocks):
+            of_block = NO_NEURONS if neurons is None else neurons[number]
+            given = gradients[number], momenta[number], targets[number]
+            blocks.append(block)
+            operands.append(Operands(*given, bound.finite, of_block))
+
+    def update_whole_(
+        self, plan: GroupPlan, parameters: Sequence[BoundParameter], hooks: Sequence[StackHook]
+    ) -> None:
+        """Update parameters that are copied, or gathered from shards: all U, then each W."""
+        blocks: list[MatrixBlock] = []
+        operands: list[Operands] = []
+        updates: list[tuple[BoundParameter, Tensor, Sequence[Tensor]]] = []
+        for bound in parameters:
+            dtype = state_dtype(bound.parameter)
+            whole = torch.empty(bound.parameter.shape, dtype=dtype, device=bound.gradient.device)
+            targets = bound.cut(whole)
+            updates.append((bound, whole, targets))
+            self.append_whole(plan, bound, targets, blocks, operands)
+        self.start_blocks(plan, blocks, operands, hooks, in_place=False)()
+        for bound, whole, targets in updates:
+            scale = _common_scale_(bound.blocks, targets)
+            update = local_part(scatter_like(whole, bound.parameter))
+            flags = None if bound.finite is None else [bound.finite]
+            apply_update_([local_part(bound.parameter)], [update], scale, plan.group, flags)
+
+    def append_whole(
+        self,
+        plan: GroupPlan,
+        bound: BoundParameter,
+        targets: Sequence[Tensor],
+        blocks: list[MatrixBlock],
+        operands: list[Operands],
+    ) -> None:
+        """Add the blocks of a parameter whose N is made whole before it is cut."""
+        momenta = bound.cut(gather(whole_look_ahead(bound, plan.group)))
+        neurons = self.neurons(bound, plan)
+        for block, momentum, target, of_block in zip(
+            bound.blocks, momenta, targets, neurons, strict=True
+        ):
+            blocks.append(block)
+            operands.append(Operands(None, momentum, target, bound.finite, of_block))
+
+
+def nothing() -> None:
+    """Do what is left of a step that has been taken."""
+
+
+def portions(parameters: Sequence[BoundParameter], elements: int) -> list[list[BoundParameter]]:
+    """Cut into consecutive parts of at most so many elements together, at least one at a time."""
+    return cut_by_size(parameters, [bound.parameter.numel() for bound in parameters], elements)
+
+
+def _ahead_elements(parameters: Sequence[BoundParameter]) -> int:
+    on_cpu = bool(parameters) and parameters[0].parameter.device.type == "cpu"
+    return AHEAD_ELEMENTS * torch.get_num_threads() if on_cpu else WHOLE_ELEMENTS
+
+
+def _common_scale_(blocks: Sequence[MatrixBlock], updates: Sequence[Tensor]) -> float:
+    """Return the scale of all blocks; where they differ, put it into the updates and return 1."""
+    if len({block.scale for block in blocks}) == 1:
+        return blocks[0].scale
+    for block, update in zip(blocks, updates, strict=True):
+        update.mul_(block.scale)
+    return 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Schedule:
+    """Stacks, the most work first, and how many threads share them."""
+
+    stacks: tuple[StackPlan, ...]
+    workers: int
+
+
+def update_blocks_(
+    plan: GroupPlan,
+    blocks: Sequence[MatrixBlock],
+    operands: Sequence[Operands],
+    hooks: Sequence[StackHook],
+    in_place: bool,
+) -> None:
+    """Update blocks here, on several threads where the matrices are on a CPU."""
+    key = (in_place, torch.get_num_threads(), *map(id, blocks))
+    schedule: Schedule | None = plan.schedules.get(key)
+    if schedule is None:
+        if len(plan.schedules) >= MAX_SCHEDULES:
+            plan.schedules.clear()
+        schedule = plan.schedules[key] = _scheduled(plan, blocks, operands, in_place)
+    jobs = [
+        partial(update_stack_, stack, [operands[i] for i in stack.members], plan.group, bool(hooks))
+        for stack in schedule.stacks
+    ]
+    if schedule.workers == 1:
+        done: Iterable[Stack | None] = map(call, jobs)
+    else:
+        done = run_in_order(jobs, schedule.workers, schedule.workers if hooks else None)
+    for seen in done:
+        for hook in hooks:
+            assert seen is not None
+            hook(seen)
+
+
+def _scheduled(
+    plan: GroupPlan,
+    blocks: Sequence[MatrixBlock],
+    operands: Sequence[Operands],
+    in_place: bool,
+) -> Schedule:
+    """Put blocks that are alike into stacks and those in order.
+
+    What is first finishes last where threads share the work, so that they end together.
+    """
+    alike: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
+    normalizes = normalize.is_on(plan.group)
+    for number, (block, one) in enumerate(zip(blocks, operands, strict=True)):
+        kind = one.momentum.dtype, one.target.dtype, one.momentum.device
+        alike[*block.shape, *kind, block.scale, normalizes and block.by_rows].append(number)
+    stacks = [
+        part for equal in alike.values() for part in _parts(equal, operands[equal[0]].momentum)
+    ]
+    stacks.sort(key=lambda part: _work(blocks, part), reverse=True)
+    on_cpu = all(operands[part[0]].momentum.device.type == "cpu" for part in stacks)
+    workers = _workers([_work(blocks, part) for part in stacks]) if on_cpu else 1
+    threads = torch.get_num_threads() if workers == 1 else 1  # of one operation
+    planned = [
+        plan_stack(
+            part,
+            [blocks[number] for number in part],
+            operands[part[0]].momentum,
+            plan.group,
+            in_place,
+            threads,
+        )
+        for part in stacks
+    ]
+    return Schedule(tuple(planned), workers)
+
+
+def _work(blocks: Sequence[MatrixBlock], members: Sequence[int]) -> int:
+    """Return the multiplications of one product of each matrix with its own transpose."""
+    rows, columns = blocks[members[0]].shape
+    return len(members) * rows * columns * min(rows, columns)
+
+
+def _parts(members: Sequence[int], like: Tensor) -> Iterator[Sequence[int]]:
+    """Yield as many equal blocks at a time as is fastest."""
+    size, device = like.numel(), like.device.type
+    count = max(1, STACK_ELEMENTS.get(device, OTHER_STACK_ELEMENTS) // size)
+    if device == "cpu":
+        fair = math.ceil(len(members) / torch.get_num_threads())  # something for every thread
+        count = 1 if size >= SMALL_ELEMENTS else min(count, fair)
+    for start in range(0, len(members), count):
+        yield members[start : start + count]
+
+
+def _workers(work: Sequence[int]) -> int:
+    """Return how many threads share stacks of so much work: all, unless one is most of it."""
+    threads = torch.get_num_threads()
+    balanced = len(work) > 1 and max(work) <= 2.0 * sum(work) / threads
+    return min(threads, len(work)) if balanced else 1

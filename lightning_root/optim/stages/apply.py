@@ -1,0 +1,63 @@
+"""Decay and descent, the last stage of a matrix.
+
+    W <- (1 - lr weight_decay) W - lr scale U
+
+W of low precision is computed in float32 and rounded once. No state. Cost: two passes over W.
+Source: I. Loshchilov, F. Hutter, arXiv:1711.05101; the scale is `functional.update_scale`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_root.optim.blocks import Group, Operands, state_dtype
+
+
+def apply_twin(
+    value: Tensor, update: Tensor, lr: float, weight_decay: float, scale: float
+) -> Tensor:
+    """Return W after the step, as the formula has it."""
+    return (1.0 - lr * weight_decay) * value - lr * scale * update
+
+
+def apply_update_(
+    values: list[Tensor],
+    updates: list[Tensor],
+    scale: float,
+    group: Group,
+    finite: Sequence[Tensor | None] | None = None,
+) -> None:
+    """Apply U to each W, all of one dtype; where its flag is False W stays as it is."""
+    dtype = state_dtype(values[0])
+    rounded = values[0].dtype != dtype
+    exact = [value.to(dtype) for value in values] if rounded else values
+    lr, decay = group["lr"], group["weight_decay"]
+    if isinstance(lr, Tensor) or finite is not None:
+        flags = [None] * len(exact) if finite is None else finite
+        for value, update, flag in zip(exact, updates, flags, strict=True):
+            rate = lr if flag is None else lr * flag  # it stays on its device
+            value.mul_(1.0 - rate * decay).sub_(update.to(dtype) * (rate * scale))
+    else:
+        torch._foreach_mul_(exact, 1.0 - lr * decay)
+        torch._foreach_add_(exact, updates, alpha=-lr * scale)
+    if rounded:
+        torch._foreach_copy_(values, exact)
+
+
+def apply_by_kernels_(
+    operands: Sequence[Operands], update: Tensor, scale: float, group: Group
+) -> None:
+    """Do as `apply_update_` by Triton; by torch where W is not contiguous, or float64."""
+    from lightning_root.kernels.triton import passes
+
+    lr, decay = group["lr"], group["weight_decay"]
+    if isinstance(lr, Tensor) and lr.device.type == "cpu":
+        lr = float(lr)  # no kernel can read it there
+    for one, values in zip(operands, update, strict=True):
+        in_single = state_dtype(one.target) == torch.float32
+        if in_single and one.target.is_contiguous() and values.is_contiguous():
+            passes.decay_and_descend_(one.target, values, lr, decay, scale, one.finite)
+        else:
+            flags = None if one.finite is None else [one.finite]
+            apply_update_([one.target], [values], scale, group, flags)

@@ -1,0 +1,300 @@
+"""Parameter state by one table: fresh, saved, loaded, cut into parts for ranks, collected.
+
+The table is `step.STATE`. Checkpoints have one form, whatever ranks and shards they are for:
+entries are laid out as the parameter, momentum kept in 8 bits is saved in bfloat16, which holds it
+exactly. Where each rank keeps a part of the state, its part of an entry is flat: its matrices of
+the momentum, or its range of AdamW's averages, one behind the other. It may be empty, but it is
+there, so that all ranks have the same keys.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_root.distributed import (
+    Kind,
+    Parts,
+    Replicas,
+    StateOwners,
+    Stream,
+    cost_on,
+    cut_by_size,
+    is_sharded,
+    local_part,
+    pieces_of,
+    replicas,
+    row_shards,
+    send_streams,
+    shard_like,
+)
+from lightning_root.optim.blocks import WHOLE, BoundParameter, Group, State, StateSpec
+from lightning_root.optim.groups import Groups, members
+from lightning_root.optim.low_precision import (
+    float8_decoded,
+    float8_encoded,
+    float8_zeros,
+    is_float8,
+)
+from lightning_root.optim.stages.momentum import in_float8
+from lightning_root.optim.step import STATE
+from lightning_root.partition import MatrixView
+
+COLLECTED_ELEMENTS: Final = 1 << 25
+"""Of state, so many are made whole at a time, at least one tensor: 128 MiB of float32."""
+
+EXTENTS: Final = {spec.key: spec.extent for spec in STATE}
+"""Of what is not in it, entries of the user's, every tensor has its parameter's shape."""
+
+
+def specs_of(group: Group) -> tuple[StateSpec, ...]:
+    """Return the entries that the parameters of a group have, in their order."""
+    return tuple(spec for spec in STATE if spec.is_on(group))
+
+
+def neurons_shape(view: MatrixView, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of state per neuron: (*stack, neurons of all matrices of an entry)."""
+    of_entry = view.matrices([1] * view.stack + list(shape[view.stack :]))
+    return (*shape[: view.stack], sum(max(matrix) for matrix in of_entry))
+
+
+class StateParts(NamedTuple):
+    """Which rank keeps which part of one parameter's state.
+
+    Args:
+        parts: Owner and number of entries of each.
+        view: How the parameter is cut into matrices, a part each; None for ranges of entries.
+    """
+
+    parts: Parts
+    view: MatrixView | None
+
+    def pieces(self, key: str, whole: Tensor, like: Tensor) -> list[Tensor]:
+        """Cut an entry of the state of `like`, as views where memory allows."""
+        if self.view is None:
+            return pieces_of(whole.reshape(-1), self.parts.sizes)
+        if EXTENTS.get(key) == "neurons":
+            return pieces_of(whole.reshape(-1), [max(m) for m in self.view.matrices(like.shape)])
+        return self.view.cut(whole)
+
+    def part(self, key: str, whole: Tensor, like: Tensor, rank: int) -> Tensor:
+        """Return a rank's part of an entry, flat."""
+        pieces = self.pieces(key, whole, like)
+        own = [pieces[number].reshape(-1) for number in self.parts.of(rank)]
+        return torch.cat([whole.new_empty(0), *own])
+
+    def size(self, key: str, like: Tensor, rank: int) -> int:
+        """Return how many numbers of an entry a rank keeps."""
+        if self.view is None or EXTENTS.get(key) != "neurons":
+            return self.parts.size(rank)
+        matrices = self.view.matrices(like.shape)
+        return sum(max(matrices[number]) for number in self.parts.of(rank))
+
+    def whole(self, key: str, like: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """Put the parts of all ranks together on the CPU, entries laid out in memory as `like`."""
+        neurons = self.view is not None and EXTENTS.get(key) == "neurons"
+        shape = neurons_shape(self.view or WHOLE, like.shape) if neurons else like.shape
+        logical = torch.empty(shape, dtype=parts[0].dtype)
+        pieces = self.pieces(key, logical, like)
+        for rank, part in enumerate(parts):
+            own = [pieces[number] for number in self.parts.of(rank)]
+            for piece, values in zip(own, pieces_of(part, [p.numel() for p in own]), strict=True):
+                piece.copy_(values.view_as(piece))
+        if neurons or like.is_contiguous():
+            return logical
+        laid_out = torch.empty_like(
+            like, dtype=logical.dtype, device="cpu", memory_format=torch.preserve_format
+        )
+        return laid_out.copy_(logical)
+
+
+def is_cut(key: str, value: Any) -> bool:
+    """Return whether ranks keep parts of an entry: of all tensors but counters."""
+    return isinstance(value, Tensor) and EXTENTS.get(key) != "counter"
+
+
+def add_fresh_(
+    bound: BoundParameter,
+    specs: Sequence[StateSpec],
+    group: Group,
+    parts: StateParts | None,
+    rank: int,
+) -> None:
+    """Add what the state of a parameter lacks: whole, or this rank's part of it."""
+    for spec in specs:
+        if spec.key not in bound.state:
+            like = bound.parameter
+            if parts is not None and spec.extent != "counter":
+                own = like.new_empty(parts.size(spec.key, like, rank))
+                fresh = torch.zeros_like(own, dtype=spec.dtype(like, group))
+            else:
+                fresh = _fresh(spec, like, bound.view, group)
+            if spec.key == "momentum_buffer" and in_float8(group):
+                fresh = float8_zeros(local_part(fresh))
+            bound.state[spec.key] = fresh
+
+
+def fresh_saved(
+    parameter: Tensor, view: MatrixView, group: Group, device: torch.device | None
+) -> State:
+    """Return the state of a parameter before its first update, as it is saved."""
+    fresh = {spec.key: _fresh(spec, parameter, view, group) for spec in specs_of(group)}
+    return {key: value.to(device) for key, value in fresh.items()} if device else fresh
+
+
+def _fresh(spec: StateSpec, parameter: Tensor, view: MatrixView, group: Group) -> Tensor:
+    """Return zeros, laid out as the parameter is; a counter where torch keeps it."""
+    dtype = spec.dtype(parameter, group)
+    if spec.extent == "counter":
+        on_device = group["fused"] or group["capturable"]
+        device = parameter.device if on_device else torch.device("cpu")
+        return torch.zeros((), dtype=dtype, device=device)
+    if spec.extent == "entries":
+        return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+    shape, local = neurons_shape(view, parameter.shape), local_part(parameter)
+    if view.stack and row_shards(parameter) is not None:  # every rank updates its own matrices
+        own = torch.zeros(*local.shape[: view.stack], shape[-1], dtype=dtype, device=local.device)
+        return shard_like(own, parameter, shape)
+    return torch.zeros(shape, dtype=dtype, device=local.device)
+
+
+def to_saved(state: Mapping[int, State], groups: Groups, *, in_parts: bool) -> dict[int, State]:
+    """Return state by position as it is saved: what is kept in 8 bits in bfloat16."""
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    saved = dict(state)
+    for position, entry in state.items():
+        buffer = entry.get("momentum_buffer")
+        if isinstance(buffer, Tensor) and is_float8(buffer):
+            values, parameter = float8_decoded(buffer), parameters[position]
+            if not in_parts:
+                values = shard_like(values.view(local_part(parameter).shape), parameter)
+            saved[position] = {**entry, "momentum_buffer": values}
+    return saved
+
+
+def to_kept_(state: Mapping[Tensor, State], groups: Groups) -> None:
+    """Bring saved state into the form that the options of its groups ask for."""
+    for group in groups:
+        specs = specs_of(group)
+        off = EXTENTS.keys() - {spec.key for spec in specs}
+        for parameter in group["params"]:
+            own = state.get(parameter)
+            if not own:
+                continue
+            for key in off & own.keys():
+                del own[key]
+            if in_float8(group) and "momentum_buffer" in own:
+                own["momentum_buffer"] = float8_encoded(local_part(own["momentum_buffer"]))
+                for spec in specs:
+                    if spec.extent == "counter" and spec.key not in own:
+                        own[spec.key] = _fresh(spec, parameter, WHOLE, group)
+
+
+def refuse_sharded(groups: Groups) -> None:
+    """Raise ValueError for a DTensor, whose state is sharded as it is."""
+    for _, name, parameter in members(groups):
+        if is_sharded(parameter):
+            raise ValueError(
+                f"`shard_state` must be False for `{name}`, which is sharded (a DTensor) and its "
+                "state with it; under FSDP2 every rank has a part of both without it"
+            )
+
+
+def assign_parts(
+    owners: StateOwners, groups: Groups, views: Mapping[str, MatrixView]
+) -> dict[str, StateParts]:
+    """Decide who keeps the state of parameters that are new; return the parts of all, by name."""
+    refuse_sharded(groups)
+    kinds: dict[str, Kind] = {}
+    view_of: dict[str, MatrixView | None] = {}
+    for group, name, parameter in members(groups):
+        is_root = group["role"] == "root" and parameter.numel() > 0
+        view = view_of[name] = views.get(name, WHOLE) if is_root else None
+        kinds[name] = tuple(view.matrices(parameter.shape)) if view else parameter.numel()
+    devices = {parameter.device.type for _, _, parameter in members(groups)}
+    cost = cost_on(torch.device("cpu" if "cpu" in devices else "cuda"))
+    owners.include(kinds, max([1, *(group["ns_steps"] for group in groups)]), cost)
+    return {name: StateParts(owners.parts(name), view) for name, view in view_of.items()}
+
+
+def own_parts(
+    whole: Mapping[str, Any], groups: Groups, parts: Mapping[str, StateParts], rank: int
+) -> dict[Any, State]:
+    """Return a rank's part of the state in a state dict whose groups match `groups` one by one."""
+    identities = [identity for group in whole["param_groups"] for identity in group["params"]]
+    state: dict[Any, State] = {}
+    for identity, (_, name, parameter) in zip(identities, members(groups), strict=True):
+        for key, value in whole["state"].get(identity, {}).items():
+            own = state.setdefault(identity, {})
+            is_part = is_cut(key, value)
+            own[key] = parts[name].part(key, value, parameter, rank) if is_part else value
+    return state
+
+
+class _Entry(NamedTuple):
+    """A tensor of state of which this rank has a part."""
+
+    position: int
+    key: str
+    part: Tensor
+    parts: StateParts
+    parameter: Tensor
+
+
+def collected(
+    state: Mapping[int, State],
+    groups: Groups,
+    parts: Mapping[str, StateParts],
+    kept: Replicas,
+    device: torch.device | None,
+) -> dict[int, State]:
+    """Bring the parts of all ranks together on the CPU of the first; a collective.
+
+    `device` is where the process group can communicate, by default where the state is.
+    """
+    entries: dict[torch.dtype, list[_Entry]] = defaultdict(list)
+    whole: dict[int, State] = {}
+    for position, (_, name, parameter) in enumerate(members(groups)):
+        for key, value in state.get(position, {}).items():
+            whole.setdefault(position, {})[key] = value  # keeps the order of the keys
+            if is_cut(key, value):
+                entries[value.dtype].append(_Entry(position, key, value, parts[name], parameter))
+            elif isinstance(value, Tensor):
+                whole[position][key] = value.detach().cpu().clone()
+    for alike in entries.values():
+        sizes = [entry.parameter.numel() for entry in alike]
+        for some in cut_by_size(alike, sizes, COLLECTED_ELEMENTS):
+            for entry, tensor in zip(some, _made_whole(some, kept, device), strict=False):
+                whole[entry.position][entry.key] = tensor
+    return whole if kept.rank == 0 else {}
+
+
+def _made_whole(
+    entries: Sequence[_Entry], kept: Replicas, device: torch.device | None
+) -> list[Tensor]:
+    """Return the whole of some entries on the first rank, nothing on the others."""
+    sizes = [[e.parts.size(e.key, e.parameter, rank) for e in entries] for rank in range(kept.size)]
+    lengths = [sum(of_rank) for of_rank in sizes]
+    own = Stream([entry.part for entry in entries])
+    like = entries[0].part[:0].to(device)
+    if kept.rank != 0:
+        send_streams(own, lengths, _discard, like, kept.group, replicas.BUCKET_ELEMENTS)()
+        return []
+    flat = [torch.empty(length, dtype=like.dtype) for length in lengths]
+    own.read(0, flat[0])
+
+    def receive(rank: int, start: int, values: Tensor) -> None:
+        flat[rank][start : start + values.numel()].copy_(values)
+
+    send_streams(own, lengths, receive, like, kept.group, replicas.BUCKET_ELEMENTS)()
+    by_rank = [pieces_of(values, sizes[rank]) for rank, values in enumerate(flat)]
+    return [
+        entry.parts.whole(entry.key, entry.parameter, parts)
+        for entry, *parts in zip(entries, *by_rank, strict=True)
+    ]
+
+
+def _discard(rank: int, start: int, values: Tensor) -> None:
+    """Ignore what is received: a collective sends it to all."""

@@ -1,0 +1,183 @@
+"""The story of a step for one stack of equal matrices, from top to bottom.
+
+    G, M -> N -> B -> U -> W          momentum, clip, orthogonalize, (normalize), decay and apply
+
+Each arrow is a file of `stages`. A new stage is called here; its state joins `STATE`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_root.coefficients import Coefficients
+from lightning_root.kernels.triton.tuning import Tuning
+from lightning_root.optim.blocks import Group, MatrixBlock, Operands, state_dtype
+from lightning_root.optim.stages import adamw, momentum, normalize
+from lightning_root.optim.stages.apply import apply_by_kernels_, apply_update_
+from lightning_root.optim.stages.clip import bounds_by_kernels, clamp_each, clip
+from lightning_root.optim.stages.momentum import look_ahead, look_ahead_by_kernels
+from lightning_root.optim.stages.orthogonalize import (
+    Orthogonalization,
+    orthogonalize_by_kernels,
+    plan_orthogonalization,
+)
+
+STATE: Final = (*momentum.STATE, *normalize.STATE, *adamw.STATE)
+"""All that parameters can have of state; `state` makes, saves, loads and cuts it by this table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Matrices of one size in the middle of a step, as hooks see them; not to be modified.
+
+    Every tensor has the shape (k, m, n) with m <= n: what is taller than wide is seen transposed.
+
+    Args:
+        names: Parameter and number of the matrix within it, for each of the k.
+        momentum: N, the momentum after the look-ahead.
+        clipped: B, what is orthogonalized: N held within its outlier threshold.
+        update: U, orthogonalized, before it is normalized and scaled.
+        scales: Factor on the learning rate, for each of the k.
+        coefficients: What it was orthogonalized with.
+        group: The options of the parameter group.
+        neurons: State of optional stages with one number per row or column of the longer side,
+            (k, n), by its key in the optimizer's state.
+    """
+
+    names: tuple[tuple[str, int], ...]
+    momentum: Tensor
+    clipped: Tensor
+    update: Tensor
+    scales: tuple[float, ...]
+    coefficients: Coefficients
+    group: Mapping[str, Any]
+    neurons: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+StackHook: TypeAlias = Callable[[Stack], None]
+"""What `ROOT.register_stack_hook` takes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StackPlan:
+    """Equal blocks that are updated together, and how.
+
+    Args:
+        members: Their places among the blocks that were planned together.
+        blocks: As many.
+        in_place: Whether the targets are the matrices themselves; else U goes there as it is.
+        dtype: Of N: float32, or float64 for float64 parameters.
+        orthogonalization: Form, dtype and kernels.
+        normalizes: Whether U is normalized neuron by neuron.
+        may_fuse: Whether Triton's kernels do all that comes before and after the iteration.
+    """
+
+    members: tuple[int, ...]
+    blocks: tuple[MatrixBlock, ...]
+    in_place: bool
+    dtype: torch.dtype
+    orthogonalization: Orthogonalization
+    normalizes: bool
+    may_fuse: bool
+
+
+def plan_stack(
+    members: Sequence[int],
+    blocks: Sequence[MatrixBlock],
+    like: Tensor,  # momentum of one of them
+    group: Group,
+    in_place: bool,
+    threads: int,
+) -> StackPlan:
+    """Settle how equal blocks are updated, by operations of so many threads."""
+    how = plan_orthogonalization(blocks[0], like, group, threads)
+    return StackPlan(
+        tuple(members),
+        tuple(blocks),
+        in_place,
+        state_dtype(like),
+        how,
+        normalize.is_on(group),
+        have_kernels(like, group, how.tuning),
+    )
+
+
+def have_kernels(momentum: Tensor, group: Group, tuning: Tuning | None) -> bool:
+    """Return whether Triton's kernels do all that comes before and after the iteration."""
+    if tuning is None or not tuning.passes or group["ns_form"] not in ("auto", "standard"):
+        return False
+    rounded = momentum.dtype == torch.bfloat16 and tuning.rounds
+    return rounded or momentum.dtype == torch.float32
+
+
+def update_stack_(
+    plan: StackPlan, operands: Sequence[Operands], group: Group, keep: bool
+) -> Stack | None:
+    """Take the step of equal blocks: of those that are not in place only U is computed.
+
+    Args:
+        plan: From `plan_stack`.
+        operands: Of its blocks.
+        group: The options of their parameter group.
+        keep: Return what happened, for hooks.
+    """
+    how, first = plan.orthogonalization, plan.blocks[0]
+    fused = plan.may_fuse and are_readable(operands)
+    if fused:
+        direction, bounds = look_ahead_by_kernels(operands, group)  # N (k, m, n), max |N| (k,)
+        bounds = bounds_by_kernels(direction, bounds, group)
+        clipped = clamp_each(direction, bounds, out=None) if keep else direction
+        update = orthogonalize_by_kernels(direction, bounds, how)
+    else:
+        direction = look_ahead(operands, plan.dtype, group)  # N (k, m, n)
+        clipped, largest = clip(direction, group, keep)  # B (k, m, n), max |B| (k,)
+        update = how.run(clipped, largest=largest)  # U (k, m, n)
+    step = update
+    if plan.normalizes:
+        step = normalize.normalize(
+            update, [o.neurons for o in operands], first.by_rows, [o.finite for o in operands]
+        )
+    targets = [one.target for one in operands]
+    if not plan.in_place:
+        torch._foreach_copy_(targets, list(step))
+    elif fused:
+        apply_by_kernels_(operands, step, first.scale, group)
+    else:
+        flags = [one.finite for one in operands] if group["capturable"] else None
+        apply_update_(targets, list(step), first.scale, group, flags)
+    return _seen_by_hooks(plan, operands, group, direction, clipped, update) if keep else None
+
+
+def are_readable(operands: Sequence[Operands]) -> bool:
+    """Return whether Triton's kernels can read gradients and momentum as they lie."""
+    given = [tensor for one in operands for tensor in (one.gradient, one.momentum)]
+    if all(one.gradient is None for one in operands):
+        return True
+    return all(tensor is not None and tensor.is_contiguous() for tensor in given)
+
+
+def _seen_by_hooks(
+    plan: StackPlan,
+    operands: Sequence[Operands],
+    group: Group,
+    direction: Tensor,
+    clipped: Tensor,
+    update: Tensor,
+) -> Stack:
+    update = update.to(direction.dtype)
+    if direction.shape[1] > direction.shape[2]:
+        direction, clipped, update = direction.mT, clipped.mT, update.mT
+    keys = operands[0].neurons
+    return Stack(
+        tuple((block.name, block.number) for block in plan.blocks),
+        direction,
+        clipped,
+        update,
+        tuple(block.scale for block in plan.blocks),
+        plan.blocks[0].coefficients,
+        group,
+        {key: torch.stack([one.neurons[key] for one in operands]) for key in keys},
+    )
