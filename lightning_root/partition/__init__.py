@@ -5,13 +5,10 @@ only names and shapes to go by. Both return a `Partition`: a `Route` for each pa
 reason.
 """
 
-from lightning_root.partition.routes import Role as Role
-from lightning_root.partition.routes import Route as Route
-from lightning_root.partition.rules import Rules as Rules
-from lightning_root.partition.split import Partition as Partition
-from lightning_root.partition.split import partition_named as partition_named
-from lightning_root.partition.split import partition_parameters as partition_parameters
-from lightning_root.partition.views import MatrixView as MatrixView
+from lightning_root.partition.routes import Partition, Role, Route
+from lightning_root.partition.rules import Rules
+from lightning_root.partition.split import partition_named, partition_parameters
+from lightning_root.partition.views import MatrixView
 
 __all__ = [
     "MatrixView",

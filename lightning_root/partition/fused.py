@@ -1,28 +1,48 @@
-"""Cut a fused layer into its matrices: q, k, v, gate and up, an LSTM's gates, a group's filters.
+"""Find the matrices in one parameter: q, k, v; gate and up; an LSTM's gates; groups; experts.
 
-A cut needs certainty: the owner's type, or the modules around a Linear, must tell sizes that add
-up. A wrong cut joins pieces of different matrices, so in doubt a weight stays whole, and its reason
-says what it may hold.
+Cutting needs certainty: the owner's type, or the modules around a Linear, must tell sizes that add
+up. A wrong cut joins pieces of different matrices, so an ambiguous weight stays whole, and its
+reason says what it may hold.
 """
 
+import json
+import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import nn
 
-from lightning_root.partition import experts, names
-from lightning_root.partition.attention import is_query_key_value, qkv_parts
-from lightning_root.partition.cuts import (
-    WHOLE,
-    Cut,
-    Doubt,
-    Parts,
-    child,
-    doubtful,
-    equal,
-    told,
+from lightning_root.partition import names
+from lightning_root.partition.parameters import (
+    Convolution,
+    ParameterUse,
+    find_child,
+    find_size,
+    is_conv1d,
+    plain_class,
 )
-from lightning_root.partition.places import Convolution, Place, is_conv1d, plain_class
 from lightning_root.partition.views import MatrixView
+
+Sizes = tuple[int, ...]
+Suggestion = str | Mapping[str, int | Sizes]  # the value of a rule
+
+
+class Ambiguity(NamedTuple):
+    """What a weight may hold, and the block sizes, or number of blocks, right if it does."""
+
+    content: str
+    guess: int | Sizes | None
+
+
+class ViewDecision(NamedTuple):
+    """A parameter's view, None if whole; an end for its reason; a rule that would resolve it."""
+
+    view: MatrixView | None = None
+    note: str = ""
+    suggestion: Suggestion | None = None
+
+
+WHOLE = ViewDecision()
 
 # Fused layers, and the layer beside them that takes half as many features.
 _GATED = {
@@ -39,110 +59,364 @@ _GATED = {
 # Names that promise two matrices in one even when the layer beside them does not tell.
 _SURELY_GATED = frozenset("gate_up_proj up_gate_proj gate_up w12 w13 wi_fused".split())
 
+# Names of fused projections: q, k and v below each other; in an order that differs by model.
+_QUERY_KEY_VALUE = frozenset(
+    "qkv qkv_proj wqkv to_qkv c_attn qkv_linear qkv_layer fused_qkv attn_qkv proj_qkv c_qkv "
+    "w_pack".split()
+)
+_OF_UNKNOWN_ORDER = frozenset("query_key_value linear_qkv".split())
+_KEY_VALUE = frozenset("kv to_kv kv_proj wkv c_kv key_value fused_kv kv_linear".split())
+_QUERIES = ("q", "to_q", "q_proj", "wq", "query", "c_q", "q_attn", "q_linear")
 
-def find_cut(place: Place, modules: Mapping[str, nn.Module] | None) -> Cut:
-    """Find the matrices in a parameter that goes to ROOT, as far as its module tells.
+# Sizes, by the attribute of a module or its config that holds them.
+_FAN_OUT = ("out_features", "nf")  # of a Linear or of transformers' Conv1D
+_HEADS = (
+    *("num_heads", "num_attention_heads", "n_head", "n_heads", "nhead", "heads"),
+    *("num_q_heads", "num_query_heads"),
+)
+_KEY_VALUE_HEADS = (
+    *("num_kv_heads", "num_key_value_heads", "n_kv_heads", "n_kv_head", "kv_heads"),
+    *("num_heads_kv", "num_query_groups", "n_query_groups"),
+)
+_HEAD_SIZE = (
+    *("head_dim", "head_size", "attention_head_size", "dim_head", "d_head"),
+    "hidden_size_per_attention_head",
+)
+_EXPERTS = (
+    *("num_experts", "num_local_experts", "n_experts", "n_routed_experts", "moe_num_experts"),
+    "num_moe_experts",
+)
+_INNER_WIDTH = ("ffn_hidden_size", "intermediate_size", "intermediate_dim", "expert_dim")
+_MODEL_WIDTH = ("hidden_size", "hidden_dim", "d_model", "embed_dim", "dim")
+_IN_AND_OUT = (("in_features", "out_features"), ("input_size", "output_size"))
 
-    Args:
-        place: The parameter; what it is has been decided.
-        modules: All modules by canonical path, None when there are only names and shapes.
-    """
-    parent = None if modules is None else modules.get(place.path.rpartition(".")[0])
-    if place.kind == "convolution":
-        cut = _convolution(place)
-    elif place.kind == "attention":
-        cut = _torch_attention(place)
-    elif place.kind == "recurrent":
-        cut = _recurrent(place)
-    elif place.kind == "linear" or is_conv1d(place.module):
-        cut = _linear(place, parent)
+# Attention that stores q, k and v head by head, or group of heads by group, in one matrix. Every
+# piece is a multiple of the head size there, whatever the configuration.
+_HEAD_BY_HEAD = frozenset(
+    {
+        "BloomAttention",
+        "CodeGenAttention",  # four groups of [q, v, k]
+        "DisentangledSelfAttention",  # the first DeBERTa
+        "FalconAttention",  # in all three of its architectures
+        "FalconFlashAttention2",
+        "GPTBigCodeAttention",  # [q, k, v] per head; with one key head: all queries, k, v
+        "GPTNeoXAttention",
+        "GPTNeoXJapaneseAttention",
+        "InternLM2Attention",  # groups of [queries, k, v]
+        "MiniMaxLightningAttention",
+        "PersimmonAttention",
+    }
+)
+_HEAD_BY_HEAD_MODELS = frozenset(
+    "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese internlm2 persimmon".split()
+)
+
+_EXPERT_PATH = re.compile(r"expert|(?<![a-z])moe(?![a-z])")
+_EXPERT_CLASS = re.compile(r"Expert|M[oO]E(?![a-z])|Moe(?![a-z])")
+_EXPERT_BIAS = re.compile(r"(?<![a-z])bias(es)?(?![a-z])")
+_EXPERT_UP = re.compile(r"gate|up|w1|w3|wi|v1")
+_EXPERT_DOWN = re.compile(r"down|w2|wo")
+# Gate and up take turns there, column by column: no cut into blocks separates them.
+_INTERLEAVED_EXPERTS = frozenset({"GptOssExperts"})
+
+
+def find_view(use: ParameterUse, modules: Mapping[str, nn.Module] | None) -> ViewDecision:
+    """Find the matrices in a parameter for ROOT; `modules` is None if only names are known."""
+    parent = None if modules is None else modules.get(use.path.rpartition(".")[0])
+    if use.kind == "convolution":
+        decision = _view_of_convolution(use)
+    elif use.kind == "attention":
+        decision = _view_of_torch_attention(use)
+    elif use.kind == "recurrent":
+        decision = _view_of_recurrent(use)
+    elif use.kind == "linear" or is_conv1d(use.module):
+        decision = _view_of_linear(use, parent)
     else:
-        cut = _raw_attention(place) if len(place.shape) == 2 else WHOLE
-        cut = experts.find_cut(place) if cut == WHOLE else cut
-    vectors = cut.view is not None and any(1 in m for m in cut.view.matrices(place.shape))
-    return WHOLE if vectors else cut
+        decision = _view_of_raw_attention(use) if len(use.shape) == 2 else WHOLE
+        decision = _view_of_experts(use) if decision == WHOLE else decision
+    view = decision.view
+    vectors = view is not None and any(1 in shape for shape in view.matrices(use.shape))
+    return WHOLE if vectors else decision
 
 
-def _convolution(place: Place) -> Cut:
+def to_json(suggestion: Suggestion) -> str:
+    """Write the value of a rule as JSON, which is YAML too."""
+    return json.dumps(suggestion if isinstance(suggestion, str) else dict(suggestion))
+
+
+def _keep_whole(ambiguity: Ambiguity, *, stack: int = 0, transposed: bool = False) -> ViewDecision:
+    """Leave the matrices of a parameter together, and suggest the rule that would cut them."""
+    view = MatrixView(stack=stack, transposed=transposed) if stack or transposed else None
+    axis = "columns" if transposed else "rows"
+    if ambiguity.guess is None:
+        return ViewDecision(
+            view, f'; {ambiguity.content}, whole: a rule with "{axis}" would cut it'
+        )
+    suggestion: dict[str, int | Sizes] = {"stack": stack} if stack else {}
+    suggestion[axis] = ambiguity.guess
+    if transposed:
+        suggestion["transposed"] = True
+    note = f"; {ambiguity.content}, whole: {to_json(suggestion)} would cut it"
+    return ViewDecision(view, note, suggestion)
+
+
+def _equal_sizes(count: int, extent: int) -> Sizes:
+    """Return the sizes of `count` equal blocks."""
+    return (extent // count,) * count
+
+
+def _view_of_convolution(use: ParameterUse) -> ViewDecision:
     """Cut a grouped convolution into its groups; a transposed one is stored as (in, out)."""
-    module = place.module
-    if not isinstance(module, Convolution):
+    module = use.module
+    if not isinstance(module, Convolution) or (module.groups == 1 and not module.transposed):
         return WHOLE
-    rows = equal(module.groups, place.shape[0]) if module.groups > 1 else None
-    plain = rows is None and not module.transposed
-    return WHOLE if plain else Cut(view=MatrixView(rows=rows, transposed=module.transposed))
+    rows = _equal_sizes(module.groups, use.shape[0]) if module.groups > 1 else None
+    return ViewDecision(MatrixView(rows=rows, transposed=module.transposed))
 
 
-def _torch_attention(place: Place) -> Cut:
+def _view_of_torch_attention(use: ParameterUse) -> ViewDecision:
     """Cut the stacked projections of torch's attention into q, k and v."""
-    if place.leaf != "in_proj_weight" or place.shape[0] % 3:
+    if use.leaf != "in_proj_weight" or use.shape[0] % 3:
         return WHOLE
-    if place.module is None:
-        return doubtful(Doubt("q, k, v in one by its name", 3))
-    return Cut(view=MatrixView(rows=equal(3, place.shape[0])))
+    if use.module is None:
+        return _keep_whole(Ambiguity("q, k, v in one by its name", 3))
+    return ViewDecision(MatrixView(rows=_equal_sizes(3, use.shape[0])))
 
 
-def _raw_attention(place: Place) -> Cut:
-    """Doubt a raw parameter that is called like fused projections and has their shape."""
-    fan_out, fan_in = place.shape
-    component = place.own_component.lower().removesuffix("_weight")
-    fused = fan_out == 3 * fan_in and is_query_key_value(component, tripled=True)
-    return doubtful(Doubt("q, k, v in one by its name", 3)) if fused else WHOLE
+def _view_of_raw_attention(use: ParameterUse) -> ViewDecision:
+    """Suggest a cut for a raw parameter that has the name and shape of fused projections."""
+    fan_out, fan_in = use.shape
+    component = use.own_component.lower().removesuffix("_weight")
+    fused = fan_out == 3 * fan_in and _is_query_key_value(component, fan_in, fan_out)
+    return _keep_whole(Ambiguity("q, k, v in one by its name", 3)) if fused else WHOLE
 
 
-def _recurrent(place: Place) -> Cut:
+def _view_of_recurrent(use: ParameterUse) -> ViewDecision:
     """Cut the gates of a recurrent layer: four in an LSTM, three in a GRU, one in a plain RNN."""
     gates = 1
-    if isinstance(place.module, nn.LSTM | nn.LSTMCell):
+    if isinstance(use.module, nn.LSTM | nn.LSTMCell):
         gates = 4
-    elif isinstance(place.module, nn.GRU | nn.GRUCell):
+    elif isinstance(use.module, nn.GRU | nn.GRUCell):
         gates = 3
-    if gates == 1 or not place.leaf.startswith(("weight_ih", "weight_hh")):
+    if gates == 1 or not use.leaf.startswith(("weight_ih", "weight_hh")):
         return WHOLE
-    return Cut(view=MatrixView(rows=equal(gates, place.shape[0])))
+    return ViewDecision(MatrixView(rows=_equal_sizes(gates, use.shape[0])))
 
 
-def _linear(place: Place, parent: nn.Module | None) -> Cut:
+def _view_of_linear(use: ParameterUse, parent: nn.Module | None) -> ViewDecision:
     """Cut the weight of a Linear, or of transformers' Conv1D, which is stored as (in, out)."""
-    transposed = is_conv1d(place.module)
-    fan_in, fan_out = place.shape if transposed else place.shape[::-1]
-    if told(place.module, ("out_features", "nf")) not in (None, fan_out):
+    transposed = is_conv1d(use.module)
+    fan_in, fan_out = use.shape if transposed else use.shape[::-1]
+    if find_size(use.module, _FAN_OUT) not in (None, fan_out):
         return WHOLE  # a class of its own, stored in its own way
-    component = names.last_component(place.path).lower()
-    parts = (
-        _gated_parts(component, fan_out, place.module, parent)
-        or _state_space_parts(component, parent)
-        or qkv_parts(component, fan_in, fan_out, parent)
+    component = names.last_component(use.path).lower()
+    sizes = (
+        _gated_sizes(component, fan_out, use.module, parent)
+        or _state_space_sizes(component, parent)
+        or _attention_sizes(component, fan_in, fan_out, parent)
     )
-    if isinstance(parts, Doubt):
-        return doubtful(parts, transposed=transposed)
+    if isinstance(sizes, Ambiguity):
+        return _keep_whole(sizes, transposed=transposed)
     if transposed:
-        return Cut(view=MatrixView(columns=parts, transposed=True))
-    return WHOLE if parts is None else Cut(view=MatrixView(rows=parts))
+        return ViewDecision(MatrixView(columns=sizes, transposed=True))
+    return WHOLE if sizes is None else ViewDecision(MatrixView(rows=sizes))
 
 
-def _gated_parts(
+def _gated_sizes(
     component: str, fan_out: int, module: nn.Module | None, parent: nn.Module | None
-) -> Parts | Doubt | None:
-    """Find gate and up in one: what follows takes half of the features."""
+) -> Sizes | Ambiguity | None:
+    """Return the sizes of gate and up in one: what follows takes half of the features."""
     if fan_out % 2:
         return None
     if isinstance(parent, nn.Sequential):
         layers = zip(parent, list(parent)[1:], strict=False)
         following = next((after for layer, after in layers if layer is module), None)
         halved = isinstance(following, nn.GLU) and following.dim == -1
-        return equal(2, fan_out) if halved else None
-    down = child(parent, _GATED.get(component, ""))
-    if told(down, ("in_features", "nx")) == fan_out // 2:
-        return equal(2, fan_out)
-    unit = parent is not None and plain_class(parent).__name__.endswith("GLU")
-    if component in _SURELY_GATED or (unit and component == "proj"):
-        return Doubt("gate and up in one", 2)
+        return _equal_sizes(2, fan_out) if halved else None
+    down = find_child(parent, _GATED.get(component, ""))
+    if find_size(down, ("in_features", "nx")) == fan_out // 2:
+        return _equal_sizes(2, fan_out)
+    is_glu = parent is not None and plain_class(parent).__name__.endswith("GLU")
+    if component in _SURELY_GATED or (is_glu and component == "proj"):
+        return Ambiguity("gate and up in one", 2)
     return None
 
 
-def _state_space_parts(component: str, parent: nn.Module | None) -> Doubt | None:
-    """Find Mamba-2's input projection: signal, gate, B, C and time steps, of several sizes."""
-    if component == "in_proj" and child(parent, "conv1d") is not None:
-        return Doubt("several projections in one", None)
+def _state_space_sizes(component: str, parent: nn.Module | None) -> Ambiguity | None:
+    """Recognize Mamba-2's input projection: signal, gate, B, C and time steps, of several sizes."""
+    if component == "in_proj" and find_child(parent, "conv1d") is not None:
+        return Ambiguity("several projections in one", None)
     return None
+
+
+def _attention_sizes(
+    component: str, fan_in: int, fan_out: int, parent: nn.Module | None
+) -> Sizes | Ambiguity | None:
+    """Return the sizes of q, k and v in a Linear of this name in lower case, None if not fused."""
+    if component == "kv_b_proj":  # DeepSeek's
+        return Ambiguity("k and v of each head in turn", None)
+    crossing = component == "c_attn" and find_child(parent, "q_attn") is not None  # of GPT-2
+    if component in _KEY_VALUE or crossing:
+        return _key_value_sizes(fan_out, parent)
+    if not _is_query_key_value(component, fan_in, fan_out):
+        return None
+    guess = _guess_sizes(component, fan_in, fan_out)
+    if parent is None:
+        return Ambiguity("q, k, v in one by its name", guess)
+    size, heads = find_size(parent, _HEAD_SIZE), find_size(parent, _HEADS)
+    if size is None and heads is not None and fan_in % heads == 0:
+        size = fan_in // heads
+    single_heads = fan_out // size if size is not None and fan_out % size == 0 else None
+    if _is_head_by_head(parent):
+        if single_heads is not None:
+            return _equal_sizes(single_heads, fan_out)
+        return Ambiguity("heads of q, k and v in turn", None)
+    if _has_unequal_heads(parent):
+        return Ambiguity("q, k, v in one of unknown order", None)
+    if component not in {*_QUERY_KEY_VALUE, "in_proj"}:
+        if guess is not None and single_heads is not None:
+            guess = single_heads  # right in any order
+        return Ambiguity("q, k, v in one of unknown order", guess)
+    groups = find_size(parent, _KEY_VALUE_HEADS)
+    if heads is not None and size is not None:
+        query, key = heads * size, (groups or heads) * size
+        if query + 2 * key == fan_out:
+            return (query, key, key)
+    if fan_out == 3 * fan_in and (groups in (None, heads) or component == "in_proj"):
+        return _equal_sizes(3, fan_out)
+    return Ambiguity("q, k, v in one of unknown sizes", guess)
+
+
+def _is_query_key_value(component: str, fan_in: int, fan_out: int) -> bool:
+    """Tell whether a component in lower case names q, k and v in one; `in_proj` needs the shape."""
+    return (
+        "qkv" in component
+        or component in _QUERY_KEY_VALUE | _OF_UNKNOWN_ORDER
+        or (component == "in_proj" and fan_out == 3 * fan_in)
+    )
+
+
+def _key_value_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambiguity:
+    """Cut k and v in one, when each is as large as the query beside them or as the heads told."""
+    known = [find_size(find_child(parent, name), _FAN_OUT) for name in _QUERIES]
+    groups, size = find_size(parent, _KEY_VALUE_HEADS), find_size(parent, _HEAD_SIZE)
+    if groups is not None and size is not None:
+        known.append(groups * size)
+    if fan_out % 2 == 0 and fan_out // 2 in known:
+        return _equal_sizes(2, fan_out)
+    return Ambiguity("k, v in one of unknown sizes", 2 if fan_out % 2 == 0 else None)
+
+
+def _is_head_by_head(parent: nn.Module) -> bool:
+    """Tell whether an attention module is known to store heads one after the other."""
+    model = getattr(getattr(parent, "config", None), "model_type", None)
+    return (
+        plain_class(parent).__name__ in _HEAD_BY_HEAD
+        or model in _HEAD_BY_HEAD_MODELS
+        or getattr(parent, "head_first", False) is True  # timm's MaxViT
+    )
+
+
+def _has_unequal_heads(parent: nn.Module) -> bool:
+    """Tell whether values are sized apart from keys, as in TinyViT, which goes head by head."""
+    return None not in (find_size(parent, ("key_dim",)), find_size(parent, ("val_dim",)))
+
+
+def _guess_sizes(component: str, fan_in: int, fan_out: int) -> int | Sizes | None:
+    """Guess sizes for a suggestion: as many queries as inputs, the rest for keys and values."""
+    if component not in {*_QUERY_KEY_VALUE, *_OF_UNKNOWN_ORDER, "in_proj"}:
+        return None  # "qkvz", or so: something is beside them
+    if fan_out % 3 == 0 and fan_out >= 3 * fan_in:
+        return 3
+    rest = fan_out - fan_in
+    return (fan_in, rest // 2, rest // 2) if rest > 0 and rest % 2 == 0 else None
+
+
+def is_expert_stack(use: ParameterUse) -> bool:
+    """Tell whether a parameter with three dimensions is certainly a stack of experts' matrices.
+
+    Its module, or the path to it, must be called after experts or count as many as there are; a
+    module that counts another number rules it out. Names without a module are not certain.
+    """
+    if use.module is None or len(use.shape) != 3 or min(use.shape) < 2:
+        return False
+    if _EXPERT_BIAS.search(use.leaf.lower()):  # a row for each expert
+        return False
+    own = (getattr(use.module, name, None) for name in _EXPERTS)
+    if counted := [count for count in own if type(count) is int]:
+        return use.shape[0] in counted
+    return _is_named_expert(use) or find_size(use.module, _EXPERTS) == use.shape[0]
+
+
+def _is_named_expert(use: ParameterUse) -> bool:
+    """Tell whether the path or the class of the owner speaks of experts."""
+    return bool(_EXPERT_PATH.search(use.path.lower()) or _EXPERT_CLASS.search(use.owner))
+
+
+def _view_of_experts(use: ParameterUse) -> ViewDecision:
+    """Cut a parameter of a custom module: a stack of experts, or experts below each other."""
+    if is_expert_stack(use):
+        return _view_of_expert_stack(use)
+    count, inner = find_size(use.module, _EXPERTS), find_size(use.module, _INNER_WIDTH)
+    if len(use.shape) != 2 or count is None or inner is None or not _is_named_expert(use):
+        return WHOLE
+    below = count > 1 and use.shape[0] == count * inner  # DBRX
+    return ViewDecision(MatrixView(rows=_equal_sizes(count, use.shape[0]))) if below else WHOLE
+
+
+def _view_of_expert_stack(use: ParameterUse) -> ViewDecision:
+    """Cut a stack, and in it gate and up, when the down projections beside it take half as much."""
+    matrix = (use.shape[1], use.shape[2])
+    beside = [
+        (p.shape[1], p.shape[2])
+        for p in (use.module.parameters(recurse=False) if use.module is not None else ())
+        if p.ndim == 3 and p.shape[0] == use.shape[0]
+    ]
+    fused = next(
+        (t for other in beside if (t := _pair_transposed(matrix, other)) is not None), None
+    )
+    down = next((t for other in beside if (t := _pair_transposed(other, matrix)) is not None), None)
+    transposed = _are_experts_transposed(use, matrix, fused if down is None else down)
+    stack = MatrixView(stack=1, transposed=transposed)
+    if fused != transposed and "gate_up" not in use.leaf:
+        return ViewDecision(stack)
+    if use.owner in _INTERLEAVED_EXPERTS or getattr(use.module, "is_concatenated", True) is False:
+        return ViewDecision(stack, "; gate and up interleaved, which no cut separates")
+    if fused != transposed:
+        return _keep_whole(Ambiguity("gate and up in one", 2), stack=1, transposed=transposed)
+    if transposed:
+        columns = _equal_sizes(2, matrix[1])
+        return ViewDecision(MatrixView(stack=1, columns=columns, transposed=True))
+    return ViewDecision(MatrixView(stack=1, rows=_equal_sizes(2, matrix[0])))
+
+
+def _pair_transposed(up: tuple[int, int], down: tuple[int, int]) -> bool | None:
+    """Tell whether gate and up in one and its down projection are (in, out), None if no pair."""
+    if (up[0], up[1]) == (2 * down[1], down[0]):
+        return False
+    return True if (up[1], up[0]) == (2 * down[0], down[1]) else None
+
+
+def _are_experts_transposed(
+    use: ParameterUse, matrix: tuple[int, int], paired: bool | None
+) -> bool:
+    """Tell whether experts are stored as (in, out), as far as the module tells; else they are not.
+
+    In this order: transformers' flag, sizes of input and output, the pair of gate-and-up and down,
+    the width of the model together with a name that says where the matrix leads.
+    """
+    module, rows, columns = use.module, *matrix
+    stated = getattr(module, "is_transposed", None)
+    if isinstance(stated, bool):
+        return stated
+    if rows != columns:
+        sizes = [tuple(find_size(module, (name,)) for name in pair) for pair in _IN_AND_OUT]
+        if any(size in sizes for size in (matrix, matrix[::-1])):
+            return matrix in sizes
+    if paired is not None:
+        return paired
+    width, leaf = find_size(module, _MODEL_WIDTH), use.leaf.lower()
+    if (rows == width) != (columns == width):
+        up, down = _EXPERT_UP.search(leaf), _EXPERT_DOWN.search(leaf)
+        return bool(rows == width and up and not down) or bool(columns == width and down)
+    return False

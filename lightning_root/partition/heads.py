@@ -1,65 +1,73 @@
-"""Find the output heads: the layers that compute a model's output are not hidden matrices."""
+"""Find the output heads: the layers that compute a model's output are not hidden matrices.
 
-from collections.abc import Mapping, Sequence
+A head is never in a repeated block (there, the last Linear is an MLP's), never in a module beside
+the model (a loss, a metric, a frozen teacher), and never what steers a norm.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import takewhile
 
 from torch import nn
 
 from lightning_root.partition import names
-from lightning_root.partition.places import Entry, Place
-from lightning_root.partition.structure import auxiliary_modules, in_any, repeated_blocks
+from lightning_root.partition.parameters import (
+    ModelParameter,
+    ParameterUse,
+    is_container,
+    plain_class,
+)
 
+Modules = Mapping[str, nn.Module] | None  # by canonical path; None when only names are known
 Heads = dict[tuple[str, str], str]  # (module path, parameter's own name) -> reason
+BlockType = type[nn.Module] | tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def find_heads(entries: Sequence[Entry], modules: Mapping[str, nn.Module] | None) -> Heads:
+def find_heads(parameters: Sequence[ModelParameter], modules: Modules) -> Heads:
     """Find the output heads and say what gave them away.
 
     In this order: layers called like a head; both ends of two towers; a head tied to an embedding
     (nothing more to find); a layer called `fc`, `output`, ... at the top of the model; the last
-    Linear, provided that no other matrix comes after it. A head is never in a repeated block or in
-    an auxiliary module, and never what steers a norm.
+    Linear, provided that no other matrix comes after it.
     """
-    every = sorted((p for e in entries for p in e.places), key=lambda place: place.index)
-    every = [place for place in every if not any(map(names.is_modulation, place.path.split(".")))]
+    uses = sorted((use for p in parameters for use in p.uses), key=lambda use: use.index)
+    uses = [use for use in uses if not names.MODULATION.search(use.path.lower())]
     # Parallel heads are alike, and no blocks for that.
-    blocks = frozenset(
-        path for path in repeated_blocks(every, modules) if not _is_parallel_head(path)
-    )
-    auxiliary = auxiliary_modules(every)
-    model = [place for place in every if not in_any(place.path, auxiliary)]
-    free = [place for place in model if not in_any(place.path, blocks)]
+    blocks = frozenset(path for path in _repeated_blocks(uses, modules) if not _is_in_heads(path))
+    auxiliary = _auxiliary_modules(uses)
+    model = [use for use in uses if not _is_within(use.path, auxiliary)]
+    free = [use for use in model if not _is_within(use.path, blocks)]
 
     heads = _layers_called_head(model, free, modules) | _tables_called_head(free)
     heads |= _ends_of_towers(free)
-    if heads or any(_is_tied_head(entry) for entry in entries):
+    if heads or any(_is_tied_head(parameter) for parameter in parameters):
         return heads
-    # One place a parameter: a module that is registered twice must not look like two.
-    firsts = {entry.places[0].index for entry in entries}
-    model = [place for place in model if place.index in firsts]
-    top = _top(model)
+    # One use a parameter: a module that is registered twice must not look like two.
+    firsts = {parameter.uses[0].index for parameter in parameters}
+    model = [use for use in model if use.index in firsts]
+    top = _top_module(model)
     return _called_head_at_top(free, top) or _last_linear(model, free, top)
 
 
 def _layers_called_head(
-    model: Sequence[Place], free: Sequence[Place], modules: Mapping[str, nn.Module] | None
+    model: Sequence[ParameterUse], free: Sequence[ParameterUse], modules: Modules
 ) -> Heads:
     """Find the last layer of every module that is called like a head."""
     groups: dict[str, str] = {}  # path of a head -> the component that names it
-    for place in (place for place in free if place.is_matrix):
-        for path in (*names.ancestors(place.path)[1:], place.path):
+    for use in (use for use in free if use.is_matrix):
+        for path in (*names.ancestors(use.path)[1:], use.path):
             component = names.last_component(path)
-            convolution = place.kind == "convolution" and names.is_convolution_head(component)
-            if not names.is_head(component) and not convolution:
+            in_convolutions = component.lower() in names.CONVOLUTION_HEADS
+            if not names.is_head(component) and not (use.kind == "convolution" and in_convolutions):
                 continue
             if modules is not None and isinstance(modules[path], nn.ModuleDict | nn.ModuleList):
                 # Parallel heads, one for each task.
-                path = ".".join(place.path.split(".")[: path.count(".") + 2])
+                path = ".".join(use.path.split(".")[: path.count(".") + 2])
             groups[path] = component
     outer = frozenset(ancestor for path in groups for ancestor in names.ancestors(path))
     heads: Heads = {}
     for path, component in groups.items():
-        inner = [p for p in model if p.is_matrix and in_any(p.path, frozenset({path}))]
+        inner = [use for use in model if use.is_matrix and _is_within(use.path, {path})]
         if path in outer or _is_attention(path, inner):
             continue  # a head in a head is the narrower one
         last = _last_of_head(path, inner)
@@ -69,98 +77,172 @@ def _layers_called_head(
     return heads
 
 
-def _last_of_head(path: str, inner: Sequence[Place]) -> Place | None:
+def _last_of_head(path: str, inner: Sequence[ParameterUse]) -> ParameterUse | None:
     """Return the layer that computes a head's output, None when it is elsewhere."""
-    for place in reversed(inner):
-        parent, _, component = place.path.rpartition(".")
-        if parent == path and names.ends_head(component):
-            return place
+    for use in reversed(inner):
+        parent, _, component = use.path.rpartition(".")
+        if parent == path and component.lower() in names.LAST_IN_HEAD:
+            return use
     last = inner[-1]
-    hidden = last.path != path and names.is_transform(names.last_component(last.path))
-    return None if hidden else last
+    hidden = names.last_component(last.path).lower() in names.HIDDEN_IN_HEAD
+    return None if hidden and last.path != path else last
 
 
-def _ends_of_towers(free: Sequence[Place]) -> Heads:
+def _ends_of_towers(free: Sequence[ParameterUse]) -> Heads:
     """Find the projections into a space that two towers share, such as images and texts."""
-    towers: dict[str, dict[str, Place]] = {}  # the towers' parent -> projection -> its last layer
-    for place in (place for place in free if place.kind == "linear"):
-        for path in (*names.ancestors(place.path)[1:], place.path):
+    towers: dict[str, dict[str, ParameterUse]] = {}  # parent -> projection -> its last layer
+    for use in (use for use in free if use.kind == "linear"):
+        for path in (*names.ancestors(use.path)[1:], use.path):
             parent, _, component = path.rpartition(".")
-            if names.leads_to_shared_space(component):
-                towers.setdefault(parent, {})[component] = place
+            if names.SHARED_SPACE.match(component.lower()):
+                towers.setdefault(parent, {})[component] = use
     return {
-        (place.path, place.leaf): f"output head: '{component}', one of {len(ends)}"
+        (use.path, use.leaf): f"output head: '{component}', one of {len(ends)}"
         for ends in towers.values()
-        for component, place in ends.items()
+        for component, use in ends.items()
         if len(ends) > 1
     }
 
 
-def _tables_called_head(free: Sequence[Place]) -> Heads:
+def _tables_called_head(free: Sequence[ParameterUse]) -> Heads:
     """Find parameters of custom modules that are called like a head."""
     return {
-        (place.path, place.leaf): f"output head: named '{place.own_component}'"
-        for place in free
-        if place.kind == "raw" and len(place.shape) > 1 and names.is_head(place.own_component)
+        (use.path, use.leaf): f"output head: named '{use.own_component}'"
+        for use in free
+        if use.kind == "raw" and len(use.shape) > 1 and names.is_head(use.own_component)
     }
 
 
-def _called_head_at_top(free: Sequence[Place], top: str) -> Heads:
+def _called_head_at_top(free: Sequence[ParameterUse], top: str) -> Heads:
     """Find the last layer at the top of the model with a name that is only telling there."""
-    for place in reversed(free):
-        parent, _, component = place.path.rpartition(".")
-        if place.kind not in ("linear", "convolution"):
+    for use in reversed(free):
+        parent, _, component = use.path.rpartition(".")
+        if use.kind not in ("linear", "convolution"):
             continue
-        if parent == top and names.is_top_level_head(component):
-            return {(place.path, place.leaf): f"output head: named '{component}'"}
+        if parent == top and component.lower() in names.TOP_LEVEL_HEADS:
+            return {(use.path, use.leaf): f"output head: named '{component}'"}
         # Norm, activation, layer: a U-Net's `out`.
         grandparent, _, holder = parent.rpartition(".")
-        if parent and grandparent == top and component.isdigit() and names.ends_head(holder):
-            return {(place.path, place.leaf): f"output head: last layer of '{holder}'"}
+        numbered = parent and grandparent == top and component.isdigit()
+        if numbered and holder.lower() in names.LAST_IN_HEAD:
+            return {(use.path, use.leaf): f"output head: last layer of '{holder}'"}
     return {}
 
 
-def _last_linear(model: Sequence[Place], free: Sequence[Place], top: str) -> Heads:
+def _last_linear(model: Sequence[ParameterUse], free: Sequence[ParameterUse], top: str) -> Heads:
     """Take the last Linear for the head, unless something says that it is hidden."""
-    matrices = [place for place in model if place.is_matrix]
+    matrices = [use for use in model if use.is_matrix]
     if not matrices or matrices[-1].kind != "linear" or matrices[-1] not in free:
         return {}
     last = matrices[-1]
     parent, _, component = last.path.rpartition(".")
-    if names.is_hidden(component) and parent != top:
+    if component.lower() in names.RESIDUAL_OUTPUTS and parent != top:
         return {}
-    only = len({place.path for place in matrices}) == 1
+    only = len({use.path for use in matrices}) == 1
     return {(last.path, last.leaf): f"output head: {'the only' if only else 'last'} Linear"}
 
 
-def _is_parallel_head(path: str) -> bool:
+def _is_in_heads(path: str) -> bool:
     """Tell whether a module is one of several in a container called like a head."""
     return names.is_head(names.last_component(path.rpartition(".")[0]))
 
 
-def _is_tied_head(entry: Entry) -> bool:
+def _is_tied_head(parameter: ModelParameter) -> bool:
     """Tell whether a parameter is both an embedding and a Linear's weight."""
-    return any(p.table == "embedding" for p in entry.places) and any(
-        p.kind == "linear" for p in entry.places
+    return any(use.table == "embedding" for use in parameter.uses) and any(
+        use.kind == "linear" for use in parameter.uses
     )
 
 
-def _is_attention(path: str, inner: Sequence[Place]) -> bool:
+def _is_attention(path: str, inner: Sequence[ParameterUse]) -> bool:
     """Tell whether a module called like a head is an attention's."""
     depth = path.count(".") + 1
-    parts = (place.path.split(".")[depth] for place in inner if place.path != path)
-    return any(place.kind == "attention" and place.path == path for place in inner) or any(
-        map(names.is_attention_part, parts)
-    )
+    children = {use.path.split(".")[depth].lower() for use in inner if use.path != path}
+    itself = any(use.kind == "attention" and use.path == path for use in inner)
+    return itself or not children.isdisjoint(names.ATTENTION_CHILDREN)
 
 
-def _top(model: Sequence[Place]) -> str:
+def _top_module(model: Sequence[ParameterUse]) -> str:
     """Return the innermost module that holds the whole model, below wrappers like `self.model`."""
     holders = [
-        (p.path if p.kind == "raw" else p.path.rpartition(".")[0]).split(".")
-        for p in model
-        if len(p.shape) > 1
+        (use.path if use.kind == "raw" else use.path.rpartition(".")[0]).split(".")
+        for use in model
+        if len(use.shape) > 1
     ]
     levels = zip(*holders, strict=False)
     shared = takewhile(lambda level: len(set(level)) == 1, levels)
     return ".".join(level[0] for level in shared)
+
+
+def _is_within(path: str, roots: Collection[str]) -> bool:
+    """Tell whether a module path is one of `roots` or lies in one."""
+    return path in roots or any(ancestor in roots for ancestor in names.ancestors(path))
+
+
+def _auxiliary_modules(uses: Sequence[ParameterUse]) -> frozenset[str]:
+    """Return the paths of losses, metrics and teachers: known by name, or frozen as a whole.
+
+    A frozen Linear alone or a frozen head is still part of the model.
+    """
+    trained = {
+        path for use in uses if use.trainable for path in (*names.ancestors(use.path), use.path)
+    }
+    found: set[str] = set()
+    for use in uses:
+        for path in names.ancestors(use.path)[1:]:
+            component = names.last_component(path)
+            frozen = path not in trained and not names.is_head(component)
+            if frozen or names.is_auxiliary(component):
+                found.add(path)
+        if names.is_auxiliary(names.last_component(use.path)):
+            found.add(use.path)
+    return frozenset(found)
+
+
+def _repeated_blocks(uses: Iterable[ParameterUse], modules: Modules) -> frozenset[str]:
+    """Return the paths of modules that stand in a stack next to others of their kind.
+
+    A stack is a `ModuleList`, a `Sequential` or anything with numbered children. Its children are
+    blocks when they hold matrices in modules of their own (so the Linears of a plain MLP are none)
+    and a sibling is alike: of the same class or, where the class says nothing, with the same
+    parameters. In a stack called "blocks", "layers", ... one child of a custom class is enough.
+    """
+    inner = _uses_in_submodules(uses)
+    stacks: dict[str, dict[str, BlockType]] = {}  # path of a stack -> path of a child -> its type
+    for path in inner:
+        if path and _is_in_stack(path, modules):
+            block_type = _block_type(path, inner[path], modules)
+            stacks.setdefault(path.rpartition(".")[0], {})[path] = block_type
+    blocks: set[str] = set()
+    for stack, children in stacks.items():
+        count = Counter(children.values())
+        named = names.last_component(stack).lower() in names.BLOCK_CONTAINERS
+        for child, block_type in children.items():
+            custom = modules is None or isinstance(block_type, type)
+            if count[block_type] > 1 or (named and custom):
+                blocks.add(child)
+    return frozenset(blocks)
+
+
+def _uses_in_submodules(uses: Iterable[ParameterUse]) -> dict[str, list[ParameterUse]]:
+    """Map each module that has submodules with matrices to all the uses in these submodules."""
+    below: dict[str, list[ParameterUse]] = {}
+    for use in uses:
+        for path in names.ancestors(use.path):
+            below.setdefault(path, []).append(use)
+    return {path: inner for path, inner in below.items() if any(use.is_matrix for use in inner)}
+
+
+def _is_in_stack(path: str, modules: Modules) -> bool:
+    """Tell whether a module's parent is a stack."""
+    parent, _, key = path.rpartition(".")
+    if modules is not None and isinstance(modules[parent], nn.ModuleList | nn.Sequential):
+        return True
+    return key.isdigit()
+
+
+def _block_type(path: str, inner: Sequence[ParameterUse], modules: Modules) -> BlockType:
+    """Return what must be equal for two siblings to count as alike."""
+    if modules is not None and not is_container(cls := plain_class(modules[path])):
+        return cls
+    return tuple((use.name.removeprefix(path), use.shape) for use in inner)

@@ -1,4 +1,7 @@
-"""What names say: the word lists behind every decision that rests on a name."""
+"""Word lists: every decision that rests on a name asks here, component by component.
+
+Sets hold components of dotted names in lower case.
+"""
 
 import re
 
@@ -7,7 +10,10 @@ _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped
 
 # Tensors that stand for a module's `weight`: after the hooks of `torch.nn.utils.weight_norm` (the
 # direction), and of `torch.nn.utils.spectral_norm` or `torch.nn.utils.prune`.
-_STAND_INS = {"weight_v": "weight", "weight_orig": "weight"}
+_WEIGHT_ALIASES = {"weight_v": "weight", "weight_orig": "weight"}
+
+# Parameters' own names that say nothing: the module's name speaks for them.
+_GENERIC_LEAVES = frozenset("weight weights w param parameter data value".split())
 
 # A module of this name computes the model's output, unless it sits in a repeated block.
 _HEADS = frozenset(
@@ -16,60 +22,44 @@ _HEADS = frozenset(
     "seq_relationship qa_outputs cls_score bbox_pred last_linear final_linear final_layer "
     "class_embed bbox_embed outc".split()
 )
-# The same, for convolutions alone: speech models have a Linear `conv_out` behind their stem.
-_CONVOLUTION_HEADS = frozenset("conv_out to_rgb".split())
-_HEAD_SUFFIXES = (
-    "_head",
-    "_heads",
-    "_classifier",
-    "_logits",
-    "_predictor",
-    "_prediction",
-    "_predictions",
-)
-_HEAD_PREFIX = "predict_"
+_HEAD_ENDINGS = frozenset(
+    "head heads classifier logits predictor prediction predictions".split()
+)  # after "_"
 # "multi_head" is attention, "pre_logits" and "conv_head" are hidden layers.
-_OTHER_STEMS = frozenset(
+_HIDDEN_STEMS = frozenset(
     "multi attn attention self cross sa per each single num n pre conv".split()
 )
-
+# Heads among convolutions alone: speech models have a Linear `conv_out` behind their stem.
+CONVOLUTION_HEADS = frozenset("conv_out to_rgb".split())
 # Too general to count anywhere but at the top of the model, and only for a single layer.
-_TOP_LEVEL_HEADS = frozenset(
+TOP_LEVEL_HEADS = frozenset(
     "fc output out decoder generator readout prediction pred proj_out output_proj linear_out "
     "lin_out out_linear out_conv conv_last final_conv conv_final final last".split()
 )
-
 # What ends a head that has other layers registered after it.
-_LAST_IN_HEAD = frozenset("out_proj proj_out output_proj output out fc_out decoder".split())
-
+LAST_IN_HEAD = frozenset("out_proj proj_out output_proj output out fc_out decoder".split())
 # The hidden layer of a head, whose output is computed elsewhere: by the transposed embedding.
-_TRANSFORMS = frozenset("dense transform".split())
-
+HIDDEN_IN_HEAD = frozenset("dense transform".split())
 # Both towers of a contrastive model end with one; alone it leads into a model.
-_SHARED_SPACE = re.compile(r"^(text|visual|vision|image|audio|video)_proj(ection)?$")
-
-# Linears that make a norm's scale and shift out of a condition.
-_MODULATION = re.compile(r"ada_?(ln|norm|rms|group)|modulation")
+SHARED_SPACE = re.compile(r"^(text|visual|vision|image|audio|video)_proj(ection)?$")
 
 # Linears that write to a residual stream. One of them can be the last Linear of a model
 # whose output is computed with the transposed embedding.
-_HIDDEN = frozenset("out_proj o_proj c_proj down_proj to_out wo".split())
-
+RESIDUAL_OUTPUTS = frozenset("out_proj o_proj c_proj down_proj to_out wo".split())
 # Children that give an attention module away, whatever it is called ("sa_head").
-_ATTENTION_PARTS = frozenset(
+ATTENTION_CHILDREN = frozenset(
     "q k v query key value qkv q_proj k_proj v_proj qkv_proj to_q to_k to_v to_qkv c_attn".split()
 )
-
-# The factors of a low-rank adapter.
-_FACTOR = re.compile(r"lora_|hada_|lokr_", re.IGNORECASE)
-
 # Containers that hold a model's blocks, even when there is only one.
-_STACKS = frozenset("blocks layers layer h encoder_layers decoder_layers stages".split())
-
+BLOCK_CONTAINERS = frozenset("blocks layers layer h encoder_layers decoder_layers stages".split())
+# Linears that make a norm's scale and shift out of a condition.
+MODULATION = re.compile(r"ada_?(ln|norm|rms|group)|modulation")
 # Modules beside the model: what they end with is not the model's output.
 _AUXILIARY = frozenset(
     "loss losses criterion criteria metric metrics lpips perceptual teacher ema".split()
 )
+# The factors of a low-rank adapter.
+_FACTOR = re.compile(r"lora_|hada_|lokr_", re.IGNORECASE)
 
 _POSITION = frozenset("pos position positions positional relative posemb posembed wpe".split())
 _EMBEDDING = frozenset("emb embs embed embeds embedding embeddings wte".split())
@@ -84,13 +74,9 @@ _TABLES = {
     "latent_query": "table",
     "a_log": "decay rates",  # of state-space models, one for each entry
 }
-
 _PATCH = re.compile(
     r"patch_?emb(?!.*_proj)|embed_patch|patchify|^conv_proj$|^patch_proj(ection)?$|^to_patch$"
 )
-
-# Leaves that say nothing by themselves: the module's name speaks for them.
-_MUTE = frozenset("weight weights w param parameter data value".split())
 
 
 def canonical(name: str) -> str:
@@ -109,7 +95,7 @@ def split_name(name: str) -> tuple[str, str]:
         path, leaf = owner, parametrized
     elif path.startswith("parametrizations.") and path.count(".") == 1:
         path, leaf = "", path.removeprefix("parametrizations.")
-    return path, _STAND_INS.get(leaf, leaf)
+    return path, _WEIGHT_ALIASES.get(leaf, leaf)
 
 
 def ancestors(path: str) -> list[str]:
@@ -118,12 +104,10 @@ def ancestors(path: str) -> list[str]:
     return [".".join(parts[:depth]) for depth in range(len(parts))]
 
 
-def patterns(name: str) -> list[str]:
-    """Return globs that match a name, from the shortest to the name itself.
-
-    The shortest has the last two components, and more where these do not name the layer.
-    """
+def candidate_globs(name: str) -> list[str]:
+    """Return globs that match a name, from its last telling components to the name itself."""
     parts = name.split(".")
+    # The last two components, and more where these do not name the layer.
     start = min(
         [
             len(parts) - 2,
@@ -132,7 +116,7 @@ def patterns(name: str) -> list[str]:
         ]
     )
     numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
-    start = max(start, 0, *(i + 1 for i in numbers if i + 1 < len(parts)))
+    start = max(start, 0, *(i + 1 for i in numbers))
     ending = ".".join(parts[start:])
     starred = ".".join("*" if part.isdigit() else part for part in parts)
     return list(dict.fromkeys([f"*.{ending}" if start else ending, starred, name]))
@@ -147,73 +131,30 @@ def own_component(path: str, leaf: str) -> str:
     """Return the component that names a tensor: its own, or its module's if it is `weight`."""
     if leaf.isdigit():  # of a ParameterList
         path, _, leaf = path.rpartition(".")
-    return last_component(path) if leaf in _MUTE and path else leaf
+    return last_component(path) if leaf in _GENERIC_LEAVES and path else leaf
+
+
+def tokenize(component: str) -> list[str]:
+    """Split a component at its underscores, in lower case."""
+    return component.lower().split("_")
 
 
 def is_head(component: str) -> bool:
     """Tell whether a component names an output head wherever it is found outside of a block."""
     name = component.lower()
-    stems = (name.removesuffix(suffix) for suffix in _HEAD_SUFFIXES if name.endswith(suffix))
-    return (
-        name in _HEADS
-        or name.startswith(_HEAD_PREFIX)
-        or any(stem not in _OTHER_STEMS for stem in stems)
-    )
+    stem, underscore, ending = name.rpartition("_")
+    ends = bool(underscore) and ending in _HEAD_ENDINGS and stem not in _HIDDEN_STEMS
+    return ends or name in _HEADS or name.startswith("predict_")
 
 
-def is_convolution_head(component: str) -> bool:
-    """Tell whether a component names the convolution that computes a model's output."""
-    return component.lower() in _CONVOLUTION_HEADS
-
-
-def is_top_level_head(component: str) -> bool:
-    """Tell whether a component names the output head if it is a Linear at the top of a model."""
-    return component.lower() in _TOP_LEVEL_HEADS
-
-
-def ends_head(component: str) -> bool:
-    """Tell whether a component names the last layer of a head, also where others follow it."""
-    return component.lower() in _LAST_IN_HEAD
-
-
-def is_transform(component: str) -> bool:
-    """Tell whether a component names a head's hidden layer."""
-    return component.lower() in _TRANSFORMS
-
-
-def leads_to_shared_space(component: str) -> bool:
-    """Tell whether a component names what one of two towers ends with."""
-    return _SHARED_SPACE.match(component.lower()) is not None
-
-
-def is_modulation(component: str) -> bool:
-    """Tell whether a component names what steers a norm."""
-    return _MODULATION.search(component.lower()) is not None
-
-
-def is_hidden(component: str) -> bool:
-    """Tell whether a component names a Linear that only ever writes to a hidden stream."""
-    return component.lower() in _HIDDEN
-
-
-def is_attention_part(component: str) -> bool:
-    """Tell whether a component names a query, key or value projection."""
-    return component.lower() in _ATTENTION_PARTS
+def is_auxiliary(component: str) -> bool:
+    """Tell whether a component names something beside the model: a loss, a metric, a teacher."""
+    return not _AUXILIARY.isdisjoint(tokenize(component))
 
 
 def factor_component(name: str) -> str | None:
     """Return the component that names a factor of a low-rank adapter, None when there is none."""
     return next((part for part in name.split(".") if _FACTOR.match(part)), None)
-
-
-def is_stack(component: str) -> bool:
-    """Tell whether a component names the container of a model's blocks."""
-    return component.lower() in _STACKS
-
-
-def is_auxiliary(component: str) -> bool:
-    """Tell whether a component names something beside the model: a loss, a metric, a teacher."""
-    return not _AUXILIARY.isdisjoint(component.lower().split("_"))
 
 
 def patch_component(path: str) -> str | None:
@@ -223,26 +164,25 @@ def patch_component(path: str) -> str | None:
 
 def table_kind(component: str) -> str | None:
     """Return which kind of table a component names (its entries stand alone), None for no table."""
-    words = component.lower().split("_")
-    if is_head(component) or not _PROJECTION.isdisjoint(words):
+    tokens = tokenize(component)
+    if is_head(component) or not _PROJECTION.isdisjoint(tokens):
         return None
-    if not _POSITION.isdisjoint(words):
+    if not _POSITION.isdisjoint(tokens):
         return "position table"
-    if not _EMBEDDING.isdisjoint(words):
+    if not _EMBEDDING.isdisjoint(tokens):
         return "embedding"
-    if words[-1] in _TOKEN:
+    if tokens[-1] in _TOKEN:
         return "learned token"
-    if not _VECTORS.isdisjoint(words):
+    if not _VECTORS.isdisjoint(tokens):
         return "table"
     return _TABLES.get(component.lower())
 
 
 def is_bias(component: str) -> bool:
     """Tell whether a component names biases: one for each expert or each head makes a table."""
-    return not _BIAS.isdisjoint(component.lower().split("_"))
+    return not _BIAS.isdisjoint(tokenize(component))
 
 
 def is_position_bias(component: str) -> bool:
     """Tell whether a component names biases of positions, which may be a Linear of one-hots."""
-    words = {*component.lower().split("_")}
-    return is_bias(component) and not words.isdisjoint(_POSITION | {"rel", "relative"})
+    return is_bias(component) and not (_POSITION | {"rel"}).isdisjoint(tokenize(component))

@@ -1,184 +1,163 @@
-"""Decide the role of one parameter from its places, and say why."""
+"""Decide the role of one parameter from its uses, and say why."""
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
 
-from lightning_root.partition import experts, names
-from lightning_root.partition.cuts import Hint, written
+from lightning_root.partition import names
+from lightning_root.partition.fused import Suggestion, is_expert_stack, to_json
 from lightning_root.partition.heads import Heads
-from lightning_root.partition.places import Convolution, Entry, Place
+from lightning_root.partition.parameters import Convolution, ModelParameter, ParameterUse
 from lightning_root.partition.routes import Role
 
 
-class Decision(NamedTuple):
-    """A role with its reason, and the value of the rule that would change a role in doubt."""
+class RoleDecision(NamedTuple):
+    """A role with its reason, and the rule that would change it where it is not certain."""
 
     role: Role
     reason: str
-    hint: Hint | None = None
+    suggestion: Suggestion | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Context:
-    """What a decision needs to know about the rest of the model.
-
-    Args:
-        heads: The output heads, by module path and own name.
-        first_convolution: Path of the model's first convolution, None when it has none.
-    """
+class ModelContext(NamedTuple):
+    """Facts about the rest of the model."""
 
     heads: Heads
-    first_convolution: str | None
+    first_convolution: str | None  # its path
 
 
-def decide(entry: Entry, context: Context) -> Decision:
+def decide_role(parameter: ModelParameter, context: ModelContext) -> RoleDecision:
     """Return the role of a parameter and the reason; the first rule that applies decides."""
-    place = entry.places[0]
-    ndim = len(place.shape)
-    for other in entry.places:
-        if other.kind == "embedding":
-            return Decision("adamw", f"embedding{_ties(entry)}")
+    use = parameter.uses[0]
+    ndim = len(use.shape)
+    if any(other.kind == "embedding" for other in parameter.uses):
+        return RoleDecision("adamw", f"embedding{_describe_ties(parameter)}")
     if ndim == 0:
-        return Decision("adamw", "scalar: 0 dimensions")
+        return RoleDecision("adamw", "scalar: 0 dimensions")
     if ndim == 1:
-        return Decision("adamw", "bias or gain: 1 dimension")
-    for other in entry.places:
+        return RoleDecision("adamw", "bias or gain: 1 dimension")
+    for other in parameter.uses:
         if reason := context.heads.get((other.path, other.leaf)):
-            return Decision("adamw", reason)
-        if other.kind == "raw" and (table := names.table_kind(other.own_component)):
-            return Decision("adamw", f"{table}: named '{other.own_component}'{_ties(entry)}")
-    if _is_bias(place):
-        return Decision("adamw", f"biases: named '{place.own_component}'")
-    if place.kind == "norm":
-        return Decision("adamw", f"gain of {place.owner or 'a norm'}")
-    if _is_vector(place):
-        return Decision("adamw", f"vector in effect: shape {place.shape}")
-    if place.kind == "convolution":
-        return _convolution(place, context)
-    return _raw(place) if place.kind == "raw" else _matrix(place)
+            return RoleDecision("adamw", reason)
+        if other.kind == "raw" and other.table:
+            named = f"{other.table}: named '{other.own_component}'"
+            return RoleDecision("adamw", f"{named}{_describe_ties(parameter)}")
+    if _is_bias(use):
+        return RoleDecision("adamw", f"biases: named '{use.own_component}'")
+    if use.kind == "norm":
+        return RoleDecision("adamw", f"gain of {use.owner or 'a norm'}")
+    if _is_vector(use):
+        return RoleDecision("adamw", f"vector in effect: shape {use.shape}")
+    if use.kind == "convolution":
+        return _role_of_convolution(use, context)
+    return _role_of_raw(use) if use.kind == "raw" else _role_of_matrix(use)
 
 
-def flattened(place: Place) -> tuple[int, int]:
+def _flattened_shape(use: ParameterUse) -> tuple[int, int]:
     """Return the shape of the matrix that is left when all dimensions but the first are joined."""
-    return place.shape[0], math.prod(place.shape[1:])
+    return use.shape[0], math.prod(use.shape[1:])
 
 
-def _ties(entry: Entry) -> str:
-    """Name the other places of a tied parameter; one module under two names is no tie."""
-    first, *others = entry.places
+def _describe_ties(parameter: ModelParameter) -> str:
+    """Name the other uses of a tied parameter; one module under two names is no tie."""
+    first, *others = parameter.uses
     owners, tied = {first.module}, []
-    for place in others:
-        if place.module is None or place.module not in owners:
-            owners.add(place.module)
-            tied.append(place.name)
+    for use in others:
+        if use.module is None or use.module not in owners:
+            owners.add(use.module)
+            tied.append(use.name)
     more = f" and {len(tied) - 1} more" if len(tied) > 1 else ""
     return f", tied to {tied[0]}{more}" if tied else ""
 
 
-def _is_bias(place: Place) -> bool:
+def _is_bias(use: ParameterUse) -> bool:
     """Tell whether these are biases, by name: of each head or expert, or of relative positions."""
-    own = place.own_component
-    is_position = place.kind == "linear" and names.is_position_bias(own)  # applied to one-hots
-    return is_position or (place.kind == "raw" and names.is_bias(own))
+    own = use.own_component
+    is_position = use.kind == "linear" and names.is_position_bias(own)  # applied to one-hots
+    return is_position or (use.kind == "raw" and names.is_bias(own))
 
 
-def _is_vector(place: Place) -> bool:
+def _is_vector(use: ParameterUse) -> bool:
     """Tell whether nothing is left to orthogonalize: one row, one column, or no entry at all."""
-    shape = place.shape
-    if place.kind == "convolution":
-        return min(flattened(place)) <= 1
-    return sum(size != 1 for size in shape) <= 1 or 0 in shape
+    if use.kind == "convolution":
+        return min(_flattened_shape(use)) <= 1
+    return sum(size != 1 for size in use.shape) <= 1 or 0 in use.shape
 
 
-def _convolution(place: Place, context: Context) -> Decision:
+def _role_of_convolution(use: ParameterUse, context: ModelContext) -> RoleDecision:
     """Decide about a convolution: (out, in / groups, *kernel), or transposed (in, out, *kernel)."""
-    first = place.path == context.first_convolution
-    channels, groups, tiles = _geometry(place, first)
-    component = names.patch_component(place.path)
+    first = use.path == context.first_convolution
+    channels, groups, tiles = _convolution_geometry(use, first)
+    component = names.patch_component(use.path)
     if tiles and component and (first or channels <= 4):  # later ones merge hidden patches
-        return Decision("adamw", f"input embedding: named '{component}'")
+        return RoleDecision("adamw", f"input embedding: named '{component}'")
     if groups == channels > 1:
-        return Decision("adamw", f"depthwise convolution: {groups} groups")
-    if groups > 1:
-        return _grouped(place, groups)
+        return RoleDecision("adamw", f"depthwise convolution: {groups} groups")
+    rows, columns = _flattened_shape(use)
+    if groups > 1:  # each group is a matrix of its own
+        block = (rows // groups, columns)
+        if 1 in block:
+            return RoleDecision("adamw", f"grouped convolution: {groups} vectors of shape {block}")
+        return RoleDecision("root", f"{use.owner} weight, {groups} groups")
     # Nothing hidden has as few channels as an image; latents have four.
-    if tiles and channels <= (4 if first else 3) and place.module is not None:
-        return Decision("adamw", "input embedding: patches of the raw input")
-    owner = place.owner or "convolution"
-    return Decision("root", f"{owner} weight, flattened to {flattened(place)}")
+    if tiles and channels <= (4 if first else 3) and use.module is not None:
+        return RoleDecision("adamw", "input embedding: patches of the raw input")
+    owner = use.owner or "convolution"
+    return RoleDecision("root", f"{owner} weight, flattened to {(rows, columns)}")
 
 
-def _grouped(place: Place, groups: int) -> Decision:
-    """Decide about a grouped convolution, where each group is a matrix of its own."""
-    rows, columns = flattened(place)
-    block = (rows // groups, columns)
-    if 1 in block:
-        return Decision("adamw", f"grouped convolution: {groups} vectors of shape {block}")
-    return Decision("root", f"{place.owner} weight, {groups} groups")
-
-
-def _geometry(place: Place, first: bool) -> tuple[int, int, bool]:
+def _convolution_geometry(use: ParameterUse, first: bool) -> tuple[int, int, bool]:
     """Return input channels, groups, and whether a convolution cuts its input into patches."""
-    module = place.module
+    module = use.module
     if isinstance(module, Convolution):
         tiles = module.stride == module.kernel_size and max(module.kernel_size) > 1
         return module.in_channels, module.groups, tiles and not module.transposed
     # A guess from the shape: one channel in means depthwise, unless it may be a grey image. Whether
     # strides make patches is for the name alone to say.
-    groups = place.shape[0] if place.shape[1] == 1 and not first else 1
-    return place.shape[1] * groups, groups, max(place.shape[2:]) > 1
+    groups = use.shape[0] if use.shape[1] == 1 and not first else 1
+    return use.shape[1] * groups, groups, max(use.shape[2:]) > 1
 
 
-def _matrix(place: Place) -> Decision:
+def _role_of_matrix(use: ParameterUse) -> RoleDecision:
     """Decide about the weight of a Linear, an attention or a recurrent layer."""
-    if place.kind == "attention":
-        stacked = place.leaf == "in_proj_weight"
-        part = "q, k, v stacked" if stacked else place.leaf[0]
-        return Decision("root", f"attention: {part}")
-    if place.kind == "recurrent":
-        return Decision("root", f"{place.owner or 'recurrent'} weight")
-    if component := names.patch_component(place.path):
-        return Decision("adamw", f"input embedding: named '{component}'")
-    is_torch = isinstance(place.module, nn.Linear)
-    owner = "Linear" if is_torch else place.owner or "2-D"
-    return Decision("root", f"{owner} weight{_factor(place)}", _factor_hint(place))
+    if use.kind == "attention":
+        stacked = use.leaf == "in_proj_weight"
+        return RoleDecision("root", f"attention: {'q, k, v stacked' if stacked else use.leaf[0]}")
+    if use.kind == "recurrent":
+        return RoleDecision("root", f"{use.owner or 'recurrent'} weight")
+    if component := names.patch_component(use.path):
+        return RoleDecision("adamw", f"input embedding: named '{component}'")
+    owner = "Linear" if isinstance(use.module, nn.Linear) else use.owner or "2-D"
+    return _maybe_factor(use, f"{owner} weight")
 
 
-def _raw(place: Place) -> Decision:
+def _role_of_raw(use: ParameterUse) -> RoleDecision:
     """Decide about a parameter of a custom module, by its shape."""
-    shape, owner = place.shape, f" of {place.owner}" if place.owner else ""
+    shape, owner = use.shape, f" of {use.owner}" if use.owner else ""
     if shape[0] == 1:
-        return Decision("adamw", f"table: leading dimension of 1, shape {shape}")
-    if any(map(names.is_auxiliary, place.path.split("."))):
-        # Such as a loss's class prototypes.
-        return Decision("adamw", f"beside the model: in '{place.path}'")
-    if experts.is_stack(place):
-        return Decision("root", f"experts{owner}")
+        return RoleDecision("adamw", f"table: leading dimension of 1, shape {shape}")
+    if any(map(names.is_auxiliary, use.path.split("."))):  # such as a loss's class prototypes
+        return RoleDecision("adamw", f"beside the model: in '{use.path}'")
+    if is_expert_stack(use):
+        return RoleDecision("root", f"experts{owner}")
     if len(shape) == 2:
-        return Decision("root", f"2-D weight{owner}{_factor(place)}", _factor_hint(place))
-    hint: dict[str, int | tuple[int, ...]] = {"stack": len(shape) - 2}
-    count, matrix = math.prod(shape[:-2]), shape[-2:]
-    return Decision(
-        "adamw",
-        f"{len(shape)} dimensions{owner}: {written(hint)} would make it {count} blocks of {matrix}",
-        hint,
-    )
+        return _maybe_factor(use, f"2-D weight{owner}")
+    rule = {"stack": len(shape) - 2}
+    blocks = f"{math.prod(shape[:-2])} blocks of {shape[-2:]}"
+    reason = f"{len(shape)} dimensions{owner}: {to_json(rule)} would make it {blocks}"
+    return RoleDecision("adamw", reason, rule)
 
 
-def _factor(place: Place) -> str:
-    """Say that a matrix is one of the two factors of a low-rank adapter.
+def _maybe_factor(use: ParameterUse, reason: str) -> RoleDecision:
+    """Give a matrix to ROOT, and suggest AdamW if it is a factor of a low-rank adapter.
 
     Each factor is orthogonalized on its own, as everybody does who gives adapters to Muon. That is
-    not the steepest descent of their product, which the hint leaves for the user to weigh:
+    not the steepest descent of their product, which the suggestion leaves for the user to weigh:
     arXiv:2606.12921 treats both together, others give the first to Adam.
     """
-    component = names.factor_component(place.name)
-    return f", factor '{component}': by custom like any matrix" if component else ""
-
-
-def _factor_hint(place: Place) -> Hint | None:
-    """Propose AdamW for the factors of adapters."""
-    return "adamw" if names.factor_component(place.name) else None
+    component = names.factor_component(use.name)
+    if component is None:
+        return RoleDecision("root", reason)
+    reason = f"{reason}, factor '{component}': by custom like any matrix"
+    return RoleDecision("root", reason, "adamw")

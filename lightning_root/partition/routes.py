@@ -1,12 +1,38 @@
-"""The vocabulary of a partition: two roles, and a route for each parameter."""
+"""What a partition says: a role and a route for each parameter, and a table of them to read.
 
-from dataclasses import dataclass
-from typing import Literal
+The table has one row for equal parameters of repeated blocks.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Literal
+
+from torch import Tensor
 
 from lightning_root.partition.views import MatrixView
 
 Role = Literal["root", "adamw"]
 """Who updates a parameter: the orthogonalized update, or AdamW."""
+
+# A block's number: a whole component of a name, or the end of one as in `encoder_layer_0.fc.weight`
+# (but the two norms `ln_1.weight` and `ln_2.weight` are not two blocks).
+_INDEX = re.compile(r"(?<![^.])\d+(?![^.])|(?<=_)\d+(?=\.[^.]+\.)")
+_LABELS: dict[Role, str] = {"root": "ROOT", "adamw": "AdamW"}
+_NOUNS: dict[Role, tuple[str, str]] = {
+    "root": ("matrix", "matrices"),
+    "adamw": ("tensor", "tensors"),
+}
+_HEADER = ("parameter", "shape", "rule", "reason")
+_GAP = "  "
+_MAX_WIDTH = 110
+_MAX_NAME = 52
+_MIN_REASON = 24
+
+Cells = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,3 +62,178 @@ class Route:
     def matrices(self) -> list[tuple[int, int]]:
         """Shapes of the matrices that are orthogonalized one by one; none for AdamW."""
         return (self.view or MatrixView()).matrices(self.shape) if self.role == "root" else []
+
+
+@dataclass(frozen=True, repr=False)
+class Partition:
+    """Every parameter with the rule that updates it; `str()` is a table to read.
+
+    Args:
+        routes: One route for each parameter, in the order in which the model registered them.
+        parameters: The live parameters, parallel to `routes`.
+    """
+
+    routes: tuple[Route, ...]
+    parameters: tuple[Tensor, ...] = field(compare=False)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return parameter groups for an optimizer: "root", then "adamw", also when they are empty.
+
+        Each is `{"name": role, "role": role, "params": [(name, parameter), ...]}`.
+        """
+        return [
+            {"name": role, "role": role, "params": list(self._named(role))}
+            for role in ("root", "adamw")
+        ]
+
+    def _named(self, role: str) -> Iterator[tuple[str, Tensor]]:
+        """Yield names and parameters of one role."""
+        for route, parameter in zip(self.routes, self.parameters, strict=True):
+            if route.role == role:
+                yield route.name, parameter
+
+    def __str__(self) -> str:
+        """Return the readable table: parameter, shape, rule, reason, and totals."""
+        return _render_table(self.routes)
+
+    def __repr__(self) -> str:
+        """Return how many parameters go where."""
+        count = Counter(route.role for route in self.routes)
+        return f"Partition(root={count['root']}, adamw={count['adamw']})"
+
+
+def _render_table(routes: Sequence[Route]) -> str:
+    """Return the table in at most 110 columns, then the totals, then suggested rules, if any."""
+    rows = _collapse_blocks(routes)
+    columns = list(zip(_HEADER, *rows, strict=True))
+    name, shape, rule, reason = (max(map(len, column)) for column in columns)
+    name = min(name, _MAX_NAME)
+    used = name + shape + rule + 3 * len(_GAP)
+    reason = min(reason, max(_MAX_WIDTH - used, _MIN_REASON))
+    widths = (name, shape, rule, reason)
+    lines = [_pad_cells(_HEADER, widths), _GAP.join("-" * width for width in widths)]
+    for row in rows:
+        lines += _wrap_row(row, widths)
+    return "\n".join([*lines, "", *_summarize_roles(routes), *_list_suggestions(routes)])
+
+
+def _collapse_blocks(routes: Sequence[Route]) -> list[Cells]:
+    """Make one row of routes that differ only in block numbers, in order of first appearance."""
+    groups: dict[tuple[str, tuple[int, ...], Role, str], dict[tuple[int, ...], int]] = {}
+    for position, route in enumerate(routes):
+        key = (_INDEX.sub("{}", route.name), route.shape, route.role, route.reason)
+        index = tuple(map(int, _INDEX.findall(route.name)))
+        groups.setdefault(key, {})[index] = position
+    rows: dict[int, Cells] = {}
+    for (_, shape, role, reason), positions in groups.items():
+        for axes in _split_into_products(list(positions)):
+            first = positions[tuple(axis[0] for axis in axes)]
+            name = _name_with_ranges(routes[first].name, axes)
+            rows[first] = (name, str(shape), _LABELS[role], reason)
+    return [rows[position] for position in sorted(rows)]
+
+
+def _split_into_products(indices: list[tuple[int, ...]]) -> list[list[list[int]]]:
+    """Split index tuples into sets that are products of one list of numbers for each position."""
+    axes = [sorted(set(axis)) for axis in zip(*indices, strict=True)]
+    if len(indices) == math.prod(map(len, axes)):  # the indices are distinct
+        return [axes]
+    split = next(i for i, axis in enumerate(axes) if len(axis) > 1)
+    return [
+        product
+        for value in axes[split]
+        for product in _split_into_products([index for index in indices if index[split] == value])
+    ]
+
+
+def _name_with_ranges(name: str, axes: Sequence[list[int]]) -> str:
+    """Put lists of numbers in the place of a name's indices, and say how many names that makes."""
+    ranges = map(_format_range, axes)
+    count = math.prod(map(len, axes))
+    return _INDEX.sub(lambda _: next(ranges), name) + (f"  x{count}" if count > 1 else "")
+
+
+def _format_range(numbers: list[int]) -> str:
+    """Write numbers as `7`, `{0..3}` or `{0,2,5}`."""
+    first, last = numbers[0], numbers[-1]
+    if first == last:
+        return str(first)
+    if last - first == len(numbers) - 1:
+        return f"{{{first}..{last}}}"
+    return f"{{{','.join(map(str, numbers))}}}"
+
+
+def _wrap_row(row: Cells, widths: Sequence[int]) -> list[str]:
+    """Lay out one row, on several lines when its name or reason is too long."""
+    name, shape, rule, reason = row
+    names = _wrap(re.findall(r"(?:\{[^}]*\}|[^. ])+\.?|\s+x\d+$", name), widths[0])
+    # Shapes and rules stay in one piece.
+    reasons = _wrap(re.findall(r"(?:\([\d, ]+\)|\{[^{}]*\}|\S)+\s*", reason), widths[3])
+    cells = zip_longest(names, [shape], [rule], reasons, fillvalue="")
+    return [_pad_cells(line, widths) for line in cells]
+
+
+def _wrap(pieces: Iterable[str], width: int) -> list[str]:
+    """Fill lines with pieces; a piece that is longer than a line is cut."""
+    lines = [""]
+    for piece in pieces:
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    stripped = [line.rstrip() for line in lines]
+    return [line[i : i + width] for line in stripped for i in range(0, len(line), width)]
+
+
+def _pad_cells(cells: Iterable[str], widths: Iterable[int]) -> str:
+    """Join cells that are padded to their column's width."""
+    return _GAP.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _summarize_roles(routes: Sequence[Route]) -> list[str]:
+    """Count matrices or tensors, parameters, and the work of a step for both roles."""
+    total = sum(math.prod(route.shape) for route in routes)
+    total_work = sum(map(_estimate_operations, routes))
+    lines = []
+    for role, (singular, plural) in _NOUNS.items():
+        chosen = [route for route in routes if route.role == role]
+        size = sum(math.prod(route.shape) for route in chosen)
+        work = sum(map(_estimate_operations, chosen))
+        count = sum(len(route.matrices) for route in chosen) if role == "root" else len(chosen)
+        counted = f"{count} {singular if count == 1 else plural}"
+        if count != len(chosen):
+            counted += f" in {len(chosen)} tensor{'s' if len(chosen) != 1 else ''}"
+        lines.append(
+            f"{_LABELS[role] + ':':6} {counted}, {_with_unit(size)} parameters "
+            f"({100 * size / max(total, 1):.1f} %), work {100 * work / max(total_work, 1):.1f} %"
+        )
+    return lines
+
+
+def _estimate_operations(route: Route) -> int:
+    """Estimate the operations of one step.
+
+    ROOT's are five Newton-Schulz iterations: for an m x n matrix, m <= n, each multiplies it with
+    its transpose and with a polynomial of that (4 m^2 n) and squares (2 m^3). AdamW's are about 15
+    per entry.
+    """
+    if route.role == "adamw":
+        return 15 * math.prod(route.shape)
+    sides = (sorted(matrix) for matrix in route.matrices)
+    return sum(20 * m**2 * n + 10 * m**3 for m, n in sides)
+
+
+def _list_suggestions(routes: Sequence[Route]) -> list[str]:
+    """List the rules that would change what is not certain, to be pasted into YAML or Python."""
+    suggestions = dict.fromkeys(route.suggestion for route in routes if route.suggestion)
+    if not suggestions:
+        return []
+    lines = (f"  {rule}," for rule in suggestions)
+    return ["", "In doubt; rules that would change it:", "rules: {", *lines, "}"]
+
+
+def _with_unit(number: int) -> str:
+    """Write a number with one decimal and a unit: 812, 3.1 k, 3.1 M, 1.2 B."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)

@@ -3,78 +3,143 @@
 A rule gives a role, "root" or "adamw", or says how to cut a parameter into matrices: a mapping with
 `rows` and `columns` (sizes of blocks, or a number of equal blocks), `stack` (leading dimensions
 that count matrices), `transposed` and `role` ("root" unless it is given), or a `MatrixView`. A
-single name stands for the rules of a family, see `presets`.
+single name stands for the rules of a family whose modules do not tell.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final, NamedTuple
 
-from lightning_root.partition.places import Entry, Place
-from lightning_root.partition.presets import preset
+from lightning_root.partition.parameters import ModelParameter, ParameterUse
 from lightning_root.partition.routes import Role
-from lightning_root.partition.spec import CutSpec
 from lightning_root.partition.views import MatrixView
 
 RuleValue = Role | Mapping[str, Any] | MatrixView
 Rules = Mapping[str, RuleValue] | Sequence[tuple[str, RuleValue]] | str
 """Globs on parameter names with what each gives, first match wins; or the name of a family."""
 
+# Few families need rules: types, uses and names decide for GPT-2, Llama, BERT, T5, ViT, Swin,
+# ConvNeXt, Mixtral, Mamba, Whisper, CLIP and the rest of the architectures that the tests build.
+# Here are those that keep hidden matrices in raw 3-D parameters.
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    # Attention weights of shape (width, heads, head size): into the heads, and `o` out of them.
+    "xlnet": {
+        "*.rel_attn.[qkvr]": {"transposed": True},
+        "*.rel_attn.o": "root",
+    },
+    "funnel": {
+        "*.attention.r_kernel": {"transposed": True},
+    },
+}
+
+_VIEW_KEYS = ("rows", "columns", "stack", "transposed")
+
+Blocks = int | tuple[int, ...] | None  # number of equal blocks, sizes, or one block
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rule:
-    """A glob on whole names, the role that it gives, and how to cut what it matches.
+class ViewSpec:
+    """A view as plain data that is not yet about a shape: it may count equal blocks."""
 
-    Args:
-        pattern: The glob.
-        role: The role of what matches.
-        cut: The user's cut; None leaves it to what the module tells.
-    """
+    rows: Blocks = None
+    columns: Blocks = None
+    stack: int = 0
+    transposed: bool = False
+
+    def resolve(self, shape: tuple[int, ...]) -> MatrixView | None:
+        """Return the view for a shape, None for the whole parameter; refuse what does not fit."""
+        MatrixView(stack=self.stack).check(shape)
+        view = MatrixView(
+            rows=_resolve_sizes("rows", self.rows, shape[self.stack]),
+            columns=_resolve_sizes("columns", self.columns, math.prod(shape[self.stack + 1 :])),
+            stack=self.stack,
+            transposed=self.transposed,
+        )
+        view.check(shape)
+        return None if view == MatrixView() else view
+
+
+class Rule(NamedTuple):
+    """A glob on whole names, the role of what it matches, and the user's view of it, if any."""
 
     pattern: str
     role: Role
-    cut: CutSpec | None = None
+    spec: ViewSpec | None = None
 
-    def view(self, place: Place) -> MatrixView | None:
-        """Return the user's cut of a parameter, None when it is taken whole.
+    def matches(self, use: ParameterUse) -> bool:
+        """Tell whether the pattern covers the name of a parameter in one use."""
+        return fnmatchcase(use.name, self.pattern)
 
-        Raises:
-            ValueError: When the cut does not fit the parameter's shape.
-        """
-        assert self.cut is not None
+    def resolve_view(self, use: ParameterUse) -> MatrixView | None:
+        """Return the user's view of a parameter, None when it is taken whole; refuse a misfit."""
+        assert self.spec is not None
         try:
-            return self.cut.resolve(place.shape)
+            return self.spec.resolve(use.shape)
         except ValueError as error:
             raise ValueError(
                 f"`rules` must fit what they match, but {self.pattern!r} cannot cut "
-                f"{place.name!r} of shape {place.shape}: {error}"
+                f"{use.name!r} of shape {use.shape}: {error}"
             ) from None
 
 
 def parse_rules(rules: Rules | None) -> tuple[Rule, ...]:
-    """Check the user's rules and bring them into one form.
-
-    Raises:
-        TypeError: When `rules` is not a mapping or a sequence of pairs, or a size no integer.
-        ValueError: When a preset, a role or the key of a cut is unknown, or a size is not positive.
-    """
+    """Check the user's rules, raising TypeError or ValueError, and bring them into one form."""
     if isinstance(rules, str):
-        rules = preset(rules)
+        if rules not in PRESETS:
+            raise ValueError(
+                "`rules` must be globs with their rules or the name of a preset "
+                f"{sorted(PRESETS)}, got {rules!r}; most families need none, "
+                "`print(partition_parameters(model))` shows it"
+            )
+        rules = PRESETS[rules]
     pairs: object = rules.items() if isinstance(rules, Mapping) else rules or ()
     if not isinstance(pairs, Iterable):
         raise _malformed(pairs)
-    return tuple(_parse(pair) for pair in pairs)
+    return tuple(_parse_rule(pair) for pair in pairs)
 
 
-def _parse(pair: object) -> Rule:
+def check_rules_match(rules: Sequence[Rule], parameters: Sequence[ModelParameter]) -> None:
+    """Raise ValueError if a rule matches nothing, naming the nearest parameters.
+
+    A match counts also when the parameter is frozen or an earlier rule has taken it, so that one
+    set of rules serves before and after unfreezing.
+    """
+    uses = [use for parameter in parameters for use in parameter.uses]
+    for rule in rules:
+        if any(map(rule.matches, uses)):
+            continue
+        known, bare = [use.name for use in uses], rule.pattern.replace("*", "")
+        nearest = get_close_matches(bare, known, n=3, cutoff=0.0)
+        raise ValueError(
+            f"`rules` must each match a parameter, but {rule.pattern!r} matches none; the nearest "
+            f"names are {', '.join(map(repr, nearest))} (a pattern must cover the whole name)."
+        )
+
+
+def first_match(rules: Sequence[Rule], parameter: ModelParameter) -> Rule | None:
+    """Return the first rule that matches one of a parameter's names; refuse a vector for ROOT."""
+    for rule in rules:
+        for use in filter(rule.matches, parameter.uses):
+            if rule.role == "root" and len(use.shape) < 2:
+                raise ValueError(
+                    f"`rules` may send only matrices to 'root', but {rule.pattern!r} matches "
+                    f"{use.name!r} of shape {use.shape}; narrow the pattern, or put "
+                    f"({use.name!r}, 'adamw') before it."
+                )
+            return rule
+    return None
+
+
+def _parse_rule(pair: object) -> Rule:
     """Check one rule."""
     match pair:
         case (str() as pattern, "root" | "adamw" as role):
-            return Rule(pattern=pattern, role=role)
+            return Rule(pattern, role)
         case (str() as pattern, MatrixView() as view):
-            return Rule(pattern=pattern, role="root", cut=CutSpec.of_view(view))
+            return Rule(pattern, "root", ViewSpec(**asdict(view)))
         case (str() as pattern, Mapping() as cut):
             return _parse_cut(pattern, cut)
         case (str() as pattern, role):
@@ -87,7 +152,7 @@ def _parse(pair: object) -> Rule:
 
 def _parse_cut(pattern: str, cut: Mapping[Any, Any]) -> Rule:
     """Check a rule that says how to cut."""
-    sizes = {key: value for key, value in cut.items() if key != "role"}
+    view = {key: value for key, value in cut.items() if key != "role"}
     match cut.get("role", "root"):
         case "root" | "adamw" as role:
             pass
@@ -95,15 +160,60 @@ def _parse_cut(pattern: str, cut: Mapping[Any, Any]) -> Rule:
             raise ValueError(
                 f"`rules` must give the role 'root' or 'adamw', got {other!r} for {pattern!r}."
             )
-    if role == "adamw" and sizes:
+    if role == "adamw" and view:
         raise ValueError(
             f"`rules` may cut only what goes to 'root', but {pattern!r} gives the role 'adamw' "
-            f"and {', '.join(map(repr, sizes))}; leave one of them out."
+            f"and {', '.join(map(repr, view))}; leave one of them out."
         )
     try:
-        return Rule(pattern=pattern, role=role, cut=CutSpec.parse(sizes) if sizes else None)
+        return Rule(pattern, role, _parse_view(view) if view else None)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`rules` for {pattern!r}: {error}") from None
+
+
+def _parse_view(data: Mapping[Any, Any]) -> ViewSpec:
+    """Check the plain data of a view."""
+    if unknown := [key for key in data if key not in _VIEW_KEYS]:
+        raise ValueError(
+            f"a cut has the keys 'role', {', '.join(map(repr, _VIEW_KEYS))}, got {unknown[0]!r}."
+        )
+    spec = ViewSpec(
+        rows=_parse_blocks("rows", data.get("rows")),
+        columns=_parse_blocks("columns", data.get("columns")),
+        stack=data.get("stack", 0),
+        transposed=data.get("transposed", False),
+    )
+    MatrixView(stack=spec.stack, transposed=spec.transposed)  # checks them
+    return spec
+
+
+def _parse_blocks(name: str, value: object) -> Blocks:
+    """Check a number of equal blocks or a list of sizes."""
+    match value:
+        case None:
+            return None
+        case bool():
+            pass
+        case int() if value > 0:
+            return value
+        case int():
+            raise ValueError(f"`{name}` must be at least 1 block, got {value}.")
+        case Sequence() if not isinstance(value, str):
+            MatrixView(rows=tuple(value)) if name == "rows" else MatrixView(columns=tuple(value))
+            return tuple(value)
+    raise TypeError(f"`{name}` must be a number of equal blocks or a list of sizes, got {value!r}.")
+
+
+def _resolve_sizes(name: str, blocks: Blocks, extent: int) -> tuple[int, ...] | None:
+    """Turn a number of equal blocks into sizes."""
+    if not isinstance(blocks, int):
+        return blocks
+    if extent % blocks:
+        raise ValueError(
+            f"`{name}` must divide the {extent} {name} into equal blocks, got {blocks}; "
+            "list the sizes of unequal ones."
+        )
+    return (extent // blocks,) * blocks if blocks > 1 else None
 
 
 def _malformed(got: object) -> TypeError:
@@ -112,44 +222,3 @@ def _malformed(got: object) -> TypeError:
         "`rules` must be a mapping or a list of pairs (pattern, role), such as "
         f"[('blocks.*.weight', 'root')], got {got!r}."
     )
-
-
-def check_alive(rules: Sequence[Rule], entries: Iterable[Entry]) -> None:
-    """Refuse rules that match no parameter: a typo must not pass for a decision.
-
-    A match counts also when the parameter is frozen or an earlier rule has taken it, so that one
-    set of rules serves before and after unfreezing.
-
-    Raises:
-        ValueError: When a rule matches nothing; names the nearest parameters.
-    """
-    known = [place.name for entry in entries for place in entry.places]
-    for rule in rules:
-        if any(fnmatchcase(name, rule.pattern) for name in known):
-            continue
-        bare = rule.pattern.replace("*", "")
-        nearest = get_close_matches(bare, known, n=3, cutoff=0.0)
-        raise ValueError(
-            f"`rules` must each match a parameter, but {rule.pattern!r} matches none; the nearest "
-            f"names are {', '.join(map(repr, nearest))} (a pattern must cover the whole name)."
-        )
-
-
-def apply_rules(rules: Sequence[Rule], entry: Entry) -> Rule | None:
-    """Return the first rule that matches one of a parameter's names.
-
-    Raises:
-        ValueError: When it sends something to "root" that is not a matrix.
-    """
-    for rule in rules:
-        for place in entry.places:
-            if not fnmatchcase(place.name, rule.pattern):
-                continue
-            if rule.role == "root" and len(place.shape) < 2:
-                raise ValueError(
-                    f"`rules` may send only matrices to 'root', but {rule.pattern!r} matches "
-                    f"{place.name!r} of shape {place.shape}; narrow the pattern, or put "
-                    f"({place.name!r}, 'adamw') before it."
-                )
-            return rule
-    return None

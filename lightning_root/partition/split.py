@@ -1,60 +1,19 @@
 """The public entry points: a module, or names and shapes, to a `Partition`."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_root.partition import places, table
-from lightning_root.partition.cuts import Cut, written
-from lightning_root.partition.fused import find_cut
+from lightning_root.partition.fused import ViewDecision, find_view, to_json
 from lightning_root.partition.heads import find_heads
-from lightning_root.partition.names import patterns
-from lightning_root.partition.places import Entry
-from lightning_root.partition.roles import Context, Decision, decide
-from lightning_root.partition.routes import Route
-from lightning_root.partition.rules import Rule, Rules, apply_rules, check_alive, parse_rules
-from lightning_root.partition.views import MatrixView, describe
-
-
-@dataclass(frozen=True, repr=False)
-class Partition:
-    """Every parameter with the rule that updates it; `str()` is a table to read.
-
-    Args:
-        routes: One route for each parameter, in the order in which the model registered them.
-        parameters: The live parameters, parallel to `routes`.
-    """
-
-    routes: tuple[Route, ...]
-    parameters: tuple[Tensor, ...] = field(compare=False)
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Return parameter groups for an optimizer: "root", then "adamw", also when they are empty.
-
-        Each is `{"name": role, "role": role, "params": [(name, parameter), ...]}`.
-        """
-        return [
-            {"name": role, "role": role, "params": list(self._named(role))}
-            for role in ("root", "adamw")
-        ]
-
-    def _named(self, role: str) -> Iterator[tuple[str, Tensor]]:
-        for route, parameter in zip(self.routes, self.parameters, strict=True):
-            if route.role == role:
-                yield route.name, parameter
-
-    def __str__(self) -> str:
-        """Return the readable table: parameter, shape, rule, reason, and totals."""
-        return table.render(self.routes)
-
-    def __repr__(self) -> str:
-        """Return how many parameters go where."""
-        count = Counter(route.role for route in self.routes)
-        return f"Partition(root={count['root']}, adamw={count['adamw']})"
+from lightning_root.partition.names import candidate_globs
+from lightning_root.partition.parameters import ModelParameter, survey_module, survey_named
+from lightning_root.partition.roles import ModelContext, RoleDecision, decide_role
+from lightning_root.partition.routes import Partition, Route
+from lightning_root.partition.rules import Rule, Rules, check_rules_match, first_match, parse_rules
+from lightning_root.partition.views import MatrixView, describe_view
 
 
 def partition_parameters(module: nn.Module, *, rules: Rules | None = None) -> Partition:
@@ -117,14 +76,14 @@ def partition_parameters(module: nn.Module, *, rules: Rules | None = None) -> Pa
             f"`module` must be a torch.nn.Module, got {type(module).__name__}; "
             "`partition_named` takes (name, tensor) pairs."
         )
-    entries, modules = places.survey_module(module)
-    if not any(entry.trainable for entry in entries):
-        state = "only frozen parameters" if entries else "no parameters"
+    parameters, modules = survey_module(module)
+    if not any(parameter.trainable for parameter in parameters):
+        state = "only frozen parameters" if parameters else "no parameters"
         raise ValueError(
             f"`module` must have trainable parameters, but {type(module).__name__} has {state}; "
             "partition after its layers are built and unfrozen."
         )
-    return _partition(entries, modules, rules)
+    return _partition(parameters, modules, rules)
 
 
 def partition_named(
@@ -155,86 +114,87 @@ def partition_named(
         ['adamw', 'root', 'adamw']
     """
     pairs = [_checked_pair(pair) for pair in named]
-    entries = places.survey_named(pairs)
-    if not entries:
+    parameters = survey_named(pairs)
+    if not parameters:
         raise ValueError("`named` must hold at least one (name, tensor) pair, got none.")
-    count = Counter(entry.name for entry in entries)
+    count = Counter(parameter.name for parameter in parameters)
     if twice := [name for name, times in count.items() if times > 1]:
         raise ValueError(
             f"`named` must give each tensor a name of its own, got {twice[0]!r} twice."
         )
-    return _partition(entries, None, rules)
+    return _partition(parameters, None, rules)
 
 
 def _partition(
-    entries: Sequence[Entry], modules: Mapping[str, nn.Module] | None, rules: Rules | None
+    parameters: Sequence[ModelParameter],
+    modules: Mapping[str, nn.Module] | None,
+    rules: Rules | None,
 ) -> Partition:
     """Route every trainable parameter: the user's rules first, then what the parameter is."""
     parsed = parse_rules(rules)
-    check_alive(parsed, entries)
-    convolutions = (e.places[0].path for e in entries if e.places[0].kind == "convolution")
-    context = Context(
-        heads=find_heads(entries, modules), first_convolution=next(convolutions, None)
-    )
-    trained = [entry for entry in entries if entry.trainable]
-    decided = [_decide(entry, parsed, context, modules) for entry in trained]
-    hints = {e.name: written(d.hint) for e, (d, _) in zip(trained, decided, strict=True) if d.hint}
-    names = [entry.name for entry in trained]
+    check_rules_match(parsed, parameters)
+    convolutions = (p.uses[0].path for p in parameters if p.uses[0].kind == "convolution")
+    context = ModelContext(find_heads(parameters, modules), next(convolutions, None))
+    trained = [parameter for parameter in parameters if parameter.trainable]
+    decided = [(p, *_decide(p, parsed, context, modules)) for p in trained]
+    suggested = {p.name: to_json(d.suggestion) for p, d, _ in decided if d.suggestion}
+    names = [parameter.name for parameter in trained]
     return Partition(
         routes=tuple(
             Route(
-                name=entry.name,
-                shape=entry.shape,
+                name=parameter.name,
+                shape=parameter.shape,
                 role=decision.role,
                 reason=decision.reason,
                 view=view,
-                suggestion=_suggestion(entry.name, hints, names),
+                suggestion=_suggested_rule(parameter.name, suggested, names),
             )
-            for entry, (decision, view) in zip(trained, decided, strict=True)
+            for parameter, decision, view in decided
         ),
-        parameters=tuple(entry.parameter for entry in trained),
+        parameters=tuple(parameter.tensor for parameter in trained),
     )
 
 
 def _decide(
-    entry: Entry,
+    parameter: ModelParameter,
     rules: Sequence[Rule],
-    context: Context,
+    context: ModelContext,
     modules: Mapping[str, nn.Module] | None,
-) -> tuple[Decision, MatrixView | None]:
-    """Ask the user's rules, then the parameter itself; the reason tells also about the cut."""
-    place, rule = entry.places[0], apply_rules(rules, entry)
+) -> tuple[RoleDecision, MatrixView | None]:
+    """Ask the user's rules, then the parameter itself; the reason tells also about the view."""
+    use, rule = parameter.uses[0], first_match(rules, parameter)
     if rule is None:
-        decision = decide(entry, context)
+        decision = decide_role(parameter, context)
     else:
-        decision = Decision(rule.role, f"rule {rule.pattern!r}")
+        decision = RoleDecision(rule.role, f"rule {rule.pattern!r}")
     if decision.role == "adamw":
         return decision, None
-    if rule is not None and rule.cut is not None:
-        cut = Cut(view=rule.view(place))
+    if rule is not None and rule.spec is not None:
+        found = ViewDecision(rule.resolve_view(use))
     else:
-        cut = find_cut(place, modules)
-    blocks = describe(cut.view, entry.shape) if cut.view is not None else ""
+        found = find_view(use, modules)
+    blocks = describe_view(found.view, parameter.shape) if found.view is not None else ""
     reason = f"{decision.reason}, {blocks}" if blocks else decision.reason
-    if rule is None and cut.note:
-        return Decision("root", reason + cut.note, cut.hint), cut.view
-    return Decision("root", reason, decision.hint), cut.view
+    if rule is None and found.note:
+        return RoleDecision("root", reason + found.note, found.suggestion), found.view
+    return decision._replace(reason=reason), found.view
 
 
-def _suggestion(name: str, hints: Mapping[str, str], all_names: Sequence[str]) -> str | None:
-    """Write the rule that a hint proposes, with a pattern that covers nothing else."""
-    if name not in hints:
+def _suggested_rule(name: str, suggested: Mapping[str, str], names: Sequence[str]) -> str | None:
+    """Write the rule suggested for a parameter, with a glob that covers nothing else."""
+    if name not in suggested:
         return None
-    pattern = next(
-        pattern
-        for pattern in [*patterns(name), name]
-        if all(hints.get(n) == hints[name] for n in all_names if fnmatchcase(n, pattern))
+    value = suggested[name]
+    glob = next(
+        glob
+        for glob in [*candidate_globs(name), name]
+        if all(suggested.get(n) == value for n in names if fnmatchcase(n, glob))
     )
-    return f'"{pattern}": {hints[name]}'
+    return f'"{glob}": {value}'
 
 
 def _checked_pair(pair: object) -> tuple[str, Tensor]:
-    """Return a (name, tensor) pair, or say what is wrong with it."""
+    """Return a (name, tensor) pair, or raise TypeError."""
     match pair:
         case (str() as name, Tensor() as tensor):
             return name, tensor

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, pairwise, product
 
 import torch
 from torch import Tensor
@@ -75,14 +75,15 @@ class MatrixView:
             )
         if self.rows is None and self.columns is None:
             return
-        extents = (shape[self.stack], math.prod(shape[self.stack + 1 :]))
-        for name, sizes, extent in zip(
-            ("rows", "columns"), (self.rows, self.columns), extents, strict=True
+        for name, sizes, extent in (
+            ("rows", self.rows, shape[self.stack]),
+            ("columns", self.columns, math.prod(shape[self.stack + 1 :])),
         ):
             if sizes is not None and sum(sizes) != extent:
+                terms = " + ".join(map(str, sizes[:4])) + (" + ..." if len(sizes) > 4 else "")
                 raise ValueError(
                     f"`{name}` must add up to the {extent} {name} of shape {tuple(shape)}, got "
-                    f"{_listed(sizes)} = {sum(sizes)}."
+                    f"{terms} = {sum(sizes)}."
                 )
 
     def matrices(self, shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -116,8 +117,8 @@ class MatrixView:
         return [
             columns
             for matrix in self._matrices_of(tensor)
-            for rows in _narrowed(matrix, 0, self.rows)
-            for columns in _narrowed(rows.flatten(1), 1, self.columns)
+            for rows in _split_dim(matrix, 0, self.rows)
+            for columns in _split_dim(rows.flatten(1), 1, self.columns)
         ]
 
     def paste(self, tensor: Tensor, blocks: Sequence[Tensor]) -> None:
@@ -136,7 +137,7 @@ class MatrixView:
         expected, got = self.matrices(tensor.shape), [tuple(block.shape) for block in blocks]
         if got != expected:
             raise ValueError(
-                f"`blocks` must be {_described(expected)}, got {_described(got)}; pass what "
+                f"`blocks` must be {_count_shapes(expected)}, got {_count_shapes(got)}; pass what "
                 "`cut` returned."
             )
         # Blocks that are views of `tensor` must not change while it is written.
@@ -144,7 +145,7 @@ class MatrixView:
         alias = [block.untyped_storage().data_ptr() == memory for block in blocks]
         remaining = iter([b.clone() if a else b for b, a in zip(blocks, alias, strict=True)])
         for matrix in self._matrices_of(tensor):
-            for target in _narrowed(matrix, 0, self.rows):
+            for target in _split_dim(matrix, 0, self.rows):
                 parts = [next(remaining) for _ in self.columns or (0,)]
                 whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
                 target.copy_(whole.reshape(target.shape))
@@ -158,33 +159,27 @@ class MatrixView:
         self.check(tensor.shape)
         if tensor.ndim == self.stack + 2 or tensor.is_contiguous():
             return True
-        flattened = [
-            (size, stride)
-            for size, stride in list(zip(tensor.shape, tensor.stride(), strict=True))[
-                self.stack + 1 :
-            ]
-            if size != 1
-        ]
-        inner = flattened[1:]
+        first = self.stack + 1
+        dims = zip(tensor.shape[first:], tensor.stride()[first:], strict=True)
         return tensor.numel() == 0 or all(
-            stride == size * next_stride
-            for (_, stride), (size, next_stride) in zip(flattened, inner, strict=False)
+            stride == size * inner_stride
+            for (_, stride), (size, inner_stride) in pairwise(d for d in dims if d[0] != 1)
         )
 
     def _matrices_of(self, tensor: Tensor) -> Iterator[Tensor]:
-        """Walk the stack; each entry is a view of (rows, ...)."""
+        """Yield a view of (rows, ...) for each index into the stack."""
         for index in product(*map(range, tensor.shape[: self.stack])):
             yield tensor[index] if index else tensor
 
 
-def describe(view: MatrixView, shape: Sequence[int]) -> str:
+def describe_view(view: MatrixView, shape: Sequence[int]) -> str:
     """Say in words what a view makes of a shape: "3 blocks of (256, 256)", "" if nothing."""
     matrices = view.matrices(shape)
-    words = [_described(matrices)] if len(matrices) > 1 else []
+    words = [_count_shapes(matrices)] if len(matrices) > 1 else []
     return ", ".join([*words, "stored as (in, out)"] if view.transposed else words)
 
 
-def _described(matrices: Sequence[tuple[int, ...]]) -> str:
+def _count_shapes(matrices: Sequence[tuple[int, ...]]) -> str:
     """Count equal shapes: "3 blocks of (4, 6)", "blocks of (8, 6), 2 x (4, 6)"."""
     count = Counter(matrices)
     if len(count) == 1:
@@ -197,7 +192,7 @@ def _described(matrices: Sequence[tuple[int, ...]]) -> str:
 
 
 def _check_sizes(name: str, sizes: object) -> None:
-    """Check the sizes of row or column blocks."""
+    """Raise TypeError or ValueError if sizes of row or column blocks are not positive integers."""
     if sizes is None:
         return
     if not isinstance(sizes, tuple) or any(type(size) is not int for size in sizes):
@@ -208,15 +203,9 @@ def _check_sizes(name: str, sizes: object) -> None:
         )
 
 
-def _narrowed(matrix: Tensor, dim: int, sizes: tuple[int, ...] | None) -> list[Tensor]:
+def _split_dim(matrix: Tensor, dim: int, sizes: tuple[int, ...] | None) -> list[Tensor]:
     """Cut one dimension; `narrow` gives views that may be written in place one by one."""
     if sizes is None:
         return [matrix]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [matrix.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=True)]
-
-
-def _listed(sizes: Sequence[int]) -> str:
-    """Write a sum, shortened when it is long."""
-    head = " + ".join(map(str, sizes[:4]))
-    return f"{head} + ..." if len(sizes) > 4 else head
+    starts = accumulate(sizes, initial=0)
+    return [matrix.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=False)]
