@@ -21,17 +21,12 @@ from lightning_root.distributed.ownership_cost import (
     count_traffic,
 )
 
+# Matrices of one cost are a class of equal jobs: (cost, number of jobs), all costs falling.
 JobClasses: TypeAlias = Sequence[tuple[int, int]]
-"""(cost of a job, number of jobs) with all costs different and falling."""
+Counts: TypeAlias = list[list[int]]  # for each class, how many of its jobs each rank has
 
-Counts: TypeAlias = list[list[int]]
-"""For each class, how many of its jobs each rank has."""
-
-CLOSE_PERCENT: Final = 101
-"""A plan within 1 % of the lower bound is not improved any more."""
-
-MAX_PIGEONHOLE: Final = 100
-"""Jobs a rank up to which the pigeonhole bound is tried; with more it gains less than 1 %."""
+CLOSE_PERCENT: Final = 101  # a plan within 1 % of the lower bound is not improved any more
+MAX_PIGEONHOLE: Final = 100  # jobs a rank in the pigeonhole bound; with more it gains below 1 %
 
 
 @dataclass(frozen=True, slots=True, order=True)

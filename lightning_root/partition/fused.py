@@ -7,14 +7,17 @@ reason says what it may hold.
 
 import json
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from lightning_root.partition import names
 from lightning_root.partition.parameters import (
     Convolution,
+    Modules,
     ParameterUse,
     find_child,
     find_size,
@@ -23,8 +26,9 @@ from lightning_root.partition.parameters import (
 )
 from lightning_root.partition.views import MatrixView
 
+Shape = tuple[int, int]
 Sizes = tuple[int, ...]
-Suggestion = str | Mapping[str, int | Sizes]  # the value of a rule
+Suggestion = str | dict[str, Any]  # the value of a rule, to be written as JSON, which is YAML too
 
 
 class Ambiguity(NamedTuple):
@@ -41,8 +45,6 @@ class ViewDecision(NamedTuple):
     note: str = ""
     suggestion: Suggestion | None = None
 
-
-WHOLE = ViewDecision()
 
 # Fused layers, and the layer beside them that takes half as many features.
 _GATED = {
@@ -66,29 +68,27 @@ _QUERY_KEY_VALUE = frozenset(
 )
 _OF_UNKNOWN_ORDER = frozenset("query_key_value linear_qkv".split())
 _KEY_VALUE = frozenset("kv to_kv kv_proj wkv c_kv key_value fused_kv kv_linear".split())
-_QUERIES = ("q", "to_q", "q_proj", "wq", "query", "c_q", "q_attn", "q_linear")
+_QUERIES = "q to_q q_proj wq query c_q q_attn q_linear".split()
 
-# Sizes, by the attribute of a module or its config that holds them.
+# Sizes, by the attributes of a module or its config that may hold them.
 _FAN_OUT = ("out_features", "nf")  # of a Linear or of transformers' Conv1D
+_IN_AND_OUT = (("in_features", "out_features"), ("input_size", "output_size"))
 _HEADS = (
-    *("num_heads", "num_attention_heads", "n_head", "n_heads", "nhead", "heads"),
-    *("num_q_heads", "num_query_heads"),
+    "num_heads num_attention_heads n_head n_heads nhead heads num_q_heads num_query_heads".split()
 )
 _KEY_VALUE_HEADS = (
-    *("num_kv_heads", "num_key_value_heads", "n_kv_heads", "n_kv_head", "kv_heads"),
-    *("num_heads_kv", "num_query_groups", "n_query_groups"),
+    "num_kv_heads num_key_value_heads n_kv_heads n_kv_head kv_heads num_heads_kv num_query_groups "
+    "n_query_groups".split()
 )
 _HEAD_SIZE = (
-    *("head_dim", "head_size", "attention_head_size", "dim_head", "d_head"),
-    "hidden_size_per_attention_head",
+    "head_dim head_size attention_head_size dim_head d_head hidden_size_per_attention_head".split()
 )
 _EXPERTS = (
-    *("num_experts", "num_local_experts", "n_experts", "n_routed_experts", "moe_num_experts"),
-    "num_moe_experts",
+    "num_experts num_local_experts n_experts n_routed_experts moe_num_experts "
+    "num_moe_experts".split()
 )
-_INNER_WIDTH = ("ffn_hidden_size", "intermediate_size", "intermediate_dim", "expert_dim")
-_MODEL_WIDTH = ("hidden_size", "hidden_dim", "d_model", "embed_dim", "dim")
-_IN_AND_OUT = (("in_features", "out_features"), ("input_size", "output_size"))
+_EXPERT_WIDTH = "ffn_hidden_size intermediate_size intermediate_dim expert_dim".split()
+_MODEL_WIDTH = "hidden_size hidden_dim d_model embed_dim dim".split()
 
 # Attention that stores q, k and v head by head, or group of heads by group, in one matrix. Every
 # piece is a multiple of the head size there, whatever the configuration.
@@ -120,44 +120,40 @@ _EXPERT_DOWN = re.compile(r"down|w2|wo")
 _INTERLEAVED_EXPERTS = frozenset({"GptOssExperts"})
 
 
-def find_view(use: ParameterUse, modules: Mapping[str, nn.Module] | None) -> ViewDecision:
-    """Find the matrices in a parameter for ROOT; `modules` is None if only names are known."""
+def find_view(use: ParameterUse, modules: Modules) -> ViewDecision:
+    """Find the matrices in a parameter that goes to ROOT, as far as its module tells."""
     parent = None if modules is None else modules.get(use.path.rpartition(".")[0])
     if use.kind == "convolution":
         decision = _view_of_convolution(use)
     elif use.kind == "attention":
-        decision = _view_of_torch_attention(use)
+        decision = _cut_outputs(MatrixView(), _torch_attention_sizes(use))
     elif use.kind == "recurrent":
-        decision = _view_of_recurrent(use)
+        decision = _cut_outputs(MatrixView(), _recurrent_sizes(use))
     elif use.kind == "linear" or is_conv1d(use.module):
         decision = _view_of_linear(use, parent)
+    elif is_expert_stack(use):
+        decision = _view_of_expert_stack(use)
     else:
-        decision = _view_of_raw_attention(use) if len(use.shape) == 2 else WHOLE
-        decision = _view_of_experts(use) if decision == WHOLE else decision
+        decision = _cut_outputs(MatrixView(), _raw_sizes(use))
     view = decision.view
     vectors = view is not None and any(1 in shape for shape in view.matrices(use.shape))
-    return WHOLE if vectors else decision
+    return ViewDecision() if vectors else decision
 
 
-def to_json(suggestion: Suggestion) -> str:
-    """Write the value of a rule as JSON, which is YAML too."""
-    return json.dumps(suggestion if isinstance(suggestion, str) else dict(suggestion))
-
-
-def _keep_whole(ambiguity: Ambiguity, *, stack: int = 0, transposed: bool = False) -> ViewDecision:
-    """Leave the matrices of a parameter together, and suggest the rule that would cut them."""
-    view = MatrixView(stack=stack, transposed=transposed) if stack or transposed else None
-    axis = "columns" if transposed else "rows"
-    if ambiguity.guess is None:
-        return ViewDecision(
-            view, f'; {ambiguity.content}, whole: a rule with "{axis}" would cut it'
-        )
-    suggestion: dict[str, int | Sizes] = {"stack": stack} if stack else {}
-    suggestion[axis] = ambiguity.guess
-    if transposed:
-        suggestion["transposed"] = True
-    note = f"; {ambiguity.content}, whole: {to_json(suggestion)} would cut it"
-    return ViewDecision(view, note, suggestion)
+def _cut_outputs(view: MatrixView, sizes: Sizes | Ambiguity | None) -> ViewDecision:
+    """Cut a view's outputs, its rows, or columns if transposed; if ambiguous, suggest the rule."""
+    axis = "columns" if view.transposed else "rows"
+    if not isinstance(sizes, Ambiguity):
+        changes: dict[str, Any] = {axis: sizes}
+        view = replace(view, **changes)
+        return ViewDecision(None if view == MatrixView() else view)
+    whole = None if view == MatrixView() else view
+    content, guess = sizes
+    if guess is None:
+        return ViewDecision(whole, f'; {content}, whole: a rule with "{axis}" would cut it')
+    rule = {"stack": view.stack, axis: guess, "transposed": view.transposed}
+    rule = {key: value for key, value in rule.items() if value}
+    return ViewDecision(whole, f"; {content}, whole: {json.dumps(rule)} would cut it", rule)
 
 
 def _equal_sizes(count: int, extent: int) -> Sizes:
@@ -166,41 +162,48 @@ def _equal_sizes(count: int, extent: int) -> Sizes:
 
 
 def _view_of_convolution(use: ParameterUse) -> ViewDecision:
-    """Cut a grouped convolution into its groups; a transposed one is stored as (in, out)."""
-    module = use.module
-    if not isinstance(module, Convolution) or (module.groups == 1 and not module.transposed):
-        return WHOLE
-    rows = _equal_sizes(module.groups, use.shape[0]) if module.groups > 1 else None
-    return ViewDecision(MatrixView(rows=rows, transposed=module.transposed))
+    """Cut a grouped convolution into its groups, also a transposed one, stored as (in, out)."""
+    if not isinstance(use.module, Convolution):
+        return ViewDecision()
+    groups, transposed = use.module.groups, use.module.transposed
+    rows = _equal_sizes(groups, use.shape[0]) if groups > 1 else None
+    view = MatrixView(rows=rows, transposed=transposed)
+    return ViewDecision(None if view == MatrixView() else view)
 
 
-def _view_of_torch_attention(use: ParameterUse) -> ViewDecision:
-    """Cut the stacked projections of torch's attention into q, k and v."""
+def _torch_attention_sizes(use: ParameterUse) -> Sizes | Ambiguity | None:
+    """Return the sizes of the stacked q, k and v of torch's attention."""
     if use.leaf != "in_proj_weight" or use.shape[0] % 3:
-        return WHOLE
+        return None
     if use.module is None:
-        return _keep_whole(Ambiguity("q, k, v in one by its name", 3))
-    return ViewDecision(MatrixView(rows=_equal_sizes(3, use.shape[0])))
+        return Ambiguity("q, k, v in one by its name", 3)
+    return _equal_sizes(3, use.shape[0])
 
 
-def _view_of_raw_attention(use: ParameterUse) -> ViewDecision:
-    """Suggest a cut for a raw parameter that has the name and shape of fused projections."""
+def _recurrent_sizes(use: ParameterUse) -> Sizes | None:
+    """Return the sizes of an LSTM's four gates, or a GRU's three; a plain RNN has one."""
+    if not use.leaf.startswith(("weight_ih", "weight_hh")):
+        return None
+    if isinstance(use.module, nn.LSTM | nn.LSTMCell):
+        return _equal_sizes(4, use.shape[0])
+    if isinstance(use.module, nn.GRU | nn.GRUCell):
+        return _equal_sizes(3, use.shape[0])
+    return None
+
+
+def _raw_sizes(use: ParameterUse) -> Sizes | Ambiguity | None:
+    """Return the sizes in a 2-D parameter of a custom module: q, k, v by name; DBRX's experts."""
+    if len(use.shape) != 2:
+        return None
     fan_out, fan_in = use.shape
     component = use.own_component.lower().removesuffix("_weight")
-    fused = fan_out == 3 * fan_in and _is_query_key_value(component, fan_in, fan_out)
-    return _keep_whole(Ambiguity("q, k, v in one by its name", 3)) if fused else WHOLE
-
-
-def _view_of_recurrent(use: ParameterUse) -> ViewDecision:
-    """Cut the gates of a recurrent layer: four in an LSTM, three in a GRU, one in a plain RNN."""
-    gates = 1
-    if isinstance(use.module, nn.LSTM | nn.LSTMCell):
-        gates = 4
-    elif isinstance(use.module, nn.GRU | nn.GRUCell):
-        gates = 3
-    if gates == 1 or not use.leaf.startswith(("weight_ih", "weight_hh")):
-        return WHOLE
-    return ViewDecision(MatrixView(rows=_equal_sizes(gates, use.shape[0])))
+    if fan_out == 3 * fan_in and _is_query_key_value(component, fan_in, fan_out):
+        return Ambiguity("q, k, v in one by its name", 3)
+    count, inner = find_size(use.module, _EXPERTS), find_size(use.module, _EXPERT_WIDTH)
+    if count is None or inner is None or not _is_named_expert(use):
+        return None
+    below = count > 1 and fan_out == count * inner
+    return _equal_sizes(count, fan_out) if below else None
 
 
 def _view_of_linear(use: ParameterUse, parent: nn.Module | None) -> ViewDecision:
@@ -208,18 +211,14 @@ def _view_of_linear(use: ParameterUse, parent: nn.Module | None) -> ViewDecision
     transposed = is_conv1d(use.module)
     fan_in, fan_out = use.shape if transposed else use.shape[::-1]
     if find_size(use.module, _FAN_OUT) not in (None, fan_out):
-        return WHOLE  # a class of its own, stored in its own way
+        return ViewDecision()  # a class of its own, stored in its own way
     component = names.last_component(use.path).lower()
-    sizes = (
-        _gated_sizes(component, fan_out, use.module, parent)
-        or _state_space_sizes(component, parent)
-        or _attention_sizes(component, fan_in, fan_out, parent)
-    )
-    if isinstance(sizes, Ambiguity):
-        return _keep_whole(sizes, transposed=transposed)
-    if transposed:
-        return ViewDecision(MatrixView(columns=sizes, transposed=True))
-    return WHOLE if sizes is None else ViewDecision(MatrixView(rows=sizes))
+    sizes: Sizes | Ambiguity | None = _gated_sizes(component, fan_out, use.module, parent)
+    if sizes is None and component == "in_proj" and find_child(parent, "conv1d") is not None:
+        # Mamba-2's signal, gate, B, C and time steps, of several sizes.
+        sizes = Ambiguity("several projections in one", None)
+    sizes = sizes or _attention_sizes(component, fan_in, fan_out, parent)
+    return _cut_outputs(MatrixView(transposed=transposed), sizes)
 
 
 def _gated_sizes(
@@ -239,13 +238,6 @@ def _gated_sizes(
     is_glu = parent is not None and plain_class(parent).__name__.endswith("GLU")
     if component in _SURELY_GATED or (is_glu and component == "proj"):
         return Ambiguity("gate and up in one", 2)
-    return None
-
-
-def _state_space_sizes(component: str, parent: nn.Module | None) -> Ambiguity | None:
-    """Recognize Mamba-2's input projection: signal, gate, B, C and time steps, of several sizes."""
-    if component == "in_proj" and find_child(parent, "conv1d") is not None:
-        return Ambiguity("several projections in one", None)
     return None
 
 
@@ -271,7 +263,8 @@ def _attention_sizes(
         if single_heads is not None:
             return _equal_sizes(single_heads, fan_out)
         return Ambiguity("heads of q, k and v in turn", None)
-    if _has_unequal_heads(parent):
+    if find_size(parent, ("key_dim",)) is not None and find_size(parent, ("val_dim",)) is not None:
+        # TinyViT's values are sized apart from keys, and go head by head.
         return Ambiguity("q, k, v in one of unknown order", None)
     if component not in {*_QUERY_KEY_VALUE, "in_proj"}:
         if guess is not None and single_heads is not None:
@@ -317,11 +310,6 @@ def _is_head_by_head(parent: nn.Module) -> bool:
     )
 
 
-def _has_unequal_heads(parent: nn.Module) -> bool:
-    """Tell whether values are sized apart from keys, as in TinyViT, which goes head by head."""
-    return None not in (find_size(parent, ("key_dim",)), find_size(parent, ("val_dim",)))
-
-
 def _guess_sizes(component: str, fan_in: int, fan_out: int) -> int | Sizes | None:
     """Guess sizes for a suggestion: as many queries as inputs, the rest for keys and values."""
     if component not in {*_QUERY_KEY_VALUE, *_OF_UNKNOWN_ORDER, "in_proj"}:
@@ -353,17 +341,6 @@ def _is_named_expert(use: ParameterUse) -> bool:
     return bool(_EXPERT_PATH.search(use.path.lower()) or _EXPERT_CLASS.search(use.owner))
 
 
-def _view_of_experts(use: ParameterUse) -> ViewDecision:
-    """Cut a parameter of a custom module: a stack of experts, or experts below each other."""
-    if is_expert_stack(use):
-        return _view_of_expert_stack(use)
-    count, inner = find_size(use.module, _EXPERTS), find_size(use.module, _INNER_WIDTH)
-    if len(use.shape) != 2 or count is None or inner is None or not _is_named_expert(use):
-        return WHOLE
-    below = count > 1 and use.shape[0] == count * inner  # DBRX
-    return ViewDecision(MatrixView(rows=_equal_sizes(count, use.shape[0]))) if below else WHOLE
-
-
 def _view_of_expert_stack(use: ParameterUse) -> ViewDecision:
     """Cut a stack, and in it gate and up, when the down projections beside it take half as much."""
     matrix = (use.shape[1], use.shape[2])
@@ -372,10 +349,7 @@ def _view_of_expert_stack(use: ParameterUse) -> ViewDecision:
         for p in (use.module.parameters(recurse=False) if use.module is not None else ())
         if p.ndim == 3 and p.shape[0] == use.shape[0]
     ]
-    fused = next(
-        (t for other in beside if (t := _pair_transposed(matrix, other)) is not None), None
-    )
-    down = next((t for other in beside if (t := _pair_transposed(other, matrix)) is not None), None)
+    fused, down = _pair_transposed([matrix], beside), _pair_transposed(beside, [matrix])
     transposed = _are_experts_transposed(use, matrix, fused if down is None else down)
     stack = MatrixView(stack=1, transposed=transposed)
     if fused != transposed and "gate_up" not in use.leaf:
@@ -383,23 +357,21 @@ def _view_of_expert_stack(use: ParameterUse) -> ViewDecision:
     if use.owner in _INTERLEAVED_EXPERTS or getattr(use.module, "is_concatenated", True) is False:
         return ViewDecision(stack, "; gate and up interleaved, which no cut separates")
     if fused != transposed:
-        return _keep_whole(Ambiguity("gate and up in one", 2), stack=1, transposed=transposed)
-    if transposed:
-        columns = _equal_sizes(2, matrix[1])
-        return ViewDecision(MatrixView(stack=1, columns=columns, transposed=True))
-    return ViewDecision(MatrixView(stack=1, rows=_equal_sizes(2, matrix[0])))
+        return _cut_outputs(stack, Ambiguity("gate and up in one", 2))
+    return _cut_outputs(stack, _equal_sizes(2, matrix[1 if transposed else 0]))
 
 
-def _pair_transposed(up: tuple[int, int], down: tuple[int, int]) -> bool | None:
-    """Tell whether gate and up in one and its down projection are (in, out), None if no pair."""
-    if (up[0], up[1]) == (2 * down[1], down[0]):
-        return False
-    return True if (up[1], up[0]) == (2 * down[0], down[1]) else None
+def _pair_transposed(ups: Iterable[Shape], downs: Iterable[Shape]) -> bool | None:
+    """Tell whether gate and up in one and their down projection are (in, out), None if no pair."""
+    for up, down in product(ups, downs):
+        if up == (2 * down[1], down[0]):
+            return False
+        if up == (down[1], 2 * down[0]):
+            return True
+    return None
 
 
-def _are_experts_transposed(
-    use: ParameterUse, matrix: tuple[int, int], paired: bool | None
-) -> bool:
+def _are_experts_transposed(use: ParameterUse, matrix: Shape, paired: bool | None) -> bool:
     """Tell whether experts are stored as (in, out), as far as the module tells; else they are not.
 
     In this order: transformers' flag, sizes of input and output, the pair of gate-and-up and down,

@@ -5,20 +5,20 @@ the model (a loss, a metric, a frozen teacher), and never what steers a norm.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 from torch import nn
 
 from lightning_root.partition import names
 from lightning_root.partition.parameters import (
+    CONTAINERS,
     ModelParameter,
+    Modules,
     ParameterUse,
-    is_container,
     plain_class,
 )
 
-Modules = Mapping[str, nn.Module] | None  # by canonical path; None when only names are known
 Heads = dict[tuple[str, str], str]  # (module path, parameter's own name) -> reason
 BlockType = type[nn.Module] | tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -33,10 +33,10 @@ def find_heads(parameters: Sequence[ModelParameter], modules: Modules) -> Heads:
     uses = sorted((use for p in parameters for use in p.uses), key=lambda use: use.index)
     uses = [use for use in uses if not names.MODULATION.search(use.path.lower())]
     # Parallel heads are alike, and no blocks for that.
-    blocks = frozenset(path for path in _repeated_blocks(uses, modules) if not _is_in_heads(path))
+    blocks = {path for path in _repeated_blocks(uses, modules) if not _is_in_heads(path)}
     auxiliary = _auxiliary_modules(uses)
-    model = [use for use in uses if not _is_within(use.path, auxiliary)]
-    free = [use for use in model if not _is_within(use.path, blocks)]
+    model = [use for use in uses if auxiliary.isdisjoint(names.prefixes(use.path))]
+    free = [use for use in model if blocks.isdisjoint(names.prefixes(use.path))]
 
     heads = _layers_called_head(model, free, modules) | _tables_called_head(free)
     heads |= _ends_of_towers(free)
@@ -55,7 +55,7 @@ def _layers_called_head(
     """Find the last layer of every module that is called like a head."""
     groups: dict[str, str] = {}  # path of a head -> the component that names it
     for use in (use for use in free if use.is_matrix):
-        for path in (*names.ancestors(use.path)[1:], use.path):
+        for path in names.prefixes(use.path)[1:]:
             component = names.last_component(path)
             in_convolutions = component.lower() in names.CONVOLUTION_HEADS
             if not names.is_head(component) and not (use.kind == "convolution" and in_convolutions):
@@ -64,10 +64,10 @@ def _layers_called_head(
                 # Parallel heads, one for each task.
                 path = ".".join(use.path.split(".")[: path.count(".") + 2])
             groups[path] = component
-    outer = frozenset(ancestor for path in groups for ancestor in names.ancestors(path))
+    outer = {ancestor for path in groups for ancestor in names.prefixes(path)[:-1]}
     heads: Heads = {}
     for path, component in groups.items():
-        inner = [use for use in model if use.is_matrix and _is_within(use.path, {path})]
+        inner = [use for use in model if use.is_matrix and path in names.prefixes(use.path)]
         if path in outer or _is_attention(path, inner):
             continue  # a head in a head is the narrower one
         last = _last_of_head(path, inner)
@@ -92,7 +92,7 @@ def _ends_of_towers(free: Sequence[ParameterUse]) -> Heads:
     """Find the projections into a space that two towers share, such as images and texts."""
     towers: dict[str, dict[str, ParameterUse]] = {}  # parent -> projection -> its last layer
     for use in (use for use in free if use.kind == "linear"):
-        for path in (*names.ancestors(use.path)[1:], use.path):
+        for path in names.prefixes(use.path)[1:]:
             parent, _, component = path.rpartition(".")
             if names.SHARED_SPACE.match(component.lower()):
                 towers.setdefault(parent, {})[component] = use
@@ -149,9 +149,8 @@ def _is_in_heads(path: str) -> bool:
 
 def _is_tied_head(parameter: ModelParameter) -> bool:
     """Tell whether a parameter is both an embedding and a Linear's weight."""
-    return any(use.table == "embedding" for use in parameter.uses) and any(
-        use.kind == "linear" for use in parameter.uses
-    )
+    tables, kinds = {use.table for use in parameter.uses}, {use.kind for use in parameter.uses}
+    return "embedding" in tables and "linear" in kinds
 
 
 def _is_attention(path: str, inner: Sequence[ParameterUse]) -> bool:
@@ -174,32 +173,23 @@ def _top_module(model: Sequence[ParameterUse]) -> str:
     return ".".join(level[0] for level in shared)
 
 
-def _is_within(path: str, roots: Collection[str]) -> bool:
-    """Tell whether a module path is one of `roots` or lies in one."""
-    return path in roots or any(ancestor in roots for ancestor in names.ancestors(path))
-
-
-def _auxiliary_modules(uses: Sequence[ParameterUse]) -> frozenset[str]:
+def _auxiliary_modules(uses: Sequence[ParameterUse]) -> set[str]:
     """Return the paths of losses, metrics and teachers: known by name, or frozen as a whole.
 
     A frozen Linear alone or a frozen head is still part of the model.
     """
-    trained = {
-        path for use in uses if use.trainable for path in (*names.ancestors(use.path), use.path)
-    }
+    trained = {path for use in uses if use.trainable for path in names.prefixes(use.path)}
     found: set[str] = set()
     for use in uses:
-        for path in names.ancestors(use.path)[1:]:
+        for path in names.prefixes(use.path)[1:]:
             component = names.last_component(path)
-            frozen = path not in trained and not names.is_head(component)
+            frozen = path not in trained and path != use.path and not names.is_head(component)
             if frozen or names.is_auxiliary(component):
                 found.add(path)
-        if names.is_auxiliary(names.last_component(use.path)):
-            found.add(use.path)
-    return frozenset(found)
+    return found
 
 
-def _repeated_blocks(uses: Iterable[ParameterUse], modules: Modules) -> frozenset[str]:
+def _repeated_blocks(uses: Iterable[ParameterUse], modules: Modules) -> set[str]:
     """Return the paths of modules that stand in a stack next to others of their kind.
 
     A stack is a `ModuleList`, a `Sequential` or anything with numbered children. Its children are
@@ -221,14 +211,14 @@ def _repeated_blocks(uses: Iterable[ParameterUse], modules: Modules) -> frozense
             custom = modules is None or isinstance(block_type, type)
             if count[block_type] > 1 or (named and custom):
                 blocks.add(child)
-    return frozenset(blocks)
+    return blocks
 
 
 def _uses_in_submodules(uses: Iterable[ParameterUse]) -> dict[str, list[ParameterUse]]:
     """Map each module that has submodules with matrices to all the uses in these submodules."""
     below: dict[str, list[ParameterUse]] = {}
     for use in uses:
-        for path in names.ancestors(use.path):
+        for path in names.prefixes(use.path)[:-1]:
             below.setdefault(path, []).append(use)
     return {path: inner for path, inner in below.items() if any(use.is_matrix for use in inner)}
 
@@ -243,6 +233,6 @@ def _is_in_stack(path: str, modules: Modules) -> bool:
 
 def _block_type(path: str, inner: Sequence[ParameterUse], modules: Modules) -> BlockType:
     """Return what must be equal for two siblings to count as alike."""
-    if modules is not None and not is_container(cls := plain_class(modules[path])):
+    if modules is not None and (cls := plain_class(modules[path])) not in CONTAINERS:
         return cls
     return tuple((use.name.removeprefix(path), use.shape) for use in inner)

@@ -98,10 +98,10 @@ def split_name(name: str) -> tuple[str, str]:
     return path, _WEIGHT_ALIASES.get(leaf, leaf)
 
 
-def ancestors(path: str) -> list[str]:
-    """Return the proper ancestors of a module path, outermost first; "" is the model itself."""
+def prefixes(path: str) -> list[str]:
+    """Return a module's ancestors, outermost first, and itself; "" is the model."""
     parts = path.split(".") if path else []
-    return [".".join(parts[:depth]) for depth in range(len(parts))]
+    return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 def candidate_globs(name: str) -> list[str]:

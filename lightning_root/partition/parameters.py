@@ -4,7 +4,7 @@ From here on a module's parameters and mere (name, tensor) pairs are treated ali
 `ParameterUse` holds all that the later decisions look at. A tied parameter has several uses.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,12 +13,15 @@ from torch.nn.parameter import is_lazy
 
 from lightning_root.partition import names
 
+Modules = Mapping[str, nn.Module] | None  # by canonical path; None when only names are known
 LayerKind = Literal["embedding", "convolution", "linear", "attention", "recurrent", "norm", "raw"]
 
 Convolution = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 )
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+# Classes that only hold children: two of a class need have nothing in common.
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_DERIVED = ("FSDP", "Parametrized")  # what FSDP2 and parametrizations put before a class's name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,16 +72,6 @@ class ModelParameter:
         """The name that the module's own `named_parameters()` gives, without wrappers."""
         return self.uses[0].name
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole parameter."""
-        return self.uses[0].shape
-
-    @property
-    def trainable(self) -> bool:
-        """Whether gradients are wanted."""
-        return self.uses[0].trainable
-
 
 def survey_module(module: nn.Module) -> tuple[list[ModelParameter], dict[str, nn.Module]]:
     """List a module's parameters and, by canonical path, its submodules; refuse lazy parameters."""
@@ -93,18 +86,11 @@ def survey_module(module: nn.Module) -> tuple[list[ModelParameter], dict[str, nn
             f"`module` has parameters without a shape yet: {', '.join(map(repr, lazy[:3]))}{more}; "
             "run one forward pass before the parameters are partitioned."
         )
-    return _with_all_uses(named, modules), modules
+    return collect_uses(named, modules), modules
 
 
-def survey_named(named: Iterable[tuple[str, Tensor]]) -> list[ModelParameter]:
-    """List the parameters of (name, tensor) pairs, frozen ones too: the caller chose them."""
-    return _with_all_uses(named, None)
-
-
-def _with_all_uses(
-    named: Iterable[tuple[str, Tensor]], modules: dict[str, nn.Module] | None
-) -> list[ModelParameter]:
-    """Collect the uses of each distinct parameter, in order of first appearance."""
+def collect_uses(named: Iterable[tuple[str, Tensor]], modules: Modules) -> list[ModelParameter]:
+    """List each distinct parameter with all its uses, in order of first appearance."""
     collected: dict[int, tuple[Tensor, list[ParameterUse]]] = {}
     for index, (name, tensor) in enumerate(named):
         use = _describe_use(index, names.canonical(name), tensor, modules)
@@ -112,24 +98,21 @@ def _with_all_uses(
     return [ModelParameter(tensor=t, uses=tuple(uses)) for t, uses in collected.values()]
 
 
-def _describe_use(
-    index: int, name: str, tensor: Tensor, modules: dict[str, nn.Module] | None
-) -> ParameterUse:
+def _describe_use(index: int, name: str, tensor: Tensor, modules: Modules) -> ParameterUse:
     """Describe one parameter in one module; of the tensor, only its metadata is read."""
     path, leaf = names.split_name(name)
-    module = None if modules is None else modules[path]
+    module, ndim = None if modules is None else modules[path], tensor.ndim
+    kind = _kind_by_name(path, leaf, ndim) if module is None else _kind_by_type(module, leaf, ndim)
     return ParameterUse(
         index=index,
         name=name,
         path=path,
         leaf=leaf,
         shape=tuple(tensor.shape),  # global, also for a DTensor
-        kind=_kind_by_name(path, leaf, tensor.ndim)
-        if module is None
-        else _kind_by_type(module, leaf, tensor.ndim),
+        kind=kind,
         owner="" if module is None else plain_class(module).__name__,
         module=module,
-        trainable=module is None or tensor.requires_grad,
+        trainable=module is None or tensor.requires_grad,  # a caller chose what he named
     )
 
 
@@ -169,15 +152,8 @@ def _kind_by_name(path: str, leaf: str, ndim: int) -> LayerKind:
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """Return a module's class without the subclasses that FSDP2 and parametrizations derive."""
     cls = type(module)
-    while base := next(
-        (
-            b
-            for b in cls.__bases__
-            if cls.__name__ in (f"FSDP{b.__name__}", f"Parametrized{b.__name__}")
-        ),
-        None,
-    ):
-        cls = base
+    while bases := [b for b in cls.__bases__ for p in _DERIVED if cls.__name__ == p + b.__name__]:
+        cls = bases[0]
     return cls
 
 
@@ -187,11 +163,6 @@ def is_conv1d(module: nn.Module | None) -> bool:
         return False
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.shape[1:] == (getattr(module, "nf", None),)
-
-
-def is_container(cls: type[nn.Module]) -> bool:
-    """Tell whether a class only holds children, and two of it need have nothing in common."""
-    return cls in _CONTAINERS
 
 
 def find_size(module: nn.Module | None, attributes: Sequence[str]) -> int | None:

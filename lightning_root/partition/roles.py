@@ -1,12 +1,13 @@
 """Decide the role of one parameter from its uses, and say why."""
 
+import json
 import math
 from typing import NamedTuple
 
 from torch import nn
 
 from lightning_root.partition import names
-from lightning_root.partition.fused import Suggestion, is_expert_stack, to_json
+from lightning_root.partition.fused import Suggestion, is_expert_stack
 from lightning_root.partition.heads import Heads
 from lightning_root.partition.parameters import Convolution, ModelParameter, ParameterUse
 from lightning_root.partition.routes import Role
@@ -73,9 +74,9 @@ def _describe_ties(parameter: ModelParameter) -> str:
 
 def _is_bias(use: ParameterUse) -> bool:
     """Tell whether these are biases, by name: of each head or expert, or of relative positions."""
-    own = use.own_component
-    is_position = use.kind == "linear" and names.is_position_bias(own)  # applied to one-hots
-    return is_position or (use.kind == "raw" and names.is_bias(own))
+    if use.kind == "linear":  # applied to one-hots
+        return names.is_position_bias(use.own_component)
+    return use.kind == "raw" and names.is_bias(use.own_component)
 
 
 def _is_vector(use: ParameterUse) -> bool:
@@ -145,7 +146,7 @@ def _role_of_raw(use: ParameterUse) -> RoleDecision:
         return _maybe_factor(use, f"2-D weight{owner}")
     rule = {"stack": len(shape) - 2}
     blocks = f"{math.prod(shape[:-2])} blocks of {shape[-2:]}"
-    reason = f"{len(shape)} dimensions{owner}: {to_json(rule)} would make it {blocks}"
+    reason = f"{len(shape)} dimensions{owner}: {json.dumps(rule)} would make it {blocks}"
     return RoleDecision("adamw", reason, rule)
 
 

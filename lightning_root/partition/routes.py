@@ -22,10 +22,6 @@ Role = Literal["root", "adamw"]
 # (but the two norms `ln_1.weight` and `ln_2.weight` are not two blocks).
 _INDEX = re.compile(r"(?<![^.])\d+(?![^.])|(?<=_)\d+(?=\.[^.]+\.)")
 _LABELS: dict[Role, str] = {"root": "ROOT", "adamw": "AdamW"}
-_NOUNS: dict[Role, tuple[str, str]] = {
-    "root": ("matrix", "matrices"),
-    "adamw": ("tensor", "tensors"),
-}
 _HEADER = ("parameter", "shape", "rule", "reason")
 _GAP = "  "
 _MAX_WIDTH = 110
@@ -194,30 +190,30 @@ def _summarize_roles(routes: Sequence[Route]) -> list[str]:
     total = sum(math.prod(route.shape) for route in routes)
     total_work = sum(map(_estimate_operations, routes))
     lines = []
-    for role, (singular, plural) in _NOUNS.items():
+    for role, label in _LABELS.items():
         chosen = [route for route in routes if route.role == role]
         size = sum(math.prod(route.shape) for route in chosen)
         work = sum(map(_estimate_operations, chosen))
-        count = sum(len(route.matrices) for route in chosen) if role == "root" else len(chosen)
-        counted = f"{count} {singular if count == 1 else plural}"
-        if count != len(chosen):
-            counted += f" in {len(chosen)} tensor{'s' if len(chosen) != 1 else ''}"
+        tensors = f"{len(chosen)} tensor{'s' if len(chosen) != 1 else ''}"
+        matrices = sum(len(route.matrices) for route in chosen)
+        counted = f"{matrices} matri{'ces' if matrices != 1 else 'x'}"
+        if role == "adamw":
+            counted = tensors
+        elif matrices != len(chosen):
+            counted += f" in {tensors}"
         lines.append(
-            f"{_LABELS[role] + ':':6} {counted}, {_with_unit(size)} parameters "
+            f"{label + ':':6} {counted}, {_with_unit(size)} parameters "
             f"({100 * size / max(total, 1):.1f} %), work {100 * work / max(total_work, 1):.1f} %"
         )
     return lines
 
 
 def _estimate_operations(route: Route) -> int:
-    """Estimate the operations of one step.
-
-    ROOT's are five Newton-Schulz iterations: for an m x n matrix, m <= n, each multiplies it with
-    its transpose and with a polynomial of that (4 m^2 n) and squares (2 m^3). AdamW's are about 15
-    per entry.
-    """
+    """Estimate the operations of one step: five Newton-Schulz iterations, or about 15 an entry."""
     if route.role == "adamw":
         return 15 * math.prod(route.shape)
+    # An iteration multiplies an m x n matrix, m <= n, with its transpose and with a polynomial of
+    # that (4 m^2 n) and squares (2 m^3).
     sides = (sorted(matrix) for matrix in route.matrices)
     return sum(20 * m**2 * n + 10 * m**3 for m, n in sides)
 

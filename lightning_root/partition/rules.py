@@ -102,11 +102,8 @@ def parse_rules(rules: Rules | None) -> tuple[Rule, ...]:
 
 
 def check_rules_match(rules: Sequence[Rule], parameters: Sequence[ModelParameter]) -> None:
-    """Raise ValueError if a rule matches nothing, naming the nearest parameters.
-
-    A match counts also when the parameter is frozen or an earlier rule has taken it, so that one
-    set of rules serves before and after unfreezing.
-    """
+    """Raise ValueError if a rule matches nothing, naming the nearest parameters."""
+    # Frozen parameters count, so that one set of rules serves before and after unfreezing.
     uses = [use for parameter in parameters for use in parameter.uses]
     for rule in rules:
         if any(map(rule.matches, uses)):
@@ -152,14 +149,12 @@ def _parse_rule(pair: object) -> Rule:
 
 def _parse_cut(pattern: str, cut: Mapping[Any, Any]) -> Rule:
     """Check a rule that says how to cut."""
-    view = {key: value for key, value in cut.items() if key != "role"}
-    match cut.get("role", "root"):
-        case "root" | "adamw" as role:
-            pass
-        case other:
-            raise ValueError(
-                f"`rules` must give the role 'root' or 'adamw', got {other!r} for {pattern!r}."
-            )
+    view = dict(cut)
+    role = view.pop("role", "root")
+    if role not in ("root", "adamw"):
+        raise ValueError(
+            f"`rules` must give the role 'root' or 'adamw', got {role!r} for {pattern!r}."
+        )
     if role == "adamw" and view:
         raise ValueError(
             f"`rules` may cut only what goes to 'root', but {pattern!r} gives the role 'adamw' "

@@ -1,15 +1,21 @@
 """The public entry points: a module, or names and shapes, to a `Partition`."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from lightning_root.partition.fused import ViewDecision, find_view, to_json
+from lightning_root.partition.fused import ViewDecision, find_view
 from lightning_root.partition.heads import find_heads
 from lightning_root.partition.names import candidate_globs
-from lightning_root.partition.parameters import ModelParameter, survey_module, survey_named
+from lightning_root.partition.parameters import (
+    ModelParameter,
+    Modules,
+    collect_uses,
+    survey_module,
+)
 from lightning_root.partition.roles import ModelContext, RoleDecision, decide_role
 from lightning_root.partition.routes import Partition, Route
 from lightning_root.partition.rules import Rule, Rules, check_rules_match, first_match, parse_rules
@@ -77,7 +83,7 @@ def partition_parameters(module: nn.Module, *, rules: Rules | None = None) -> Pa
             "`partition_named` takes (name, tensor) pairs."
         )
     parameters, modules = survey_module(module)
-    if not any(parameter.trainable for parameter in parameters):
+    if not any(parameter.uses[0].trainable for parameter in parameters):
         state = "only frozen parameters" if parameters else "no parameters"
         raise ValueError(
             f"`module` must have trainable parameters, but {type(module).__name__} has {state}; "
@@ -114,7 +120,7 @@ def partition_named(
         ['adamw', 'root', 'adamw']
     """
     pairs = [_checked_pair(pair) for pair in named]
-    parameters = survey_named(pairs)
+    parameters = collect_uses(pairs, None)
     if not parameters:
         raise ValueError("`named` must hold at least one (name, tensor) pair, got none.")
     count = Counter(parameter.name for parameter in parameters)
@@ -126,24 +132,22 @@ def partition_named(
 
 
 def _partition(
-    parameters: Sequence[ModelParameter],
-    modules: Mapping[str, nn.Module] | None,
-    rules: Rules | None,
+    parameters: Sequence[ModelParameter], modules: Modules, rules: Rules | None
 ) -> Partition:
     """Route every trainable parameter: the user's rules first, then what the parameter is."""
     parsed = parse_rules(rules)
     check_rules_match(parsed, parameters)
     convolutions = (p.uses[0].path for p in parameters if p.uses[0].kind == "convolution")
     context = ModelContext(find_heads(parameters, modules), next(convolutions, None))
-    trained = [parameter for parameter in parameters if parameter.trainable]
+    trained = [parameter for parameter in parameters if parameter.uses[0].trainable]
     decided = [(p, *_decide(p, parsed, context, modules)) for p in trained]
-    suggested = {p.name: to_json(d.suggestion) for p, d, _ in decided if d.suggestion}
+    suggested = {p.name: json.dumps(d.suggestion) for p, d, _ in decided if d.suggestion}
     names = [parameter.name for parameter in trained]
     return Partition(
         routes=tuple(
             Route(
                 name=parameter.name,
-                shape=parameter.shape,
+                shape=parameter.uses[0].shape,
                 role=decision.role,
                 reason=decision.reason,
                 view=view,
@@ -156,10 +160,7 @@ def _partition(
 
 
 def _decide(
-    parameter: ModelParameter,
-    rules: Sequence[Rule],
-    context: ModelContext,
-    modules: Mapping[str, nn.Module] | None,
+    parameter: ModelParameter, rules: Sequence[Rule], context: ModelContext, modules: Modules
 ) -> tuple[RoleDecision, MatrixView | None]:
     """Ask the user's rules, then the parameter itself; the reason tells also about the view."""
     use, rule = parameter.uses[0], first_match(rules, parameter)
@@ -173,7 +174,7 @@ def _decide(
         found = ViewDecision(rule.resolve_view(use))
     else:
         found = find_view(use, modules)
-    blocks = describe_view(found.view, parameter.shape) if found.view is not None else ""
+    blocks = describe_view(found.view, use.shape) if found.view is not None else ""
     reason = f"{decision.reason}, {blocks}" if blocks else decision.reason
     if rule is None and found.note:
         return RoleDecision("root", reason + found.note, found.suggestion), found.view
