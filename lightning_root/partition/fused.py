@@ -244,7 +244,7 @@ def _gated_sizes(
 def _attention_sizes(
     component: str, fan_in: int, fan_out: int, parent: nn.Module | None
 ) -> Sizes | Ambiguity | None:
-    """Return the sizes of q, k and v in a Linear of this name in lower case, None if not fused."""
+    """Return the sizes of q, k and v in a Linear called `component`, None if they are not fused."""
     if component == "kv_b_proj":  # DeepSeek's
         return Ambiguity("k and v of each head in turn", None)
     crossing = component == "c_attn" and find_child(parent, "q_attn") is not None  # of GPT-2
@@ -290,7 +290,7 @@ def _is_query_key_value(component: str, fan_in: int, fan_out: int) -> bool:
 
 
 def _key_value_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambiguity:
-    """Cut k and v in one, when each is as large as the query beside them or as the heads told."""
+    """Return the sizes of k and v in one, if each is as large as the query or as the key heads."""
     known = [find_size(find_child(parent, name), _FAN_OUT) for name in _QUERIES]
     groups, size = find_size(parent, _KEY_VALUE_HEADS), find_size(parent, _HEAD_SIZE)
     if groups is not None and size is not None:

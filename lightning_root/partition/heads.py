@@ -24,7 +24,7 @@ BlockType = type[nn.Module] | tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def find_heads(parameters: Sequence[ModelParameter], modules: Modules) -> Heads:
-    """Find the output heads and say what gave them away.
+    """Find the output heads, each with the reason.
 
     In this order: layers called like a head; both ends of two towers; a head tied to an embedding
     (nothing more to find); a layer called `fc`, `output`, ... at the top of the model; the last
@@ -32,9 +32,7 @@ def find_heads(parameters: Sequence[ModelParameter], modules: Modules) -> Heads:
     """
     uses = sorted((use for p in parameters for use in p.uses), key=lambda use: use.index)
     uses = [use for use in uses if not names.MODULATION.search(use.path.lower())]
-    # Parallel heads are alike, and no blocks for that.
-    blocks = {path for path in _repeated_blocks(uses, modules) if not _is_in_heads(path)}
-    auxiliary = _auxiliary_modules(uses)
+    blocks, auxiliary = _repeated_blocks(uses, modules), _auxiliary_modules(uses)
     model = [use for use in uses if auxiliary.isdisjoint(names.prefixes(use.path))]
     free = [use for use in model if blocks.isdisjoint(names.prefixes(use.path))]
 
@@ -142,11 +140,6 @@ def _last_linear(model: Sequence[ParameterUse], free: Sequence[ParameterUse], to
     return {(last.path, last.leaf): f"output head: {'the only' if only else 'last'} Linear"}
 
 
-def _is_in_heads(path: str) -> bool:
-    """Tell whether a module is one of several in a container called like a head."""
-    return names.is_head(names.last_component(path.rpartition(".")[0]))
-
-
 def _is_tied_head(parameter: ModelParameter) -> bool:
     """Tell whether a parameter is both an embedding and a Linear's weight."""
     tables, kinds = {use.table for use in parameter.uses}, {use.kind for use in parameter.uses}
@@ -200,13 +193,16 @@ def _repeated_blocks(uses: Iterable[ParameterUse], modules: Modules) -> set[str]
     inner = _uses_in_submodules(uses)
     stacks: dict[str, dict[str, BlockType]] = {}  # path of a stack -> path of a child -> its type
     for path in inner:
-        if path and _is_in_stack(path, modules):
-            block_type = _block_type(path, inner[path], modules)
-            stacks.setdefault(path.rpartition(".")[0], {})[path] = block_type
+        parent, _, key = path.rpartition(".")
+        listed = modules is not None and isinstance(modules[parent], nn.ModuleList | nn.Sequential)
+        if path and (listed or key.isdigit()):
+            stacks.setdefault(parent, {})[path] = _block_type(path, inner[path], modules)
     blocks: set[str] = set()
     for stack, children in stacks.items():
-        count = Counter(children.values())
-        named = names.last_component(stack).lower() in names.BLOCK_CONTAINERS
+        component = names.last_component(stack)
+        if names.is_head(component):
+            continue  # parallel heads are alike, and no blocks for that
+        count, named = Counter(children.values()), component.lower() in names.BLOCK_CONTAINERS
         for child, block_type in children.items():
             custom = modules is None or isinstance(block_type, type)
             if count[block_type] > 1 or (named and custom):
@@ -221,14 +217,6 @@ def _uses_in_submodules(uses: Iterable[ParameterUse]) -> dict[str, list[Paramete
         for path in names.prefixes(use.path)[:-1]:
             below.setdefault(path, []).append(use)
     return {path: inner for path, inner in below.items() if any(use.is_matrix for use in inner)}
-
-
-def _is_in_stack(path: str, modules: Modules) -> bool:
-    """Tell whether a module's parent is a stack."""
-    parent, _, key = path.rpartition(".")
-    if modules is not None and isinstance(modules[parent], nn.ModuleList | nn.Sequential):
-        return True
-    return key.isdigit()
 
 
 def _block_type(path: str, inner: Sequence[ParameterUse], modules: Modules) -> BlockType:

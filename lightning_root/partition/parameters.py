@@ -6,7 +6,7 @@ From here on a module's parameters and mere (name, tensor) pairs are treated ali
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -54,14 +54,13 @@ class ParameterUse:
 
     @property
     def table(self) -> str | None:
-        """Which kind of table this is, by type or, for a raw parameter, by name."""
+        """Kind of this table, by type or, for a raw parameter, by name; None for no table."""
         if self.kind == "embedding":
             return "embedding"
         return names.table_kind(self.own_component) if self.kind == "raw" else None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ModelParameter:
+class ModelParameter(NamedTuple):
     """One parameter with all its uses, in the order in which they were registered."""
 
     tensor: Tensor
@@ -112,7 +111,7 @@ def _describe_use(index: int, name: str, tensor: Tensor, modules: Modules) -> Pa
         kind=kind,
         owner="" if module is None else plain_class(module).__name__,
         module=module,
-        trainable=module is None or tensor.requires_grad,  # a caller chose what he named
+        trainable=module is None or tensor.requires_grad,  # who names a parameter wants it
     )
 
 
