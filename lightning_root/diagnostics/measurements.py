@@ -8,15 +8,17 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightning_root.functional.measures.clipping import (
+from lightning_root.functional.matrices import entries, magnitude, nonzero, ratio, slices
+from lightning_root.functional.spectrum import orthogonality
+from lightning_root.functional.statistics import (
+    norms,
+    scaled_cosine,
     scaled_energy,
+    scaled_kurtosis,
+    scaled_rms,
     scaled_threshold,
     share_of_nonzero,
 )
-from lightning_root.functional.measures.entries import scaled_cosine, scaled_kurtosis, scaled_rms
-from lightning_root.functional.measures.scale import entries, magnitude, nonzero, ratio, slices
-from lightning_root.functional.measures.spectrum import orthogonality
-from lightning_root.functional.measures.sums import norms
 from lightning_root.optim import Stack
 
 STATISTICS: Final = (

@@ -1,17 +1,5 @@
 """Pure tensor functions: orthogonalization, outlier threshold, update scale, measures of a step."""
 
-from lightning_root.functional.measures import (
-    cosine_similarity,
-    kurtosis,
-    orthogonalization_error,
-    outlier_energy,
-    outlier_fraction,
-    relative_kurtosis,
-    relative_threshold,
-    root_mean_square,
-    singular_value_range,
-    update_to_weight_ratio,
-)
 from lightning_root.functional.orthogonalize import Triple, as_schedule, newton_schulz
 from lightning_root.functional.outliers import (
     Quantile,
@@ -21,6 +9,17 @@ from lightning_root.functional.outliers import (
     outlier_threshold,
 )
 from lightning_root.functional.scaling import AdjustLR, update_scale
+from lightning_root.functional.spectrum import orthogonalization_error, singular_value_range
+from lightning_root.functional.statistics import (
+    cosine_similarity,
+    kurtosis,
+    outlier_energy,
+    outlier_fraction,
+    relative_kurtosis,
+    relative_threshold,
+    root_mean_square,
+    update_to_weight_ratio,
+)
 
 __all__ = [
     "AdjustLR",

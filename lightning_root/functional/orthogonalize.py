@@ -15,7 +15,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor
 
-from lightning_root.functional.checks import check_matrix
+from lightning_root.functional.matrices import check_matrix
 
 Triple: TypeAlias = tuple[float, float, float]
 """(a, b, c): sigma -> a sigma + b sigma^3 + c sigma^5."""
@@ -106,11 +106,8 @@ def as_schedule(
 
 
 def unit_frobenius(matrix: Tensor) -> Tensor:
-    """Divide each matrix (*batch, m, n) by its Frobenius norm, in float32 or better.
-
-    Zero stays zero. Division by the largest magnitude comes first, so that squares neither
-    overflow nor vanish.
-    """
+    """Divide each matrix (*batch, m, n) by its Frobenius norm, in float32 or better; 0 stays 0."""
+    # By the largest magnitude first, so that squares neither overflow nor vanish.
     x = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     largest = x.abs().amax(dim=(-2, -1), keepdim=True)
     x = x / largest.masked_fill(largest == 0, 1.0)
@@ -119,19 +116,12 @@ def unit_frobenius(matrix: Tensor) -> Tensor:
 
 
 def iterate(
-    x: Tensor,  # (m, n) or (k, m, n), m <= n
+    x: Tensor,  # (m, n) or (k, m, n), m <= n, of norm 1 or less; not modified
     triples: Sequence[Triple],
-    gram_of: Callable[[Tensor], Tensor] | None = None,
-    quadratic: Callable[[Tensor, float, float], Tensor] | None = None,
+    gram_of: Callable[[Tensor], Tensor] | None = None,  # x -> x x', if not the plain product
+    quadratic: Callable[[Tensor, float, float], Tensor] | None = None,  # r, b, c -> b r + c r r
 ) -> Tensor:
-    """The steps of the iteration, on matrices of norm 1 or less.
-
-    Args:
-        x: Not modified. A transposed view gives a result that is laid out alike.
-        triples: One per step.
-        gram_of: x -> x x', in place of the plain product.
-        quadratic: r, b, c -> b r + c r r for symmetric r, in place of the plain one.
-    """
+    """Take one step for each triple; a transposed view gives a result that is laid out alike."""
     multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
     for a, b, c in triples:
         gram = gram_of(x) if gram_of else x @ x.mT  # (*, m, m)
@@ -147,6 +137,7 @@ def iterate(
 
 
 def _as_triple(row: Sequence[float]) -> Triple:
+    """Return three floats, or raise ValueError."""
     values = tuple(float(value) for value in row)
     if len(values) != 3 or not all(abs(value) < float("inf") for value in values):
         raise ValueError(f"`coefficients` must be triples (a, b, c) of finite numbers, got {row!r}")
@@ -154,10 +145,6 @@ def _as_triple(row: Sequence[float]) -> Triple:
 
 
 def check_steps(steps: object) -> None:
-    """Refuse what is not a number of iterations.
-
-    Raises:
-        ValueError: If `steps` is not a whole number >= 1.
-    """
+    """Raise ValueError if `steps` is not a whole number >= 1."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"`steps` must be a whole number >= 1, got {steps!r}; 5 is usual")

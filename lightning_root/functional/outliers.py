@@ -7,15 +7,16 @@ than the outliers.
 """
 
 import math
-from typing import Final, Literal, TypeAlias, get_args
+from collections.abc import Sequence
+from typing import Any, Final, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_root.functional.checks import check_matrix
-from lightning_root.functional.measures.scale import magnitude, normalise
-from lightning_root.functional.measures.tail import GAUSSIAN_KURTOSIS, tail
-from lightning_root.functional.selection import select_by_partition, select_by_sorting
+from lightning_root.functional.matrices import check_matrix, magnitude, normalise
+from lightning_root.functional.statistics import GAUSSIAN_KURTOSIS, tail
 
 Quantile: TypeAlias = float | Literal["auto"]
 """p in (0, 1], or chosen for each matrix; see `automatic_quantile`."""
@@ -31,7 +32,7 @@ SAMPLED_ENTRIES: Final = 1 << 16
 CLIPPED_PER_EXCESS: Final = 0.1
 """Share of the entries that `"auto"` clips for a tail of twice the Gaussian kurtosis."""
 
-MOST_CLIPPED: Final = 0.2
+MAX_CLIPPED: Final = 0.2
 """Largest share that `"auto"` clips."""
 
 
@@ -105,7 +106,7 @@ def outlier_threshold(
     if matrix.numel() == 0:
         dtype = torch.promote_types(matrix.dtype, torch.float32)
         return matrix.new_zeros(batch, dtype=dtype)
-    entries = _entries(matrix, mode if quantile < 1.0 else "exact")
+    entries = _magnitudes(matrix, mode if quantile < 1.0 else "exact")
     select = select_by_partition if matrix.device.type == "cpu" else select_by_sorting
     thresholds = select(entries, float(quantile)).reshape(batch)
     if entries.numel() == matrix.numel():
@@ -145,52 +146,106 @@ def automatic_quantile(matrix: Tensor) -> Tensor:
     """
     kurtosis, share = tail(normalise(matrix)[0])
     excess = kurtosis / GAUSSIAN_KURTOSIS - 1.0 + share
-    clipped = (CLIPPED_PER_EXCESS * excess).clamp_(0.0, MOST_CLIPPED)
-    return 1.0 - clipped.nan_to_num_(nan=MOST_CLIPPED)
+    clipped = (CLIPPED_PER_EXCESS * excess).clamp_(0.0, MAX_CLIPPED)
+    return 1.0 - clipped.nan_to_num_(nan=MAX_CLIPPED)
 
 
 def _automatic_threshold(matrix: Tensor, mode: QuantileMode) -> Tensor:  # -> (*batch)
-    """What `automatic_quantile` says: the largest magnitude where there is no tail."""
+    """Compute the threshold at `automatic_quantile`: the largest magnitude without a tail."""
     quantiles = automatic_quantile(matrix)
     largest = magnitude(matrix.detach())[..., 0, 0].to(quantiles.dtype)
     if matrix.device.type == "cpu":  # most matrices need no selection
         chosen = quantiles < 1.0
         if chosen.any():
             part = matrix if chosen.all() else matrix[chosen]
-            found = select_by_partition(_entries(part, mode), quantiles[chosen].tolist())
+            found = select_by_partition(_magnitudes(part, mode), quantiles[chosen].tolist())
             largest[chosen] = torch.where(found > 0, found, largest[chosen])
         return largest
     if matrix.numel() == 0:
         return largest
-    found = select_by_sorting(_entries(matrix, mode), quantiles.reshape(-1, 1))
+    found = select_by_sorting(_magnitudes(matrix, mode), quantiles.reshape(-1, 1))
     found = found.reshape(largest.shape)
     return torch.where((quantiles < 1.0) & (found > 0), found, largest)
 
 
-def _entries(matrix: Tensor, mode: QuantileMode) -> Tensor:  # (*batch, m, n) -> (k, entries)
-    """Magnitudes of all that are looked at, in fresh memory."""
-    matrix = _sampled(matrix) if _samples(mode, matrix) else matrix
+def _magnitudes(matrix: Tensor, mode: QuantileMode) -> Tensor:  # (*batch, m, n) -> (k, entries)
+    """Copy the magnitudes of the entries that count: all, or an evenly spread sample."""
+    if mode == "sampled" or (mode == "auto" and matrix.device.type != "cpu"):
+        flat = matrix.flatten(-2)
+        matrix = flat[..., :: sample_stride(flat.shape[-1], matrix.shape[-1])].unsqueeze(-2)
     magnitudes = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32)).abs()
     return magnitudes.reshape(matrix.shape[:-2].numel(), -1)
 
 
-def _samples(mode: QuantileMode, matrix: Tensor) -> bool:
-    """Whether not all entries are looked at."""
-    return mode == "sampled" or (mode == "auto" and matrix.device.type != "cpu")
-
-
-def _sampled(matrix: Tensor) -> Tensor:  # (*batch, m, n) -> (*batch, 1, entries)
-    """Evenly spread entries of each matrix, or all where there are few."""
-    flat = matrix.flatten(-2)
-    return flat[..., :: sample_stride(flat.shape[-1], matrix.shape[-1])].unsqueeze(-2)
-
-
 def sample_stride(size: int, columns: int) -> int:
-    """From one entry of a sample to the next, in a matrix of `size` entries; 1 where it is small.
-
-    A stride that has a factor in common with the row length would always meet the same columns.
-    """
+    """Return the distance of sampled entries in a matrix of `size` entries; 1 in a small one."""
+    # A factor in common with the row length would always meet the same columns.
     stride = max(1, size // SAMPLED_ENTRIES)
     while math.gcd(stride, columns) > 1:
         stride -= 1
     return stride
+
+
+# Quantiles of the non-zero entries of each row, with linear interpolation.
+
+
+def select_by_partition(
+    magnitudes: Tensor,  # (k, size)
+    quantile: float | Sequence[float],  # k of them
+) -> Tensor:  # (k,)
+    """Compute quantiles by numpy's in-place selection, 20 to 50 times faster than `kthvalue`.
+
+    Magnitudes are in the order of their bits, and whole numbers are selected among three times as
+    fast as floating point numbers.
+    """
+    values = magnitudes.numpy()
+    bits = values.view(np.dtype(f"i{values.itemsize}"))
+    without_zeros = bits.min() > 0  # much cheaper than counting
+    if isinstance(quantile, float) and without_zeros:
+        thresholds = _order_statistic(bits, values.dtype, quantile * (bits.shape[1] - 1))
+    else:
+        thresholds = np.zeros(len(bits))
+        quantiles = [quantile] * len(bits) if isinstance(quantile, float) else quantile
+        for index, (row, p) in enumerate(zip(bits, quantiles, strict=True)):
+            nonzero = row.size if without_zeros else int(np.count_nonzero(row))
+            if nonzero:
+                position = row.size - nonzero + p * (nonzero - 1)
+                thresholds[index] = _order_statistic(row[None], values.dtype, position)[0]
+    return torch.from_numpy(thresholds).to(magnitudes.dtype)
+
+
+def _order_statistic(
+    bits: NDArray[Any],  # (k, size), reordered
+    dtype: np.dtype[Any],
+    position: float,
+) -> NDArray[Any]:  # (k,), float64
+    """Return what lies at a place of each sorted row, between two entries if it is not whole."""
+    # One pivot, then the minimum of the upper part: two pivots at once lose numpy's SIMD path.
+    last = bits.shape[1] - 1
+    lower = min(int(position), last)
+    bits.partition(lower, axis=1)
+    value = bits[:, lower].copy().view(dtype).astype(np.float64)
+    weight = position - lower
+    if weight > 0.0 and lower < last:
+        following = bits[:, lower + 1 :].min(axis=1).view(dtype).astype(np.float64)
+        value += weight * (following - value)
+    return value
+
+
+def select_by_sorting(
+    magnitudes: Tensor,  # (k, size)
+    quantile: float | Tensor,  # (k, 1)
+) -> Tensor:  # (k,)
+    """Compute quantiles on an accelerator without waiting for it: positions stay there."""
+    ordered = magnitudes.sort(dim=-1).values
+    nonzero = (magnitudes != 0).sum(dim=-1, keepdim=True)
+    last = (nonzero - 1).clamp_(min=0)
+    # NPUs make float32 of float64, in which `last` may be rounded up to a place that is not there.
+    wide = torch.float64 if magnitudes.device.type in ("cpu", "cuda") else torch.float32
+    position = last.to(wide) * quantile
+    lower = torch.minimum(position.long(), last)
+    weight = (position - lower).clamp_(0.0, 1.0).to(magnitudes.dtype)
+    start = magnitudes.shape[-1] - 1 - last
+    low = ordered.gather(-1, start + lower)
+    high = ordered.gather(-1, start + torch.minimum(lower + 1, last))
+    return torch.lerp(low, high, weight).squeeze(-1)

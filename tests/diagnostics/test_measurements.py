@@ -14,6 +14,7 @@ from lightning_root.functional import (
     clip_outliers,
     cosine_similarity,
     kurtosis,
+    matrices,
     newton_schulz,
     orthogonalization_error,
     outlier_energy,
@@ -23,7 +24,6 @@ from lightning_root.functional import (
     singular_value_range,
     update_to_weight_ratio,
 )
-from lightning_root.functional.measures import scale
 from lightning_root.optim import Stack
 
 
@@ -106,7 +106,7 @@ def test_without_weights_there_is_no_ratio_to_them():
 def test_slices_do_not_show(monkeypatch):
     whole = measure(stack_of(7, 40, 70), torch.ones(7))
     for elements in (1, 2 * 40 * 70, 3 * 40 * 70):
-        monkeypatch.setattr(scale, "SLICE_ELEMENTS", elements)
+        monkeypatch.setattr(matrices, "SLICE_ELEMENTS", elements)
         found = measure(stack_of(7, 40, 70), torch.ones(7))
         torch.testing.assert_close(found.values, whole.values)
 
@@ -118,7 +118,7 @@ def transposed(stack):
 
 
 def test_it_does_not_matter_how_matrices_lie(monkeypatch):
-    monkeypatch.setattr(scale, "SLICE_ELEMENTS", 1000)
+    monkeypatch.setattr(matrices, "SLICE_ELEMENTS", 1000)
     stack = stack_of(3, 40, 70)
     found = measure(transposed(stack), torch.ones(3)).values
     torch.testing.assert_close(found, measure(stack, torch.ones(3)).values, rtol=1e-5, atol=1e-5)
@@ -162,7 +162,7 @@ def test_the_peak_of_memory_is_found():
 def test_memory_is_that_of_two_square_matrices_or_two_slices(
     shape, slice_elements, dtype, monkeypatch
 ):
-    monkeypatch.setattr(scale, "SLICE_ELEMENTS", slice_elements)
+    monkeypatch.setattr(matrices, "SLICE_ELEMENTS", slice_elements)
     stack = stack_of(*shape, dtype=dtype)
     allowed = 2 * max(shape[1] ** 2, slice_elements) * dtype.itemsize
     assert peak_of_memory(lambda: measure(stack)) <= allowed + (16 << 10)

@@ -13,7 +13,7 @@ from lightning_root.functional import (
     outlier_threshold,
     relative_kurtosis,
 )
-from lightning_root.functional.selection import select_by_sorting
+from lightning_root.functional.outliers import select_by_sorting
 from tests.reference.root import automatic_p
 
 sizes, seeds = st.integers(1, 14), st.integers(0, 99)

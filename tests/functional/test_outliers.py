@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_root.functional import clip_outliers, outlier_threshold
-from lightning_root.functional.outliers import sample_stride
-from lightning_root.functional.selection import select_by_partition, select_by_sorting
+from lightning_root.functional.outliers import sample_stride, select_by_partition, select_by_sorting
 from tests.reference.root import automatic_p
 
 quantiles = st.floats(0.01, 1.0)

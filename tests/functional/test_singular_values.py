@@ -8,9 +8,14 @@ from hypothesis import strategies as st
 from scipy.linalg import svdvals
 
 from lightning_root.coefficients.published import MUON, PUBLISHED
-from lightning_root.functional import newton_schulz, orthogonalization_error, singular_value_range
-from lightning_root.functional.measures import lanczos, scale, spectrum
-from lightning_root.functional.measures.scale import magnitude
+from lightning_root.functional import (
+    matrices,
+    newton_schulz,
+    orthogonalization_error,
+    singular_value_range,
+    spectrum,
+)
+from lightning_root.functional.matrices import magnitude
 
 POLAR_EXPRESS = PUBLISHED["polar_express"].triples
 
@@ -92,9 +97,9 @@ def test_the_rational_form_of_the_error_is_as_close_as_stated():
     """A (1, 1) matrix e has the error (sqrt(1 + e) - 1)^2; no cancellation near e = 0."""
     sigma = torch.cat([torch.linspace(0, 3, 301), 1 + torch.logspace(-7, -3, 9)]).double()
     excess = sigma.square() - 1
-    matrix = lanczos.Tridiagonal(excess[:, None, None], torch.zeros(len(sigma), 1, 0).double())
-    actual = lanczos.square_root_error(matrix)[:, 0]
-    bound = 2 * sigma * ((1 - sigma) / (1 + sigma)).abs() ** (2 * lanczos.NODES)
+    matrix = spectrum.Tridiagonal(excess[:, None, None], torch.zeros(len(sigma), 1, 0).double())
+    actual = spectrum.square_root_error(matrix)[:, 0]
+    bound = 2 * sigma * ((1 - sigma) / (1 + sigma)).abs() ** (2 * spectrum.NODES)
     expected = (sigma - 1) ** 2
     assert ((actual - expected).abs() <= 2 * bound + 1e-7 * expected).all()
 
@@ -113,7 +118,7 @@ def test_the_samples_of_small_matrices_are_the_traces(rows):
     excess = gaussian(2, 3, rows, rows)
     excess = (excess + excess.mT) / 2
     start = torch.eye(rows, dtype=excess.dtype).expand_as(excess)
-    small = lanczos.tridiagonalise(lambda vectors: vectors @ excess, start, lanczos.STEPS)
+    small = spectrum.tridiagonalise(lambda vectors: vectors @ excess, start, spectrum.STEPS)
     eigenvalues = np.linalg.eigvalsh(excess.numpy())
     powers = np.stack([(eigenvalues**power).mean(-1) for power in (2, 3, 4)])
     expected = np.tensordot(spectrum.QUARTIC, powers, 1)
@@ -211,7 +216,7 @@ def test_iterations_are_counted(iterations, error):
 
 @pytest.mark.parametrize("shape", [(40, 500), (500, 40), (2, 3, 70, 90)])
 def test_a_gram_matrix_summed_in_slices_is_the_whole(shape, monkeypatch):
-    monkeypatch.setattr(scale, "SLICE_ELEMENTS", 2000)
+    monkeypatch.setattr(matrices, "SLICE_ELEMENTS", 2000)
     update = gaussian(*shape) / 20
     found = orthogonalization_error(update, exact=True).flatten()
     expected = [error_by_svd(matrix) for matrix in update.reshape(-1, *shape[-2:])]
@@ -222,8 +227,8 @@ def test_a_gram_matrix_summed_in_slices_is_the_whole(shape, monkeypatch):
 @given(st.integers(1, 300), st.integers(1, 3000), st.integers(1, 40))
 def test_slices_cover_a_dimension_once_and_are_no_larger_than_said(extent, size, least):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scale, "SLICE_ELEMENTS", 1000)
-        parts = [range(extent)[part] for part in scale.slices(extent, size, least)]
+        patch.setattr(matrices, "SLICE_ELEMENTS", 1000)
+        parts = [range(extent)[part] for part in matrices.slices(extent, size, least)]
     assert [index for part in parts for index in part] == list(range(extent))
     assert all(parts)
     assert max(map(len, parts)) <= max(least, 1000 // size)
@@ -232,7 +237,7 @@ def test_slices_cover_a_dimension_once_and_are_no_larger_than_said(extent, size,
 @pytest.mark.parametrize("rows", [1, 32, 33, 100, 512, 2000])
 def test_probes_are_unit_vectors_of_unrelated_signs(rows):
     """Small matrices get every direction; otherwise means and inner products are 0 +- 5 sigma."""
-    found = lanczos.probes(rows, like=gaussian(1))
+    found = spectrum.probes(rows, like=gaussian(1))
     if rows <= 32:
         assert torch.equal(found, torch.eye(rows, dtype=torch.float64))
         return

@@ -1,0 +1,94 @@
+"""What the functions of this package take as matrices, and arithmetic that cannot overflow."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+SLICE_ELEMENTS = 1 << 20
+"""Elements (4 MiB of float32) that work in slices has before it at a time: enough to keep an
+accelerator busy; a CPU is as fast with a quarter or with four times as many."""
+
+
+def check_matrix(
+    matrix: Tensor,  # (*batch, m, n)
+    name: str = "matrix",
+    hint: str = "vectors belong to AdamW",
+) -> None:
+    """Raise TypeError for whole numbers and ValueError for fewer than 2 dimensions."""
+    if not matrix.is_floating_point():
+        raise TypeError(f"`{name}` must be a floating point tensor, got {matrix.dtype}")
+    if matrix.ndim < 2:
+        raise ValueError(
+            f"`{name}` must have at least 2 dimensions, got shape {tuple(matrix.shape)}; {hint}"
+        )
+
+
+def check_same_shape(**matrices: Tensor) -> None:
+    """Raise ValueError if two matrices, named as the caller names them, differ in shape."""
+    (first, left), (second, right) = matrices.items()
+    if left.shape != right.shape:
+        raise ValueError(
+            f"`{first}` and `{second}` must have the same shape, got {tuple(left.shape)} and "
+            f"{tuple(right.shape)}"
+        )
+
+
+def widen(matrix: Tensor, name: str = "matrix") -> Tensor:
+    """Check `matrix` and detach it; float16 and bfloat16 become float32."""
+    check_matrix(matrix, name, hint="a vector v is the matrix v[None]")
+    return matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
+
+
+def normalise(
+    matrix: Tensor,  # (*batch, m, n)
+    name: str = "matrix",
+) -> tuple[Tensor, Tensor]:  # (*batch, m, n), (*batch, 1, 1)
+    """Divide each matrix by its largest magnitude, so that no square overflows or vanishes.
+
+    Zeros stay zeros; the magnitude is NaN or infinite where an entry is.
+    """
+    values = widen(matrix, name)
+    largest = magnitude(values)
+    return values / nonzero(largest), largest
+
+
+def magnitude(values: Tensor) -> Tensor:  # (*batch, m, n) -> (*batch, 1, 1)
+    """Return the largest magnitude of each matrix."""
+    if values.shape[-2] == 0 or values.shape[-1] == 0:
+        return values.new_zeros((*values.shape[:-2], 1, 1))
+    # Several times faster on a CPU than the infinity norm, and without a temporary of (m, n).
+    highest = values.amax(dim=(-2, -1), keepdim=True)
+    return torch.maximum(highest, -values.amin(dim=(-2, -1), keepdim=True))
+
+
+def norm(values: Tensor) -> Tensor:  # (*batch, m, n) -> (*batch)
+    """Return the Frobenius norm of each matrix."""
+    size: Tensor = torch.linalg.vector_norm(values, dim=(-2, -1))
+    return size
+
+
+def entries(values: Tensor) -> int:
+    """Return the number of entries of a matrix, at least 1 to divide by."""
+    return max(values.shape[-2] * values.shape[-1], 1)
+
+
+def nonzero(divisor: Tensor) -> Tensor:
+    """Return `divisor` with 1 in place of 0."""
+    return divisor.masked_fill(divisor == 0, 1.0)
+
+
+def ratio(numerator: Tensor, denominator: Tensor, undefined: float = 0.0) -> Tensor:
+    """Return the quotient: 0 for 0 / 0, and `undefined` for anything else / 0."""
+    quotient = numerator / nonzero(denominator)
+    return quotient.masked_fill((denominator == 0) & (numerator != 0), undefined)
+
+
+def slices(extent: int, size: int, min_length: int = 1) -> Iterator[slice]:
+    """Cut a dimension, `size` elements an index, into equal parts of `SLICE_ELEMENTS` or less.
+
+    A part may have `min_length` indices all the same.
+    """
+    count = -(-extent // max(min_length, SLICE_ELEMENTS // size))
+    step = -(-extent // count)
+    return (slice(start, start + step) for start in range(0, extent, step))
