@@ -20,7 +20,7 @@ import torch.distributed as dist
 from hypothesis import HealthCheck, settings
 
 from lightning_root._files import write_json
-from lightning_root.kernels.rates import STANDING, adopt_rates, rates_file
+from lightning_root.kernels.rates import DEFAULT_RATES, adopt_rates, rates_file
 from tests.distributed.pool import GlooPool
 
 torch.set_num_threads(1)
@@ -43,8 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for threads in range(1, 9):
         file = rates_file(threads)
         file.parent.mkdir(exist_ok=True)
-        write_json(file, asdict(STANDING))
-        adopt_rates({threads: STANDING})
+        write_json(file, asdict(DEFAULT_RATES))
+        adopt_rates({threads: DEFAULT_RATES})
 
 
 class _TorchInFloat32:

@@ -1,7 +1,8 @@
 """Faster ways to the same results: each has a plain twin that it is tested against."""
 
-from lightning_root.kernels.forms import FORMS, Form
-from lightning_root.kernels.orthogonalize import (
+from lightning_root.kernels.forms import (
+    FORMS,
+    Form,
     FormOption,
     orthogonalize,
     orthogonalize_unit,

@@ -1,10 +1,11 @@
 """How fast this machine is at what the forms of the iteration are made of.
 
-Measured once per machine, version of torch and number of threads, in about a second, and kept in
+Measured once per machine, version of torch and number of threads, in about a second, and saved in
 the cache folder, so that the same form is chosen from run to run and results stay the same bit for
-bit. Where nothing can be kept nothing is measured: standing values decide then.
+bit. Where nothing can be saved nothing is measured: default values decide then.
 """
 
+import logging
 import math
 import os
 import platform
@@ -13,34 +14,32 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_root.kernels.forms import decomposed
-from lightning_root.kernels.kept import kept, machine_file
-from lightning_root.kernels.products import quadratic
+from lightning_root._files import atomic_write, cache_folder, read_json, write_json
+from lightning_root.kernels.products import decomposed, quadratic
+
+_log = logging.getLogger(__name__)
+
+Measured = TypeVar("Measured")
+Parse = Callable[[Mapping[str, Any]], Measured | None]
 
 SIZES: Final = (64, 128, 256, 384, 512, 768, 1024)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Times in units of the plain product of two m x m matrices, at each of `SIZES`.
+    """Times in units of the plain product of two m x m matrices, at each of `SIZES`."""
 
-    Args:
-        eigh: Of an eigendecomposition.
-        symmetric: Of b R + c R^2, whose product is symmetric.
-        fused: Of a product that is added to a matrix.
-    """
-
-    eigh: tuple[float, ...]
-    symmetric: tuple[float, ...]
-    fused: tuple[float, ...]
+    eigh: tuple[float, ...]  # an eigendecomposition
+    symmetric: tuple[float, ...]  # b R + c R^2, whose product is symmetric
+    fused: tuple[float, ...]  # a product that is added to a matrix
 
     def at(self, m: int) -> tuple[float, float, float]:
-        """All three for m rows, linear in log m between the sizes and constant beyond."""
+        """Return all three for m rows, linear in log m between the sizes and constant beyond."""
         m = min(max(m, SIZES[0]), SIZES[-1])
         low = max(i for i, size in enumerate(SIZES[:-1]) if size <= m)
         weight = math.log(m / SIZES[low]) / math.log(SIZES[low + 1] / SIZES[low])
@@ -51,7 +50,7 @@ class Rates:
         return eigh, symmetric, fused
 
 
-STANDING: Final = Rates(
+DEFAULT_RATES: Final = Rates(
     eigh=(32.0, 24.5, 14.0, 10.4, 8.2, 6.1, 6.0),
     symmetric=(1.5, 1.2, 1.4, 1.0, 0.9, 0.78, 0.85),
     fused=(1.25, 1.08, 1.15, 1.1, 1.07, 1.05, 1.05),
@@ -59,35 +58,32 @@ STANDING: Final = Rates(
 """Of one AVX-512 core with MKL."""
 
 _known: dict[int, Rates] = {}
-_one_at_a_time = Lock()
+_lock = Lock()
 
 
 def rates(threads: int) -> Rates:
-    """Those of this machine, measured by the calling thread if nobody has before.
-
-    Args:
-        threads: How many an operation of the calling thread uses.
-    """
-    with _one_at_a_time:  # others would disturb the measurement
+    """Return the rates with so many threads, measured by the calling thread if need be."""
+    with _lock:  # other threads would disturb the measurement
         if threads not in _known:
-            _known[threads] = kept(rates_file(threads), measure, _read) or STANDING
+            found = load_or_measure(rates_file(threads), measure, _parse)
+            _known[threads] = found or DEFAULT_RATES
     return _known[threads]
 
 
 def rates_file(threads: int) -> Path:
-    """Where the rates of this machine are kept."""
+    """Return the file for the rates of this machine."""
     return machine_file(
         f"{processor()} {os.cpu_count()} cores torch {torch.__version__} {threads} threads"
     )
 
 
 def rates_in_use() -> dict[int, Rates]:
-    """What choices of this process rest on, by number of threads."""
+    """Return the rates that this process goes by, by number of threads."""
     return dict(_known)
 
 
 def adopt_rates(others: Mapping[int, Rates]) -> None:
-    """Choose by these from now on, in place of this process's own."""
+    """Go by these from now on, in place of this process's own."""
     _known.update(others)
 
 
@@ -109,14 +105,14 @@ _COMPARED: Final[Mapping[str, Callable[[Tensor], object]]] = {
 }
 
 
-_MOST_RUNS: Final = 100_000
+_MAX_ROUNDS: Final = 100_000
 """So that a clock that stands still does not hold anything up."""
 
 
 def _seconds(
-    runs: Mapping[str, Callable[[Tensor], object]], x: Tensor, least: float = 0.12
+    runs: Mapping[str, Callable[[Tensor], object]], x: Tensor, min_seconds: float = 0.12
 ) -> dict[str, float]:
-    """The shortest time of each in at least three rounds that take `least` seconds together.
+    """Return the shortest time of each in three rounds or more, `min_seconds` together.
 
     In turns, so that what slows the machine down for a while slows all of them, and so that none
     finds in the cache what it left there itself: within an iteration none does. With one thread,
@@ -127,7 +123,7 @@ def _seconds(
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     times = dict.fromkeys(runs, math.inf)
     began, rounds = clock(), 0
-    while rounds < 3 or (clock() - began < least and rounds < _MOST_RUNS):
+    while rounds < 3 or (clock() - began < min_seconds and rounds < _MAX_ROUNDS):
         for name, run in runs.items():
             start = clock()
             run(x)
@@ -136,8 +132,8 @@ def _seconds(
     return {name: max(seconds, 1e-9) for name, seconds in times.items()}  # clocks may be coarse
 
 
-def _read(values: Mapping[str, Any]) -> Rates | None:
-    """None if they are damaged."""
+def _parse(values: Mapping[str, Any]) -> Rates | None:
+    """Read what was saved; None if it is damaged."""
     found = Rates(**{name: tuple(map(float, values[name])) for name in _COMPARED})
     lists = asdict(found).values()
     sound = all(len(v) == len(SIZES) and all(1e-3 < x < 1e6 for x in v) for v in lists)
@@ -145,7 +141,7 @@ def _read(values: Mapping[str, Any]) -> Rates | None:
 
 
 def processor() -> str:
-    """The name that the processor gives itself."""
+    """Return the name that the processor gives itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
@@ -153,3 +149,47 @@ def processor() -> str:
     except OSError:  # another system than Linux
         pass
     return f"{platform.machine()} {platform.processor()}"
+
+
+def machine_file(description: str) -> Path:
+    """Return the file in the cache folder for a measurement of what is described."""
+    name = "-".join("".join(c if c.isalnum() else " " for c in description).split())
+    try:
+        return cache_folder() / "rates-2" / f"{name}.json"
+    except RuntimeError:  # no home folder: a file that nobody can write
+        return Path(os.devnull) / f"{name}.json"
+
+
+def load_or_measure(
+    file: Path,  # from `machine_file`
+    measure: Callable[[], Any],  # gives a dataclass
+    parse: Parse[Measured],  # None, or a KeyError, TypeError or ValueError, for damaged values
+) -> Measured | None:
+    """Load a measurement, or make and save it; None, with nothing measured, if it cannot be saved.
+
+    Results would depend on what else the machine was doing. Of several processes that start
+    together, the one that writes first decides for all.
+    """
+    found = _load(file, parse)
+    if found is not None:
+        return found
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as draft:  # fails where nothing can be saved
+            began = time.perf_counter()
+            write_json(draft, asdict(measure()))
+            seconds = time.perf_counter() - began
+            _log.info("measured this machine in %.1f s, once: %s", seconds, file)
+            if _load(file, parse) is not None:
+                draft.write_bytes(file.read_bytes())
+    except OSError:
+        return None
+    return _load(file, parse)
+
+
+def _load(file: Path, parse: Parse[Measured]) -> Measured | None:
+    """Load a measurement; None if there is none, or it is damaged."""
+    try:
+        return parse(read_json(file))
+    except (KeyError, OverflowError, TypeError, ValueError):
+        return None

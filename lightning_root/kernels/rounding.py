@@ -1,4 +1,4 @@
-"""How momentum is rounded to 16 and to 8 bits: numbers that torch's operations and kernels share.
+"""Numbers by which torch's operations and kernels round momentum to 16 and to 8 bits alike.
 
 The plain twins are `optim.rounding` and `optim.float8`, where the formats are described.
 """
@@ -12,7 +12,7 @@ BFLOAT16_LARGEST: Final = torch.finfo(torch.bfloat16).max
 BLOCK: Final = 128
 """Consecutive entries in 8 bits that share an exponent."""
 
-LEAST_NORMAL: Final = (127 - 5) << 23
+MIN_NORMAL: Final = (127 - 5) << 23
 """2^-5 in float32: the least with four binary places, where [1, 2) has the 3-bit exponent 6."""
 
 FROM_HALF: Final = 2.0**9

@@ -57,17 +57,19 @@ def run_in_order(
 
 
 def _take_one_thread() -> None:
+    """Have operations of this thread use no other."""
     torch.get_num_threads()  # a thread's first question sets it to the number of all others
     torch.set_num_threads(1)
 
 
 def _without_gradients(job: Callable[[], Result]) -> Result:
+    """Run a job under `torch.no_grad`."""
     with torch.no_grad():  # a thread's own setting
         return job()
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """The threads, which stay until the process ends."""
+    """Return the threads, which stay until the process ends."""
     if workers not in _pools:
         everyone = Barrier(workers)
         pool = ThreadPoolExecutor(workers, "lightning_root", _take_one_thread)

@@ -28,7 +28,7 @@ from lightning_root.kernels.rounding import (
     BFLOAT16_LARGEST,
     BLOCK,
     FROM_HALF,
-    LEAST_NORMAL,
+    MIN_NORMAL,
     MIXERS,
     PER_PLACE,
     PER_STEP,
@@ -129,12 +129,12 @@ def float8_write(value: Tensor, codes: Tensor, exponents: Tensor, step: Tensor) 
     exponents.copy_(exponent)
     scaled *= ((254 - exponent) << 23).view(torch.float32)[:, None]
     bits = scaled.view(torch.int32)
-    below = bits - LEAST_NORMAL
+    below = bits - MIN_NORMAL
     below >>= 31  # all bits, where the even spacing begins, and none elsewhere
-    scaled += (below & LEAST_NORMAL).view(torch.float32)
+    scaled += (below & MIN_NORMAL).view(torch.float32)
     bits += _noise(value, step)
     bits >>= 19
-    bits -= LEAST_NORMAL >> 19
+    bits -= MIN_NORMAL >> 19
     below += 1
     below <<= 4
     bits += below  # 16 codes more where there are no subnormal ones

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.coefficients import Coefficients
-from lightning_root.kernels.triton.tuning import Tuning
+from lightning_root.kernels.triton.tiles import Tuning
 from lightning_root.optim.blocks import Group, MatrixBlock, Operands, state_dtype
 from lightning_root.optim.stages import adamw, momentum, normalize
 from lightning_root.optim.stages.apply import apply_by_kernels_, apply_update_

@@ -131,10 +131,10 @@ def test_a_damaged_file_is_refused_with_its_name_or_holds_what_it_should(tmp_pat
 
 def test_damaged_kept_measurements_are_not_believed(tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(tmp_path))
-    monkeypatch.setattr(rates, "measure", lambda: rates.STANDING)
+    monkeypatch.setattr(rates, "measure", lambda: rates.DEFAULT_RATES)
     path = rates.rates_file(1)
     monkeypatch.setattr(rates, "_known", {})
-    assert rates.rates(1) == rates.STANDING
+    assert rates.rates(1) == rates.DEFAULT_RATES
     for _, _ in hostile(path, None):
         monkeypatch.setattr(rates, "_known", {})
         found = rates.rates(1)
@@ -148,7 +148,7 @@ REAL_CLOCK = time.perf_counter
 def test_a_clock_that_stands_still_or_runs_backwards_ends_no_step(tmp_path, monkeypatch, clock):
     monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(tmp_path))
     monkeypatch.setattr(rates, "_known", {})
-    monkeypatch.setattr(rates, "_MOST_RUNS", 5)
+    monkeypatch.setattr(rates, "_MAX_ROUNDS", 5)
     monkeypatch.setattr(rates, "SIZES", rates.SIZES[:2])
     for name in ("thread_time", "perf_counter"):
         monkeypatch.setattr(time, name, clock)
@@ -169,7 +169,7 @@ def test_no_home_folder_and_a_full_disk_cost_nothing_but_the_cache(tmp_path, mon
         store.forget()
         with monkeypatch.context() as disk:
             disk.setattr("pathlib.Path.write_text", full)
-            assert rates.rates(1) == rates.STANDING
+            assert rates.rates(1) == rates.DEFAULT_RATES
             assert lookup((3, 77), "paper").triples == expected
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     store.forget()

@@ -17,7 +17,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from lightning_root.kernels.triton import passes, products, rounding, threshold
+from lightning_root.kernels.triton import passes, products, rounding
 from lightning_root.kernels.triton.tiles import TILES
 
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
@@ -96,7 +96,7 @@ def runs():
         )
     for dtype in (torch.bfloat16, torch.float32):
         yield f"{dtype}", lambda dtype=dtype: passes.clipped_unit(single, torch.ones(2), dtype)
-    yield "0.9", lambda: threshold.sampled_threshold(single, 0.9)
+    yield "0.9", lambda: passes.sampled_threshold(single, 0.9)
 
 
 def described(kernel):

@@ -16,7 +16,7 @@ from lightning_root import ROOT, lookup
 from lightning_root.coefficients.published import MUON
 from lightning_root.functional import newton_schulz, outlier_threshold
 from lightning_root.kernels import orthogonalize
-from lightning_root.kernels.triton.tiles import EVERYWHERE, Tile
+from lightning_root.kernels.triton.tiles import ALL_KERNELS, Tile
 
 ALREADY_IMPORTED: Final = "lightning_root.kernels.triton.language" in sys.modules
 
@@ -25,7 +25,6 @@ from lightning_root.kernels.triton import (  # noqa: E402
     passes,
     products,
     rounding,
-    threshold,
 )
 from lightning_root.optim.low_precision import float8_decoded, float8_encoded  # noqa: E402
 from lightning_root.optim.stages.momentum import (  # noqa: E402
@@ -163,7 +162,7 @@ def sampled(shape, kind, quantile):
     matrices = random(*shape) * SCALES[kind]
     matrices[:, ::3, ::2] = 0.0
     exact = outlier_threshold(matrices.double(), quantile, mode="sampled")
-    found = threshold.sampled_threshold(matrices, quantile).double()
+    found = passes.sampled_threshold(matrices, quantile).double()
     return ((found - exact).abs() / exact.masked_fill(exact == 0, 1.0)).max().item()
 
 
@@ -177,7 +176,7 @@ def clipped(shape, kind, dtype):
 
 def form(name, shape):
     matrix, triples = random(*shape), lookup(shape[-2:]).triples
-    result = orthogonalize(matrix, triples, form=name, tuning=EVERYWHERE)
+    result = orthogonalize(matrix, triples, form=name, tuning=ALL_KERNELS)
     return distance(result, newton_schulz(matrix.double(), triples))
 
 
@@ -211,7 +210,7 @@ def missed_by_the_sample():
     weight = torch.nn.Parameter(torch.zeros(40, 3401))
     weight.grad = torch.zeros(40, 3401)
     weight.grad[0, 1] = 3.0
-    if threshold.sampled_threshold(weight.grad[None], 0.9).any():
+    if passes.sampled_threshold(weight.grad[None], 0.9).any():
         return float("nan")  # the sample has met it
     options = {"coefficients": MUON, "ns_steps": 1, "adjust_lr_fn": None, "weight_decay": 0.0}
     ROOT([{"role": "root", "params": [weight]}], lr=1.0, kernels="triton", **options).step()
@@ -220,7 +219,7 @@ def missed_by_the_sample():
 
 def passes_beside_torch():
     """The measurement takes passes that are right and faster than torch, and no others."""
-    measurement.PASSED = (2, 40, 70)
+    measurement.PASSES_SHAPE = (2, 40, 70)
     cpu, right, descend = torch.device("cpu"), passes.clipped_unit, passes.decay_and_descend_
 
     def taken(torch_takes, they_take, clipped=right, descended=descend):
@@ -243,7 +242,7 @@ def passes_beside_torch():
 
 def measurement_of_rounding():
     """Of kernels that are right, wrong in one format or the other, and that fail."""
-    measurement.PASSED = (2, 40, 70)
+    measurement.PASSES_SHAPE = (2, 40, 70)
     cpu, half, codes = torch.device("cpu"), passes.look_ahead_, rounding.look_ahead_float8_
 
     def but(wrong):
@@ -268,7 +267,7 @@ def measurement_of_rounding():
     pairs = [(half, codes), *((w, codes) for w in wrong), *((half, w) for w in wrong)]
     for of_half, of_codes in pairs:
         passes.look_ahead_, rounding.look_ahead_float8_ = of_half, of_codes
-        found.append(measurement.rounding_is_right(cpu))
+        found.append(measurement.rounding_is_correct(cpu))
     passes.look_ahead_, rounding.look_ahead_float8_ = half, codes
     return float(found != [True] + [False] * 8)
 

@@ -16,7 +16,7 @@ from lightning_root import ROOT
 from lightning_root.kernels import orthogonalize
 from lightning_root.kernels.products import PLAIN, products_for
 from lightning_root.kernels.triton import language, measurement, tuning
-from lightning_root.kernels.triton.tiles import EVERYWHERE, NOWHERE, SIZES, TILES, TORCH, Tuning
+from lightning_root.kernels.triton.tiles import ALL_KERNELS, NO_KERNELS, SIZES, TILES, TORCH, Tuning
 from lightning_root.optim.blocks import Operands
 from lightning_root.optim.stages import momentum
 from lightning_root.optim.step import are_readable, have_kernels
@@ -98,7 +98,7 @@ def test_what_was_measured_is_kept(gpu, monkeypatch):
     assert tuning.tuning_for("auto", GPU, torch.bfloat16) == found
     assert calls == [(GPU, torch.bfloat16)]
     assert tuning.tuning_for("torch", GPU, torch.bfloat16) is None
-    assert tuning.tuning_for("triton", GPU, torch.bfloat16) == EVERYWHERE
+    assert tuning.tuning_for("triton", GPU, torch.bfloat16) == ALL_KERNELS
     assert tuning.tuning_for("auto", GPU, torch.float64) is None
 
 
@@ -124,9 +124,9 @@ def test_where_nothing_can_be_kept_no_kernel_is_used(gpu, monkeypatch):
 
 
 def test_ranks_can_choose_alike(gpu):
-    tuning.adopt_tunings({"a device torch.bfloat16": EVERYWHERE})
-    assert tuning.tuning_for("auto", GPU, torch.bfloat16) == EVERYWHERE
-    assert tuning.tunings_in_use() == {"a device torch.bfloat16": EVERYWHERE}
+    tuning.adopt_tunings({"a device torch.bfloat16": ALL_KERNELS})
+    assert tuning.tuning_for("auto", GPU, torch.bfloat16) == ALL_KERNELS
+    assert tuning.tunings_in_use() == {"a device torch.bfloat16": ALL_KERNELS}
 
 
 def test_the_nearest_size_decides():
@@ -152,7 +152,7 @@ def test_sizes_at_which_kernels_cannot_be_faster_are_torchs():
     assert found.tile(80, 256) == TILES[0]
     assert found.tile(300, 400) is None
     assert found.tile(304, 403) is None
-    assert EVERYWHERE.tile(20, 50) == TILES[0]
+    assert ALL_KERNELS.tile(20, 50) == TILES[0]
 
 
 def test_products_are_plain_without_a_tile():
@@ -161,7 +161,7 @@ def test_products_are_plain_without_a_tile():
     assert products_for(found, torch.ones(2, 304, 400)) is not PLAIN
     assert products_for(found, torch.ones(304, 401)) is PLAIN
     assert products_for(None, torch.ones(304, 400)) is PLAIN
-    assert products_for(EVERYWHERE, torch.ones(300, 401)) is not PLAIN
+    assert products_for(ALL_KERNELS, torch.ones(300, 401)) is not PLAIN
 
 
 def test_what_is_fused_depends_on_what_was_measured():
@@ -181,7 +181,7 @@ def test_what_is_fused_depends_on_what_was_measured():
     assert fused(single, None, torch.ones(8, 4).mT)
     assert not fused(single, torch.ones(8, 4).mT, weight)
     assert not fused(single, weight, weight, ns_form="gram")
-    assert not fused(NOWHERE, weight, weight)
+    assert not fused(NO_KERNELS, weight, weight)
 
 
 def test_momentum_in_8_bits_is_torchs_where_kernels_round_it_wrongly(monkeypatch):
@@ -201,7 +201,7 @@ class Clock:
     def __init__(self, monkeypatch, times, product):
         self.times = iter(times)
         monkeypatch.setattr(measurement, "milliseconds", lambda run: next(self.times))
-        monkeypatch.setattr(measurement, "ELEMENTS", 1)
+        monkeypatch.setattr(measurement, "STACK_ELEMENTS", 1)
         monkeypatch.setattr(measurement.products, "symmetric_product", product)
         monkeypatch.setattr(measurement.products, "quadratic", quadratic)
 
@@ -241,9 +241,9 @@ def test_a_measurement_has_a_tile_for_every_size_and_says_whether_passes_pay(mon
     monkeypatch.setattr(measurement, "passes_are_faster", lambda *_: True)
     tiles = (0, 1, 2, 3, 4, 5)
     for right in (True, False):
-        monkeypatch.setattr(measurement, "rounding_is_right", lambda _, right=right: right)
+        monkeypatch.setattr(measurement, "rounding_is_correct", lambda _, right=right: right)
         assert measurement.measure(GPU, torch.bfloat16) == Tuning(tiles, True, rounds=right)
-    monkeypatch.setattr(measurement, "rounding_is_right", lambda _: True)
+    monkeypatch.setattr(measurement, "rounding_is_correct", lambda _: True)
     monkeypatch.setattr(measurement, "passes_are_faster", lambda *_: False)
     assert measurement.measure(GPU, torch.bfloat16) == Tuning(tiles, False, rounds=False)
 
@@ -264,7 +264,7 @@ def test_the_time_of_a_run_is_the_shortest_mean_over_enough_runs(monkeypatch):
             return end.at - self.at
 
     monkeypatch.setattr(measurement, "_event", Event)
-    assert measurement.milliseconds(lambda: done.append(None), rounds=2, least=2.0) == 0.25
+    assert measurement.milliseconds(lambda: done.append(None), rounds=2, min_time=2.0) == 0.25
     # One run to compile; 1, 2 and 4 are too short a time; 8 take 2 ms, in two rounds.
     assert len(done) == 1 + 1 + 2 + 4 + 8 + 8
 
@@ -284,7 +284,7 @@ def test_on_a_cpu_nothing_is_looked_for(monkeypatch):
     assert tuning.tuning_for("auto", CPU, torch.float32) is None
 
 
-@pytest.mark.parametrize("name", ["products", "passes", "threshold", "measurement"])
+@pytest.mark.parametrize("name", ["products", "passes", "rounding", "measurement"])
 def test_without_triton_all_modules_can_be_imported(monkeypatch, name):
     monkeypatch.setitem(sys.modules, "triton", None)
     bare = load(KERNELS / "language.py", "bare_language")
@@ -312,4 +312,4 @@ def test_without_triton_gpus_use_torch(monkeypatch, gpu):
 def test_a_choice_of_torch_changes_nothing():
     matrix, triples = torch.randn(20, 40), ((1.5, -0.5, 0.0),) * 3
     plain = orthogonalize(matrix, triples, form="standard")
-    assert torch.equal(orthogonalize(matrix, triples, form="standard", tuning=NOWHERE), plain)
+    assert torch.equal(orthogonalize(matrix, triples, form="standard", tuning=NO_KERNELS), plain)

@@ -12,7 +12,7 @@ from examples.benchmarks.speed.muon import fused_newton_schulz
 from examples.benchmarks.speed.operations import Count, standard, standard_symmetric
 from lightning_root.functional import Triple, newton_schulz
 from lightning_root.kernels import orthogonalize, tuning_for
-from lightning_root.kernels.products import LEAST_ROWS, block_rows
+from lightning_root.kernels.products import MIN_ROWS, block_rows
 from lightning_root.kernels.triton.tuning import can_run
 
 Orthogonalize: TypeAlias = Callable[[Tensor, Sequence[Triple]], Tensor]
@@ -72,7 +72,7 @@ def executed_eigh(m: int, n: int, steps: int) -> float:
 
 def symmetric_share(m: int) -> float:
     """Share of a whole product that is computed of a symmetric one."""
-    rows = block_rows(m) if m >= LEAST_ROWS else m
+    rows = block_rows(m) if m >= MIN_ROWS else m
     return sum(min(start + rows, m) * min(rows, m - start) for start in range(0, m, rows)) / m**2
 
 

@@ -86,7 +86,7 @@ SELECTIONS: dict[str, Selection] = {
 
 def sampled_by_kernel(matrix: Tensor, quantile: float) -> Tensor:
     """The same order statistic of the same sample without sorting, by Triton."""
-    from lightning_root.kernels.triton.threshold import sampled_threshold
+    from lightning_root.kernels.triton.passes import sampled_threshold
 
     return sampled_threshold(matrix.unsqueeze(0), quantile)[0]
 

@@ -13,15 +13,15 @@ __all__ = ["cdiv", "interpreted", "jit", "tl"]
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """`triton.jit`, where there is one."""
+    """Apply `triton.jit`, where there is one."""
     return function if triton is None else triton.jit(function)
 
 
 def interpreted() -> bool:
-    """Whether kernels run as Python on CPU tensors (TRITON_INTERPRET=1), as tests run them."""
+    """Return whether kernels run as Python on CPU tensors (TRITON_INTERPRET=1), as in tests."""
     return triton is not None and bool(triton.knobs.runtime.interpret)
 
 
 def cdiv(a: int, b: int) -> int:
-    """How many parts of size b there are in a."""
+    """Return a / b, rounded up."""
     return -(-a // b)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_root.functional import outlier_threshold
 from lightning_root.functional.orthogonalize import unit_frobenius
 from lightning_root.kernels.rounding import BLOCK
-from lightning_root.kernels.triton import passes, products, rounding, threshold
+from lightning_root.kernels.triton import passes, products, rounding
 from lightning_root.kernels.triton.language import cdiv
 from lightning_root.kernels.triton.tiles import SIZES, TILES, TORCH, Tile, Tuning
 
@@ -21,29 +21,27 @@ _FAILED: Final = "a Triton kernel does not run here and is not used: %s"
 MARGIN: Final = 0.97
 """Share of torch's time that a kernel must stay below: noise is not to decide."""
 
-ELEMENTS: Final = 1 << 22
-"""Of the stacks of small matrices, as the optimizer makes them."""
+STACK_ELEMENTS: Final = 1 << 22
+"""Elements of a stack of small matrices, as the optimizer makes them."""
 
-PASSED: Final = (8, 1024, 2048)
+PASSES_SHAPE: Final = (8, 1024, 2048)
 """Stack for the passes over memory: more than a cache holds."""
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Tuning:
-    """Compile and time all kernels, in half a minute.
-
-    Args:
-        device: A CUDA device.
-        dtype: Of the iteration.
-    """
+    """Compile and time all kernels on a CUDA device, in half a minute."""
     with torch.cuda.device(device), torch.no_grad():
         tiles = tuple(fastest_tile(m, device, dtype) for m in SIZES)
         faster = passes_are_faster(device, dtype)
-        return Tuning(tiles, faster, rounds=faster and rounding_is_right(device))
+        return Tuning(tiles, faster, rounds=faster and rounding_is_correct(device))
 
 
 def fastest_tile(m: int, device: torch.device, dtype: torch.dtype) -> int:
-    """Of what the standard form does with m rows: X X' with X twice as wide, and b R + c R^2."""
-    stack = max(1, ELEMENTS // m**2)
+    """Return the fastest tile's number, or `TORCH`, for a step of the standard form on m rows.
+
+    X X' with X twice as wide, and b R + c R^2.
+    """
+    stack = max(1, STACK_ELEMENTS // m**2)
     wide = _random(stack, m, 2 * m, device=device).div_((2 * m) ** 0.5).to(dtype)
 
     def plain(x: Tensor) -> Tensor:
@@ -57,18 +55,18 @@ def fastest_tile(m: int, device: torch.device, dtype: torch.dtype) -> int:
 
     exact = plain(wide[:1].float())
     best, limit = TORCH, MARGIN * milliseconds(lambda: plain(wide))
-    allowed = 2.0 * _distance(plain(wide)[:1], exact) + 1e-6
+    allowed = 2.0 * _relative_error(plain(wide)[:1], exact) + 1e-6
     # In float32 the large tiles do not fit into registers.
     for number, tile in enumerate(TILES[:1] if dtype == torch.float32 else TILES):
-        taken = time_if_right(tiled(tile), lambda out: _distance(out[:1], exact) <= allowed)
+        taken = time_if_correct(tiled(tile), lambda out: _relative_error(out[:1], exact) <= allowed)
         if taken < limit:
             best, limit = number, taken
     return best
 
 
 def passes_are_faster(device: torch.device, dtype: torch.dtype) -> bool:
-    """Of momentum, look-ahead, threshold, clamp, norm and weights, for a stack of matrices."""
-    gradients, momenta, others = (_random(*PASSED, device=device) for _ in range(3))
+    """Compare momentum, look-ahead, threshold, clamp, norm and weights of a stack of matrices."""
+    gradients, momenta, others = (_random(*PASSES_SHAPE, device=device) for _ in range(3))
     out, weights = torch.empty_like(momenta), list(others)
     largest = momenta.new_empty(len(momenta), passes.blocks(momenta[0]))
 
@@ -85,7 +83,7 @@ def passes_are_faster(device: torch.device, dtype: torch.dtype) -> bool:
     def fused() -> Tensor:
         for parts in zip(gradients, momenta, out, [0.5] * len(out), largest, strict=True):
             passes.look_ahead_(*parts, nesterov=True, maximize=False)
-        bounds = threshold.sampled_threshold(out, 0.9)
+        bounds = passes.sampled_threshold(out, 0.9)
         bounds = torch.where(bounds > 0, bounds, largest.amax(dim=1))
         unit = passes.clipped_unit(out, bounds, dtype)
         for weight, update in zip(weights, unit, strict=True):
@@ -96,22 +94,22 @@ def passes_are_faster(device: torch.device, dtype: torch.dtype) -> bool:
     start = [tensor.clone() for tensor in changed]
     exact = [plain(), *(tensor.clone() for tensor in changed)]
 
-    def right(result: Tensor) -> bool:
-        pairs = list(zip([result, *changed], exact, strict=True))
+    def is_correct(result: Tensor) -> bool:
         allowed = (1e-2, 1e-5, *(1e-4 for _ in weights))
-        return all(_distance(*pair) <= most for pair, most in zip(pairs, allowed, strict=True))
+        compared = zip([result, *changed], exact, allowed, strict=True)
+        return all(_relative_error(found, right) <= bound for found, right, bound in compared)
 
     limit = MARGIN * milliseconds(plain)
     torch._foreach_copy_(changed, start)
-    return time_if_right(fused, right) < limit
+    return time_if_correct(fused, is_correct) < limit
 
 
-def rounding_is_right(device: torch.device) -> bool:
-    """Whether momentum in 16 and in 8 bits is what it should be after two steps, up to rounding.
+def rounding_is_correct(device: torch.device) -> bool:
+    """Return whether momentum in 16 and in 8 bits is right after two steps, up to rounding.
 
     That it is faster needs no measurement: it takes the place of 8 and of 25 passes over memory.
     """
-    gradient = _random(*PASSED, device=device).flatten()
+    gradient = _random(*PASSES_SHAPE, device=device).flatten()
     entries, largest = gradient.numel(), gradient.new_empty(passes.blocks(gradient))
     half = torch.zeros_like(gradient, dtype=torch.bfloat16)
     codes = torch.zeros(entries + cdiv(entries, BLOCK), dtype=torch.uint8, device=device)
@@ -125,35 +123,35 @@ def rounding_is_right(device: torch.device) -> bool:
         rounding.look_ahead_float8_(gradient, codes, step, out, 0.5, nesterov=True, maximize=False)
         return rounding.decoded(codes, entries)
 
-    def right(advance: Callable[[], Tensor], spacing: float) -> bool:
+    def is_correct(advance: Callable[[], Tensor], spacing: float) -> bool:
         before = torch.zeros_like(gradient)
         for _ in range(2):
             exact = gradient + 0.5 * before
             before = advance()
-            ahead = _distance(out, gradient + 0.5 * exact) <= 1e-5
-            if not (ahead and _distance(before, exact) <= spacing):
+            ahead = _relative_error(out, gradient + 0.5 * exact) <= 1e-5
+            if not (ahead and _relative_error(before, exact) <= spacing):
                 return False
         return True
 
     try:
-        return right(of_half, 2.0**-8) and right(of_codes, 2.0**-5)
+        return is_correct(of_half, 2.0**-8) and is_correct(of_codes, 2.0**-5)
     except Exception as error:
         _log.warning(_FAILED, error)
         return False
 
 
-def time_if_right(run: Callable[[], Tensor], right: Callable[[Tensor], bool]) -> float:
-    """Milliseconds; infinitely many where it fails, or where the first result is not right."""
+def time_if_correct(run: Callable[[], Tensor], is_correct: Callable[[Tensor], bool]) -> float:
+    """Return milliseconds; infinitely many if it fails or its first result is not right."""
     try:
-        if right(run()):
+        if is_correct(run()):
             return milliseconds(run)
     except Exception as error:  # of Triton's compiler, of the driver: torch can do without
         _log.warning(_FAILED, error)
     return float("inf")
 
 
-def milliseconds(run: Callable[[], object], rounds: int = 5, least: float = 2.0) -> float:
-    """The shortest mean over as many runs as take `least` milliseconds or more."""
+def milliseconds(run: Callable[[], object], rounds: int = 5, min_time: float = 2.0) -> float:
+    """Return the shortest mean over as many runs as take `min_time` milliseconds or more."""
     repeats, best = 1, float("inf")
     run()
     while rounds:
@@ -164,7 +162,7 @@ def milliseconds(run: Callable[[], object], rounds: int = 5, least: float = 2.0)
         end.record()
         end.synchronize()
         taken = start.elapsed_time(end)
-        if taken < least and repeats < 1000:
+        if taken < min_time and repeats < 1000:
             repeats *= 2
             continue
         best, rounds = min(best, taken / repeats), rounds - 1
@@ -180,5 +178,5 @@ def _random(*shape: int, device: torch.device) -> Tensor:
     return torch.randn(*shape, generator=generator, device=device)
 
 
-def _distance(result: Tensor, exact: Tensor) -> float:
+def _relative_error(result: Tensor, exact: Tensor) -> float:
     return float((result.float() - exact).norm() / exact.norm())

@@ -1,21 +1,29 @@
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="no-untyped-def, name-defined"
-"""What a step does to every entry on its own, in four passes over memory instead of a dozen.
+"""What a step does to every entry on its own, in a few passes over memory instead of a dozen.
 
-The first pass reads G and M and writes M and N; the second reads N, the third reads N and writes
-what is orthogonalized, in the dtype of the iteration; the last one reads U, in that dtype, and
-changes W. Sums are taken block by block and then over the blocks in a fixed order, so that results
-are the same from run to run. The plain twins are `optim.elementwise`'s functions of these names,
-`torch.clamp` and `functional.orthogonalize.unit_frobenius`.
+The first pass reads G and M and writes M and N; a second finds the threshold; the third reads N,
+the fourth reads N and writes what is orthogonalized, in the dtype of the iteration; the last one
+reads U, in that dtype, and changes W. Sums are taken block by block and then over the blocks in a
+fixed order, so that results are the same from run to run. The plain twins are `optim.elementwise`'s
+functions of these names, `functional.outlier_threshold(mode="sampled")`, `torch.clamp` and
+`functional.orthogonalize.unit_frobenius`.
+
+The threshold needs no sorting: magnitudes are in the order of their 31 bits. Counting the entries
+by their upper 11 bits tells which of them the order statistic has; of the entries that share these
+the next 11 bits are counted, then the last 9. Counts are whole numbers, so the result does not
+depend on who counts first.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from lightning_root.functional.outliers import sample_stride
 from lightning_root.kernels.rounding import BFLOAT16_LARGEST, MIXERS
 from lightning_root.kernels.triton.language import cdiv, jit, tl
 from lightning_root.kernels.triton.rounding import advance, to_bfloat16
@@ -23,34 +31,29 @@ from lightning_root.kernels.triton.rounding import advance, to_bfloat16
 BLOCK: Final = 4096
 """Elements of a program: 32 of each of its 128 threads."""
 
+CHUNK: Final = 4096
+"""Entries that are counted at a time."""
+
 
 def blocks(matrix: Tensor) -> int:
-    """How many there are in a matrix."""
+    """Return the number of blocks of a matrix."""
     return cdiv(matrix.numel(), BLOCK)
 
 
 def look_ahead_(
-    gradient: Tensor,
-    momentum: Tensor,
-    out: Tensor,
+    gradient: Tensor,  # G, any floating dtype
+    momentum: Tensor,  # M, float32, or bfloat16 and rounded stochastically
+    out: Tensor,  # N, float32
     mu: float,
-    largest: Tensor,
+    largest: Tensor,  # (`blocks(momentum)`,), float32
     *,
     nesterov: bool,
-    maximize: bool,
-    finite: Tensor | None = None,
+    maximize: bool,  # G counts negative
+    finite: Tensor | None = None,  # (); where it is False, M stays as it is and G counts as zero
 ) -> None:
-    """M <- mu M + G and N <- G + mu M, or M; and the largest magnitudes of N.
+    """Set M <- mu M + G, N <- G + mu M, or M without `nesterov`, and N's largest magnitudes.
 
-    Args:
-        gradient: G, contiguous, any floating dtype.
-        momentum: M, contiguous, float32 or bfloat16, which is changed; rounded stochastically.
-        out: N, contiguous, float32.
-        mu: Of the momentum.
-        largest: Of each block, shape (`blocks(momentum)`,), float32, written.
-        nesterov: Whether N looks ahead.
-        maximize: Whether G counts negative.
-        finite: Where it is False, M stays as it is and G counts as zero; no dimensions.
+    All tensors are contiguous.
     """
     size = momentum.numel()
     _look_ahead[(blocks(momentum),)](
@@ -72,17 +75,12 @@ def look_ahead_(
     )
 
 
-def clipped_unit(matrices: Tensor, bounds: Tensor, dtype: torch.dtype) -> Tensor:
-    """Each matrix held within its bound and divided by its Frobenius norm.
-
-    Args:
-        matrices: N, shape (k, m, n), contiguous.
-        bounds: Shape (k,), positive but for zero matrices; the largest magnitude clips nothing.
-        dtype: Of the result.
-
-    Returns:
-        Shape (k, m, n); zero for a zero matrix.
-    """
+def clipped_unit(
+    matrices: Tensor,  # N, (k, m, n), contiguous
+    bounds: Tensor,  # (k,), positive but for zero matrices; the largest magnitude clips nothing
+    dtype: torch.dtype,
+) -> Tensor:  # (k, m, n), of this dtype
+    """Hold each matrix within its bound and divide it by its Frobenius norm; zero stays zero."""
     stack, size, parts = len(matrices), matrices[0].numel(), blocks(matrices[0])
     squares = torch.empty(stack, parts, dtype=torch.float32, device=matrices.device)
     _squares[(stack * parts,)](
@@ -97,23 +95,14 @@ def clipped_unit(matrices: Tensor, bounds: Tensor, dtype: torch.dtype) -> Tensor
 
 
 def decay_and_descend_(
-    weight: Tensor,
-    update: Tensor,
-    lr: float | Tensor,
-    weight_decay: float,
+    weight: Tensor,  # W, contiguous, float32, bfloat16 or float16
+    update: Tensor,  # U, contiguous, any floating dtype
+    lr: float | Tensor,  # a tensor has no dimensions and is on the device
+    weight_decay: float,  # wd
     scale: float,
-    finite: Tensor | None = None,
+    finite: Tensor | None = None,  # (); where it is False, W stays as it is
 ) -> None:
-    """W <- (1 - lr wd) W - lr scale U, computed in float32 and rounded once.
-
-    Args:
-        weight: W, contiguous, float32, bfloat16 or float16.
-        update: U, contiguous, any floating dtype.
-        lr: On the host, or a tensor without dimensions on the device.
-        weight_decay: wd.
-        scale: Factor on the learning rate.
-        finite: Where it is False, W stays as it is; no dimensions.
-    """
+    """Set W <- (1 - lr wd) W - lr scale U, computed in float32 and rounded once."""
     on_device = isinstance(lr, Tensor)
     _decay_and_descend[(blocks(weight),)](
         weight,
@@ -128,6 +117,29 @@ def decay_and_descend_(
         BLOCK=BLOCK,
         enable_fp_fusion=True,
     )
+
+
+def sampled_threshold(
+    matrices: Tensor,  # (k, m, n), float32, contiguous
+    quantile: float,  # p in (0, 1]
+) -> Tensor:  # (k,), float32; 0 where no entry of the sample has a magnitude
+    """Compute the `quantile` of the non-zero magnitudes of a sample, as its plain twin does."""
+    flat = matrices.flatten(1)
+    if quantile < 1.0:
+        flat = flat[:, :: sample_stride(flat.shape[1], matrices.shape[-1])].contiguous()
+    out = torch.empty(len(flat), dtype=torch.float32, device=flat.device)
+    coarse = struct.unpack("f", struct.pack("f", quantile))[0]  # arguments are float32
+    _quantile[(len(flat),)](
+        flat,
+        out,
+        flat.shape[1],
+        coarse,
+        quantile - coarse,
+        CHUNK=CHUNK,
+        num_warps=8,
+        enable_fp_fusion=True,
+    )
+    return out
 
 
 @jit
@@ -162,7 +174,7 @@ def _look_ahead(
 
 @jit
 def _scaled(matrices, bounds, size, parts, BLOCK: tl.constexpr):
-    """Part of N / bound held within 1, which matrix it is of, and where it lies."""
+    """Return part of N / bound held within 1, its matrix's number, and where it lies."""
     number = tl.program_id(0)
     stack = number // parts
     local = (number % parts) * BLOCK + tl.arange(0, BLOCK)
@@ -212,3 +224,66 @@ def _decay_and_descend(
     if GUARDED:
         changed = tl.where(tl.load(finite) == 0, w, changed)
     tl.store(weight + place, changed.to(weight.dtype.element_ty), mask=inside)
+
+
+@jit
+def _bits(matrix, start, entries, CHUNK: tl.constexpr):
+    """Load magnitudes as whole numbers; beyond the end -1, which is less than any."""
+    index = start + tl.arange(0, CHUNK)
+    inside = index < entries
+    values = tl.load(matrix + index, mask=inside, other=0.0)
+    return tl.where(inside, values.to(tl.int32, bitcast=True) & 0x7FFFFFFF, -1)
+
+
+@jit
+def _next_digit(
+    matrix,
+    entries,
+    known,
+    rank,
+    SHIFT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Return the bits, down to `SHIFT`, of the entry with this rank, and its rank among equals.
+
+    Of the entries that share the `known` bits, those above, the next `WIDTH` bits are counted.
+    """
+    counts = tl.zeros((1 << WIDTH,), dtype=tl.int32)
+    for start in range(0, entries, CHUNK):
+        bits = _bits(matrix, start, entries, CHUNK)
+        alike = (bits >= 0) & ((bits >> (SHIFT + WIDTH)) == known)
+        digits = (bits >> SHIFT) & ((1 << WIDTH) - 1)
+        counts += tl.histogram(digits, 1 << WIDTH, mask=alike)
+    digit = tl.sum((tl.cumsum(counts, 0) <= rank).to(tl.int32), 0)
+    before = tl.sum(tl.where(tl.arange(0, 1 << WIDTH) < digit, counts, 0), 0)
+    return (known << WIDTH) | digit, rank - before
+
+
+@jit
+def _quantile(samples, out, entries, coarse, fine, CHUNK: tl.constexpr):
+    stack = tl.program_id(0)
+    matrix = samples + stack.to(tl.int64) * entries
+    zeros = tl.zeros((CHUNK,), dtype=tl.int32)
+    for start in range(0, entries, CHUNK):
+        zeros += (_bits(matrix, start, entries, CHUNK) == 0).to(tl.int32)
+    last = tl.maximum(entries - tl.sum(zeros, 0) - 1, 0)
+    position = last.to(tl.float64) * coarse + last.to(tl.float64) * fine
+    lower = tl.minimum(position.to(tl.int32), last)
+    weight = (position - lower.to(tl.float64)).to(tl.float32)
+    rank = entries - 1 - last + lower
+    known, left = _next_digit(matrix, entries, 0, rank, 20, 11, CHUNK)
+    known, left = _next_digit(matrix, entries, known, left, 9, 11, CHUNK)
+    low, left = _next_digit(matrix, entries, known, left, 0, 9, CHUNK)
+    # The entry that follows is as large, or the least of those that are larger.
+    through = tl.zeros((CHUNK,), dtype=tl.int32)
+    larger = tl.full((CHUNK,), 0x7FFFFFFF, dtype=tl.int32)
+    for start in range(0, entries, CHUNK):
+        bits = _bits(matrix, start, entries, CHUNK)
+        through += ((bits >= 0) & (bits <= low)).to(tl.int32)
+        larger = tl.minimum(larger, tl.where(bits > low, bits, 0x7FFFFFFF))
+    alone = (tl.sum(through, 0) == rank + 1) & (lower < last)
+    high = tl.where(alone, tl.min(larger, 0), low)
+    start_value = low.to(tl.float32, bitcast=True)
+    step = high.to(tl.float32, bitcast=True) - start_value
+    tl.store(out + stack, start_value + weight * step)

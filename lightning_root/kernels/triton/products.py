@@ -20,28 +20,22 @@ GROUP: Final = 8
 
 
 def symmetric_product(a: Tensor, b: Tensor, tile: Tile) -> Tensor:
-    """The product a @ b where it is symmetric, accumulated in float32.
+    """Multiply a (*, m, p) by b (*, p, m), whose product is symmetric, accumulated in float32.
 
-    Args:
-        a: Shape (m, p) or (k, m, p), float32, bfloat16 or float16, any strides.
-        b: Shape (p, m) or (k, p, m), of the same dtype.
-        tile: How to cut it.
-
-    Returns:
-        Shape (m, m) or (k, m, m), of the same dtype; exactly symmetric outside the diagonal tiles.
+    float32, bfloat16 or float16, any strides; exactly symmetric outside the diagonal tiles.
     """
     return _run(a, b, None, 1.0, 0.0, tile)
 
 
 def quadratic(r: Tensor, b: float, c: float, tile: Tile) -> Tensor:
-    """B R + c R^2 for a symmetric R of shape (m, m) or (k, m, m), rounded once."""
+    """Compute b R + c R^2 for a symmetric R of shape (m, m) or (k, m, m), rounded once."""
     return _run(r, r, r, c, b, tile)
 
 
 def _run(
     a: Tensor, b: Tensor, addend: Tensor | None, alpha: float, beta: float, tile: Tile
 ) -> Tensor:
-    """Alpha a b + beta addend."""
+    """Compute alpha a b + beta addend."""
     m, depth = a.shape[-2:]
     out = torch.empty(*a.shape[:-1], m, dtype=a.dtype, device=a.device)
     stacks = [
@@ -72,7 +66,7 @@ def _run(
 
 @jit
 def _triangle_row(number):
-    """Row of the entry with this number, where a lower triangle is counted row by row."""
+    """Return the row of an entry, where those of a lower triangle are numbered row by row."""
     row = ((tl.sqrt(8.0 * number + 1.0) - 1.0) * 0.5).to(tl.int32)
     row = tl.where(row * (row + 1) // 2 > number, row - 1, row)  # the root may be rounded
     return tl.where((row + 1) * (row + 2) // 2 <= number, row + 1, row)
@@ -80,10 +74,8 @@ def _triangle_row(number):
 
 @jit
 def _tile_of(number, tiles, GROUP: tl.constexpr):
-    """Row and column of a tile: `GROUP` rows at a time, column by column, then their triangle.
-
-    The rows before row r have r (r + 1) / 2 tiles, so a group begins where its first row would.
-    """
+    """Return row and column: `GROUP` rows at a time, column by column, then their triangle."""
+    # The rows before row r have r (r + 1) / 2 tiles, so a group begins where its first row would.
     first = _triangle_row(number) // GROUP * GROUP
     rows = tl.minimum(GROUP, tiles - first)
     local = number - first * (first + 1) // 2
@@ -128,7 +120,7 @@ def _lower_tiles(
     rows = row * BLOCK + tl.arange(0, BLOCK)
     columns = column * BLOCK + tl.arange(0, BLOCK)
     inner = tl.arange(0, DEPTH)
-    # Beyond the last row others are read again: what comes of them is not written.
+    # Beyond the last row others are read again: their results are not written.
     left = a + stack * a_stack + (rows % m)[:, None] * a_row + inner[None, :] * a_column
     right = b + stack * b_stack + inner[:, None] * b_row + (columns % m)[None, :] * b_column
     total = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_root.kernels.rounding import (
     BLOCK,
     FROM_HALF,
-    LEAST_NORMAL,
+    MIN_NORMAL,
     MIXERS,
     PER_PLACE,
     PER_STEP,
@@ -28,31 +28,18 @@ ROWS: Final = 32
 
 
 def look_ahead_float8_(
-    gradient: Tensor,
-    buffer: Tensor,
-    step: Tensor,
-    out: Tensor,
+    gradient: Tensor,  # G, any floating dtype
+    buffer: Tensor,  # M as `optim.float8` stores it, uint8
+    step: Tensor,  # (), number of steps, float32, on the host or on the device; one more now
+    out: Tensor,  # N, float32, as large as G
     mu: float,
     *,
     nesterov: bool,
-    maximize: bool,
-    capturable: bool = False,
-    finite: Tensor | None = None,
+    maximize: bool,  # G counts negative
+    capturable: bool = False,  # a CUDA graph may hold this: `step` is read where the kernel runs
+    finite: Tensor | None = None,  # (); where it is False, M stays as it is and G counts as zero
 ) -> None:
-    """M <- mu M + G and N <- G + mu M, or M.
-
-    Args:
-        gradient: G, contiguous, any floating dtype.
-        buffer: M as `optim.float8` keeps it, uint8, which is changed.
-        step: How many steps there were, float32, without dimensions, on the host or on the device;
-            one more now.
-        out: N, float32, contiguous, as large as `gradient`.
-        mu: Of the momentum.
-        nesterov: Whether N looks ahead.
-        maximize: Whether G counts negative.
-        capturable: Whether a CUDA graph may hold this: `step` is then read where the kernel runs.
-        finite: Where it is False, M stays as it is and G counts as zero; no dimensions.
-    """
+    """Set M <- mu M + G and N <- G + mu M, or M without `nesterov`, all contiguous."""
     step.add_(1 if finite is None else finite)
     entries = gradient.numel()
     on_device = capturable or step.device.type != "cpu"
@@ -71,7 +58,7 @@ def look_ahead_float8_(
         ON_DEVICE=on_device,
         ROWS=ROWS,
         BLOCK=BLOCK,
-        LEAST_NORMAL=LEAST_NORMAL,
+        MIN_NORMAL=MIN_NORMAL,
         FROM_HALF=FROM_HALF,
         PER_STEP=PER_STEP,
         PER_PLACE=PER_PLACE,
@@ -82,7 +69,7 @@ def look_ahead_float8_(
 
 
 def decoded(buffer: Tensor, entries: int) -> Tensor:
-    """What a buffer means, in float32: exact, slow, and not by way of the kernels."""
+    """Decode a buffer to float32: exact, slow, and not by way of the kernels."""
     codes, exponents = buffer[:entries].int(), buffer[entries:].int()
     places, exponent = codes & 0xF, (codes >> 4) & 0x7
     value = torch.ldexp((places + 16 * (exponent > 0)) / 16.0, exponent.clamp(min=1) - 6)
@@ -92,7 +79,7 @@ def decoded(buffer: Tensor, entries: int) -> Tensor:
 
 @jit
 def advance(m, g, mu, finite, NESTEROV: tl.constexpr, GUARDED: tl.constexpr):
-    """M after this step, before it is rounded, and N."""
+    """Return M after this step, before it is rounded, and N."""
     advanced = g + mu * m
     if GUARDED:
         keep = tl.load(finite) == 0
@@ -103,7 +90,7 @@ def advance(m, g, mu, finite, NESTEROV: tl.constexpr, GUARDED: tl.constexpr):
 
 @jit
 def to_bfloat16(value, LARGEST: tl.constexpr, MIXER: tl.constexpr):
-    """The upper 16 bits after a number below 2^16 has been added."""
+    """Round stochastically: the upper 16 bits after a number below 2^16 has been added."""
     bits = tl.minimum(tl.maximum(value, -LARGEST), LARGEST).to(tl.int32, bitcast=True)
     noise = ((bits * MIXER) >> 16) & 0xFFFF
     return ((bits + noise) & -65536).to(tl.float32, bitcast=True).to(tl.bfloat16)
@@ -125,7 +112,7 @@ def _look_ahead_float8(
     ON_DEVICE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    LEAST_NORMAL: tl.constexpr,
+    MIN_NORMAL: tl.constexpr,
     FROM_HALF: tl.constexpr,
     PER_STEP: tl.constexpr,
     PER_PLACE: tl.constexpr,
@@ -153,24 +140,24 @@ def _look_ahead_float8(
     salts = (salts ^ (salts >> 15)) * SECOND_MIXER
     noise = (advanced.to(tl.int32, bitcast=True) ^ salts[None, :]) * FIRST_MIXER
     factor = ((254 - exponent) << 23).to(tl.float32, bitcast=True)[:, None]
-    written = _code(advanced, factor, (noise >> 13) & 0x7FFFF, LEAST_NORMAL)
+    written = _code(advanced, factor, (noise >> 13) & 0x7FFFF, MIN_NORMAL)
     tl.store(buffer + place, written.to(tl.uint8), mask=inside)
 
 
 @jit
 def _read(codes, FROM_HALF: tl.constexpr):
-    """By way of float16, of which a code is sign, the last bits of the exponent, and mantissa."""
+    """Decode by way of float16: a code is its sign, last exponent bits, and mantissa."""
     bits = codes.to(tl.int16)
     half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 6)
     return half.to(tl.float16, bitcast=True).to(tl.float32) * FROM_HALF
 
 
 @jit
-def _code(value, factor, noise, LEAST_NORMAL: tl.constexpr):
-    """Sign, exponent and mantissa of a value whose block's largest entry times factor is near 1."""
+def _code(value, factor, noise, MIN_NORMAL: tl.constexpr):
+    """Encode a value whose block's largest entry times factor is near 1."""
     scaled = tl.abs(value) * factor
-    below = (scaled.to(tl.int32, bitcast=True) - LEAST_NORMAL) >> 31  # all bits, or none
-    scaled += (below & LEAST_NORMAL).to(tl.float32, bitcast=True)
+    below = (scaled.to(tl.int32, bitcast=True) - MIN_NORMAL) >> 31  # all bits, or none
+    scaled += (below & MIN_NORMAL).to(tl.float32, bitcast=True)
     bits = (scaled.to(tl.int32, bitcast=True) + noise) >> 19
-    bits += ((below + 1) << 4) - (LEAST_NORMAL >> 19)
+    bits += ((below + 1) << 4) - (MIN_NORMAL >> 19)
     return tl.minimum(bits, 127) | ((value.to(tl.int32, bitcast=True) >> 24) & 0x80)

@@ -1,4 +1,4 @@
-"""How products are cut into tiles, and which kernels a kind of device is to use: plain data."""
+"""Tiles of products, and which kernels a kind of device is to use: plain data."""
 
 import math
 from dataclasses import dataclass
@@ -15,19 +15,12 @@ ALIGNED: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How a product is cut.
+    """The tile that each program of a product computes."""
 
-    Args:
-        block: Rows and columns of a tile of the result.
-        depth: Columns of the first factor that are taken at a time.
-        warps: Of a program.
-        stages: Loads that are under way at a time.
-    """
-
-    block: int
-    depth: int
+    block: int  # rows and columns of the result
+    depth: int  # columns of the first factor that are taken at a time
     warps: int
-    stages: int
+    stages: int  # loads that are under way at a time
 
 
 TILES: Final = (
@@ -36,50 +29,40 @@ TILES: Final = (
     Tile(128, 64, 4, 3),
     Tile(128, 64, 8, 3),
 )
-"""What is tried; the fastest of them is kept for each size."""
-
+"""Those that are tried; the fastest of them is used at each size."""
 
 TORCH: Final = -1
 """In place of the number of a tile: torch's own product."""
 
 DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)
-"""Of the iteration, for which there are kernels."""
+"""Dtypes of the iteration for which there are kernels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Which kernels are used on one kind of device, for one dtype of the iteration.
+    """Which kernels are used on one kind of device, for one dtype of the iteration."""
 
-    Args:
-        tiles: For each of `SIZES` the number of its tile in `TILES`, or `TORCH`.
-        passes: Whether momentum, threshold, clamp, norm and weights are taken by kernels.
-        rounds: Whether those that round momentum to 16 and 8 bits do so rightly.
-        forced: Whether kernels are also used for sizes at which they cannot be faster.
-    """
-
-    tiles: tuple[int, ...]
-    passes: bool
-    rounds: bool
-    forced: bool = False
+    tiles: tuple[int, ...]  # for each of `SIZES` the number of its tile in `TILES`, or `TORCH`
+    passes: bool  # for momentum, threshold, clamp, norm and weights
+    rounds: bool  # for momentum in 16 and 8 bits, which they round rightly
+    forced: bool = False  # also for sizes at which they cannot be faster
 
     def tile(self, m: int, n: int) -> Tile | None:
-        """The tile for m rows of n entries, None for torch's own product.
-
-        Half of the operations are saved of many tiles, none of a single one.
-        """
+        """Return the tile for m rows of n entries, None for torch's own product."""
         nearest = min(range(len(SIZES)), key=lambda i: abs(math.log(SIZES[i] / m)))
         number = self.tiles[nearest]
         if number == TORCH:
             return None
         tile = TILES[number]
+        # Of many tiles half of the operations are saved, of a single one none.
         pays = m > tile.block and m % ALIGNED == n % ALIGNED == 0
         return tile if pays or self.forced else None
 
 
-EVERYWHERE: Final = Tuning((0, 0, 0, 3, 3, 3), passes=True, rounds=True, forced=True)
+ALL_KERNELS: Final = Tuning((0, 0, 0, 3, 3, 3), passes=True, rounds=True, forced=True)
 """What `kernels="triton"` stands for."""
 
-EVERYWHERE_SINGLE: Final = Tuning((0,) * len(SIZES), passes=True, rounds=True, forced=True)
-"""The same for float32, of which large tiles do not fit into registers."""
+ALL_KERNELS_FLOAT32: Final = Tuning((0,) * len(SIZES), passes=True, rounds=True, forced=True)
+"""In float32, of which large tiles do not fit into registers."""
 
-NOWHERE: Final = Tuning((TORCH,) * len(SIZES), passes=False, rounds=False)
+NO_KERNELS: Final = Tuning((TORCH,) * len(SIZES), passes=False, rounds=False)

@@ -1,8 +1,8 @@
-"""Where Triton's kernels are used: where they were measured to be faster, once per GPU.
+"""Triton's kernels are used where they were measured to be faster, once per GPU.
 
-What is kept and read again is which tile is the fastest at each size, so that the same kernels are
-chosen from run to run and results stay the same bit for bit. A kernel that fails to compile, or
-whose result is not as close to the exact one as torch's, is not used.
+The fastest tile at each size is saved and loaded again, so that the same kernels are chosen from
+run to run and results stay the same bit for bit. A kernel that fails to compile, or whose result is
+not as close to the exact one as torch's, is not used.
 """
 
 import importlib.util
@@ -12,12 +12,12 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
 
-from lightning_root.kernels.kept import kept, machine_file
+from lightning_root.kernels.rates import load_or_measure, machine_file
 from lightning_root.kernels.triton.tiles import (
+    ALL_KERNELS,
+    ALL_KERNELS_FLOAT32,
     DTYPES,
-    EVERYWHERE,
-    EVERYWHERE_SINGLE,
-    NOWHERE,
+    NO_KERNELS,
     SIZES,
     TILES,
     TORCH,
@@ -52,15 +52,15 @@ def tuning_for(option: KernelOption, device: torch.device, dtype: torch.dtype) -
                 '`kernels="triton"` needs the package `triton` and a CUDA device, and the '
                 f'parameters are on {str(device)!r}; leave `kernels` at "auto"'
             )
-        return EVERYWHERE_SINGLE if dtype == torch.float32 else EVERYWHERE
+        return ALL_KERNELS_FLOAT32 if dtype == torch.float32 else ALL_KERNELS
     if device.type != "cuda" or not can_run(device):
         return None
     found = tuned(device, dtype)
-    return None if found == NOWHERE else found
+    return None if found == NO_KERNELS else found
 
 
 def can_run(device: torch.device) -> bool:
-    """Whether Triton is installed and has something to do with such a device."""
+    """Return whether Triton is installed and runs on such a device."""
     if not _installed():
         return False
     if device.type == "cuda":
@@ -72,36 +72,40 @@ def can_run(device: torch.device) -> bool:
 
 @cache
 def _installed() -> bool:
+    """Return whether the package `triton` is there."""
     return importlib.util.find_spec("triton") is not None
 
 
 @cache
 def _name(device: torch.device, dtype: torch.dtype) -> str:
+    """Return a key for a kind of device and a dtype."""
     return f"{torch.cuda.get_device_name(device)} {str(dtype).removeprefix('torch.')}"
 
 
 def tuned(device: torch.device, dtype: torch.dtype) -> Tuning:
-    """What was measured on this kind of device, measured now if it never was."""
+    """Return what was measured on this kind of device, measured now if it never was."""
     name = _name(device, dtype)
     if name not in _known:
         from lightning_root.kernels.triton.measurement import measure  # which imports Triton
 
         file = machine_file(f"{name} torch {torch.__version__}")
-        _known[name] = kept(file, lambda: measure(device, dtype), _read) or NOWHERE
+        found = load_or_measure(file, lambda: measure(device, dtype), _parse)
+        _known[name] = found or NO_KERNELS
     return _known[name]
 
 
 def tunings_in_use() -> dict[str, Tuning]:
-    """What this process has chosen, by device and dtype."""
+    """Return what this process goes by, by device and dtype."""
     return dict(_known)
 
 
 def adopt_tunings(others: Mapping[str, Tuning]) -> None:
-    """Choose by these from now on."""
+    """Go by these from now on."""
     _known.update(others)
 
 
-def _read(values: Mapping[str, Any]) -> Tuning | None:
+def _parse(values: Mapping[str, Any]) -> Tuning | None:
+    """Read what was saved; None if it is damaged."""
     tiles = tuple(map(int, values["tiles"]))
     sound = len(tiles) == len(SIZES) and all(TORCH <= tile < len(TILES) for tile in tiles)
     return Tuning(tiles, bool(values["passes"]), bool(values["rounds"])) if sound else None

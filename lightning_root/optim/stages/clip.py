@@ -47,7 +47,7 @@ def bounds_by_kernels(directions: Tensor, largest: Tensor, group: Group) -> Tens
         return largest
     if mode == "exact" or quantile == "auto":
         return outlier_threshold(directions, quantile, mode=mode)
-    from lightning_root.kernels.triton.threshold import sampled_threshold
+    from lightning_root.kernels.triton.passes import sampled_threshold
 
     bounds = sampled_threshold(directions, quantile)
     return torch.where(bounds > 0, bounds, largest)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_root.functional import Triple
 from lightning_root.kernels import orthogonalize, orthogonalize_unit, resolved_form, tuning_for
-from lightning_root.kernels.triton.tuning import Tuning
+from lightning_root.kernels.triton.tiles import Tuning
 from lightning_root.optim.blocks import Group, MatrixBlock
 from lightning_root.optim.options import iteration_dtype
 

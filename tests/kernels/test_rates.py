@@ -7,8 +7,8 @@ import torch
 
 from lightning_root import lookup
 from lightning_root.kernels import rates as rates_module
-from lightning_root.kernels.choice import cheapest_form, costs
-from lightning_root.kernels.rates import SIZES, STANDING, Rates, rates, rates_file
+from lightning_root.kernels.forms import cheapest_form, costs
+from lightning_root.kernels.rates import DEFAULT_RATES, SIZES, Rates, rates, rates_file
 
 IDEAL = Rates(eigh=(9.0,) * len(SIZES), symmetric=(0.5,) * len(SIZES), fused=(1.0,) * len(SIZES))
 
@@ -60,10 +60,10 @@ def test_low_precision_and_accelerators_take_what_has_been_tried():
 
 
 def test_rates_between_sizes_lie_between(fresh):
-    low, high = STANDING.at(256)[0], STANDING.at(384)[0]
-    assert min(low, high) < STANDING.at(300)[0] < max(low, high)
-    assert STANDING.at(8) == STANDING.at(64)
-    assert STANDING.at(9000) == STANDING.at(1024)
+    low, high = DEFAULT_RATES.at(256)[0], DEFAULT_RATES.at(384)[0]
+    assert min(low, high) < DEFAULT_RATES.at(300)[0] < max(low, high)
+    assert DEFAULT_RATES.at(8) == DEFAULT_RATES.at(64)
+    assert DEFAULT_RATES.at(9000) == DEFAULT_RATES.at(1024)
 
 
 def test_rates_are_measured_once_and_kept(fresh, monkeypatch):
@@ -107,7 +107,7 @@ def test_where_nothing_can_be_kept_nothing_is_measured(fresh, monkeypatch):
     (fresh / "a_file").touch()
     monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(fresh / "a_file" / "below"))
     monkeypatch.setattr(rates_module, "measure", lambda: pytest.fail("measured for nothing"))
-    assert rates(1) == STANDING
+    assert rates(1) == DEFAULT_RATES
 
 
 def test_a_measurement_gives_sound_numbers(fresh, monkeypatch):
