@@ -15,7 +15,7 @@ from lightning_root._files import write_json
 from lightning_root.cli.terminal import progress
 from lightning_root.coefficients import Coefficients, fit_coefficients, lookup, training_model
 from lightning_root.coefficients.published import NEWTON_SCHULZ
-from lightning_root.coefficients.table import RATIOS, ROWS, STEPS, TABLE, grid_shape
+from lightning_root.coefficients.store import RATIOS, ROWS, STEPS, TABLE, grid_shape
 
 OTHER_SHAPES = [
     (48, 48),

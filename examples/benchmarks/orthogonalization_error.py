@@ -46,7 +46,7 @@ from lightning_root._files import write_json
 from lightning_root.coefficients import fit_coefficients
 from lightning_root.coefficients.published import TABLE_1
 from lightning_root.coefficients.shapes import Shape
-from lightning_root.coefficients.table import TABLE
+from lightning_root.coefficients.store import TABLE
 
 MODULE = "examples.benchmarks.orthogonalization_error"
 STEPS = (3, 4, 5, 6)

@@ -1,4 +1,4 @@
-"""What a coefficient set can do to any singular value: its exact range, not a sample of it."""
+"""The exact range of a coefficient set over all singular values, not over a sample of them."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_root.coefficients.solver import compose
 from lightning_root.functional import Triple, newton_schulz
 
 
@@ -87,7 +86,7 @@ def bfloat16_error(triples: Sequence[Triple]) -> float:
 
 
 def _probe(triples: tuple[Triple, ...]) -> tuple[Tensor, Tensor]:
-    """A matrix with known singular value decomposition, and its exact image."""
+    """Return a matrix with known singular value decomposition, and its exact image."""
     m, n = 64, 96
     sigma = torch.logspace(-3, 0, m, dtype=torch.float64, device="cpu")
     sigma = sigma / sigma.norm()
@@ -97,7 +96,7 @@ def _probe(triples: tuple[Triple, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _cosines(size: int) -> Tensor:
-    """The orthogonal matrix of the discrete cosine transform."""
+    """Return the orthogonal matrix of the discrete cosine transform."""
     index = torch.arange(size, dtype=torch.float64, device="cpu")
     matrix = torch.cos(math.pi / size * torch.outer(index + 0.5, index)) * math.sqrt(2.0 / size)
     matrix[:, 0] /= math.sqrt(2.0)
@@ -105,13 +104,14 @@ def _cosines(size: int) -> Tensor:
 
 
 def _evaluate(triple: Triple, x: float) -> float:
+    """Evaluate one step."""
     a, b, c = triple
     square = x * x
     return x * (a + square * (b + square * c))
 
 
 def critical_points(triple: Triple) -> list[float]:
-    """Real roots of a + 3 b x^2 + 5 c x^4, a quadratic in y = x^2."""
+    """Return the real roots of a + 3 b x^2 + 5 c x^4, a quadratic in y = x^2."""
     a, b, c = triple
     if c == 0.0:
         squares = [] if b == 0.0 else [-a / (3.0 * b)]
@@ -123,3 +123,16 @@ def critical_points(triple: Triple) -> list[float]:
         squares = [q / (5.0 * c)] + ([a / q] if q != 0.0 else [])
     roots = [math.sqrt(y) for y in squares if y > 0.0]
     return [*roots, *(-root for root in roots)]
+
+
+def compose(
+    triples: Tensor,  # (*batch, T, 3)
+    x: Tensor,  # (nodes,)
+    stretch: Tensor | float = 1.0,  # (nodes,)
+) -> Tensor:  # (*batch, nodes)
+    """Evaluate p_T at every x; not finite where it overflows."""
+    for a, b, c in (step.unsqueeze(-1).unbind(-2) for step in triples.unbind(-2)):
+        x = stretch * x
+        square = x * x
+        x = x * (a + square * (b + square * c))
+    return x

@@ -12,12 +12,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lightning_root.coefficients.certificate import output_range
-from lightning_root.coefficients.minimax import greedy_schedule
+from lightning_root.coefficients.certificate import compose, output_range
 from lightning_root.coefficients.published import MUON, TABLE_1
 from lightning_root.coefficients.record import Coefficients, certified
 from lightning_root.coefficients.shapes import check_shape
-from lightning_root.coefficients.solver import Targets, compose, descend
+from lightning_root.coefficients.solver import Targets, descend, greedy_schedule
 from lightning_root.coefficients.spectra import (
     Spectrum,
     log_uniform,
@@ -26,11 +25,11 @@ from lightning_root.coefficients.spectra import (
 )
 from lightning_root.functional import Triple
 
-LARGEST_INPUT = 1.02
+MAX_INPUT = 1.02
 """Round-off pushes singular values past 1, in bfloat16 by less than this."""
 
-LARGEST_OUTPUT = 1.3
-"""No fitted set sends a singular value in [0, `LARGEST_INPUT`] above this."""
+MAX_OUTPUT = 1.3
+"""No fitted set sends a singular value in [0, `MAX_INPUT`] above this."""
 
 SLACK = 2.0**-8
 """Nor does a schedule with a triple per step when every singular value is off by this share, one
@@ -102,19 +101,11 @@ def fit_schedule(
     per_step: bool = True,
     starts: Sequence[Sequence[Triple]] = (),
 ) -> tuple[Triple, ...]:
-    """The schedule with the smallest mean of (p_T(sigma) - 1)^2 among the bounded ones.
+    """Find the schedule with the smallest mean of (p_T(sigma) - 1)^2 among the bounded ones.
 
-    Bounded: no singular value in [0, 1.02] is sent outside [0, 1.3], although each may be off by
-    0.4 % at every step. p_T is also asked, at a price, to stay below 1.15 on [0, 1] and, from 5
-    steps on, above 0.6 on [1e-3, 1]. Bounds are demanded at a few hundred points; where p_T breaks
-    one between them, that point is added and the fit goes on (the exchange method of semi-infinite
-    programming). Values are rounded to nine digits before they are judged.
-
-    Args:
-        spectrum: What to be good at.
-        steps: T.
-        per_step: A triple for every step; False fits the paper's single triple.
-        starts: Schedules of T triples to start from, besides the standing ones.
+    Bounds are demanded at a few hundred points; where p_T breaks one between them, that point is
+    added and the fit goes on (the exchange method of semi-infinite programming). Values are rounded
+    to nine digits before they are judged.
     """
     first = [*starts, *_starting_points(steps, per_step)]
     schedules = torch.tensor(first, dtype=torch.float64, device="cpu")
@@ -135,20 +126,21 @@ def fit_schedule(
 
 
 def is_bounded(triples: Sequence[Triple]) -> bool:
-    """Whether no singular value in [0, 1.02] is sent outside [0, 1.3], round-off included."""
+    """Return whether no value in [0, 1.02] is sent outside [0, 1.3], round-off included."""
     slack = SLACK if len(set(triples)) > 1 else 0.0
-    low, high = output_range(triples, upper=LARGEST_INPUT / (1.0 + slack), slack=slack)
-    return low >= 0.0 and high <= LARGEST_OUTPUT
+    low, high = output_range(triples, upper=MAX_INPUT / (1.0 + slack), slack=slack)
+    return low >= 0.0 and high <= MAX_OUTPUT
 
 
 def _wanted(spectrum: Spectrum) -> Targets:
+    """Return the targets of a spectrum: 1 at every node."""
     one = torch.ones_like(spectrum.sigma)
     return Targets(spectrum.sigma, one, one, spectrum.weight, one)
 
 
 @lru_cache(maxsize=16)
 def _bounds(per_step: bool, steps: int) -> Targets:
-    """Where p_T shall lie at 6400 inputs up to 1, and at as many up to 1.02 with round-off."""
+    """Return bounds at 6400 inputs up to 1, and at as many up to 1.02 with round-off."""
     x = torch.cat(
         [
             torch.logspace(-4, -1, 1600, dtype=torch.float64, device="cpu"),
@@ -158,9 +150,9 @@ def _bounds(per_step: bool, steps: int) -> Targets:
     one = torch.ones_like(x)
     low = (2.0 * x).clamp(max=0.1)  # positive: no direction is ever turned round
     price = one * (_PRICE / len(x))
-    largest = LARGEST_OUTPUT - 0.05
+    largest = MAX_OUTPUT - 0.05
     stretch = 1.0 + (SLACK if per_step else 0.0)
-    rounded = x * (LARGEST_INPUT / stretch)
+    rounded = x * (MAX_INPUT / stretch)
     safe = Targets(rounded, low + _MARGIN, one * (largest - _MARGIN), price, one * stretch)
     if not per_step:
         return safe
@@ -170,7 +162,7 @@ def _bounds(per_step: bool, steps: int) -> Targets:
 
 
 def _thinned(targets: Targets, stride: int = 32) -> Targets:
-    """Every `stride`-th node, more where p_T is steepest, at the price of all."""
+    """Take every `stride`-th node, more where p_T is steepest, at the price of all."""
     number = torch.arange(len(targets.x), device="cpu").flip(0)  # the largest input is one of them
     every = torch.where(targets.x > 0.98, stride // 8, stride)
     thinned = _chosen(targets, number % every == 0)
@@ -180,7 +172,7 @@ def _thinned(targets: Targets, stride: int = 32) -> Targets:
 def _ranked(
     schedules: Tensor, spectrum: Spectrum, bounds: Targets
 ) -> list[tuple[float, tuple[Triple, ...]]]:
-    """The bounded ones, with their error, a tenth more where a lesser bound is broken."""
+    """Return the bounded ones with their errors, a tenth more where a lesser bound is broken."""
     result = []
     for schedule, broken in zip(schedules, _broken(schedules, bounds).any(1).tolist(), strict=True):
         triples = _as_triples(schedule)
@@ -191,17 +183,18 @@ def _ranked(
 
 
 def _as_triples(schedule: Tensor) -> tuple[Triple, ...]:
+    """Round a schedule to nine digits."""
     rows = [[float(f"{value:.9g}") for value in row] for row in schedule.tolist()]
     return tuple((a, b, c) for a, b, c in rows)
 
 
 def _chosen(targets: Targets, mask: Tensor) -> Targets:
-    """The nodes under the mask."""
+    """Return the nodes under the mask."""
     return Targets(*(field[mask] for field in vars(targets).values()))
 
 
 def _broken(schedules: Tensor, bounds: Targets) -> Tensor:  # (k, nodes), bool
-    """Where each schedule breaks a bound by more than the margin, worst places only."""
+    """Mark where each schedule breaks a bound by more than the margin, worst places only."""
     value = compose(schedules, bounds.x, bounds.stretch)
     excess = torch.maximum(value - bounds.high, bounds.low - value).nan_to_num(nan=torch.inf)
     peak = torch.ones_like(excess, dtype=torch.bool)
@@ -211,6 +204,7 @@ def _broken(schedules: Tensor, bounds: Targets) -> Tensor:  # (k, nodes), bool
 
 
 def _starting_points(steps: int, per_step: bool) -> tuple[tuple[Triple, ...], ...]:
+    """Return the schedules that every fit starts from."""
     if not per_step:
         return tuple((triple,) * steps for triple in (MUON, *TABLE_1.values()))
     return minimax_schedules(steps)
@@ -218,13 +212,12 @@ def _starting_points(steps: int, per_step: bool) -> tuple[tuple[Triple, ...], ..
 
 @lru_cache(maxsize=16)
 def minimax_schedules(steps: int) -> tuple[tuple[Triple, ...], ...]:
-    """The schedules that are best for the worst singular value of an interval, for many intervals.
+    """Return the schedules that are best for the worst singular value of one of many intervals.
 
-    What a fit starts from, and what it is measured by before it is worth its time. Bounded as a fit
-    is, except for some of those with a cushion.
+    Bounded as a fit is, except for some of those with a cushion.
     """
     return tuple(
-        greedy_schedule(lower, steps, LARGEST_INPUT + 0.01, cushion, SLACK)
+        greedy_schedule(lower, steps, MAX_INPUT + 0.01, cushion, SLACK)
         for lower in (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 1e-2, 3e-2)
         for cushion in (0.0, 0.02, 0.05, 0.1)
     )

@@ -5,7 +5,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from lightning_root.coefficients.files import load_coefficients
 from lightning_root.coefficients.fit import SLACK, fit_coefficients
 from lightning_root.coefficients.published import (
     AUTHORS_SCRIPT,
@@ -15,11 +14,10 @@ from lightning_root.coefficients.published import (
     PUBLISHED,
     TABLE_1,
 )
-from lightning_root.coefficients.record import Coefficients, certified
+from lightning_root.coefficients.record import Coefficients, certified, load_coefficients
 from lightning_root.coefficients.shapes import Shape, check_shape, shape_text
 from lightning_root.coefficients.spectra import training_model
-from lightning_root.coefficients.store import FitKey, remembered
-from lightning_root.coefficients.table import in_table, shipped
+from lightning_root.coefficients.store import FitKey, get_or_fit, in_table, shipped
 from lightning_root.functional import Triple, as_schedule
 from lightning_root.functional.orthogonalize import check_steps
 
@@ -84,7 +82,7 @@ def lookup(
 
 
 def needs_fit(shape: Sequence[int], coefficients: object, steps: int) -> bool:
-    """Whether `lookup` fits, or reads the cache, for this shape: the same on every rank."""
+    """Return whether `lookup` fits, or reads the cache, for this shape: alike on every rank."""
     shape = check_shape(shape)
     if isinstance(coefficients, Mapping):
         given = shape_text(shape) in coefficients
@@ -95,41 +93,33 @@ def needs_fit(shape: Sequence[int], coefficients: object, steps: int) -> bool:
 
 
 def schedules_from_file(path: str | Path, steps: int) -> dict[str, Any]:
-    """The schedules of `steps` triples in a JSON file, as a mapping from shape.
-
-    Raises:
-        ValueError: If the file is not readable, or holds no schedule of that length for a shape.
-    """
+    """Return the schedules of `steps` triples in a JSON file, by shape, or raise ValueError."""
     check_steps(steps)
-    entries = [entry for entry in load_coefficients(path) if entry.shape is not None]
-    fitting = {_key(entry): entry.triples for entry in entries if entry.steps == steps}
+    entries = [(entry.shape, entry) for entry in load_coefficients(path) if entry.shape]
+    fitting = {shape_text(shape): e.triples for shape, e in entries if e.steps == steps}
     if not fitting:
-        lengths = sorted({entry.steps for entry in entries})
+        lengths = sorted({entry.steps for _, entry in entries})
         raise ValueError(f"`{path}` holds schedules of {lengths} steps for shapes, not of {steps}")
     return {OTHERWISE: "adaptive", **fitting}
 
 
-def _key(entry: Coefficients) -> str:
-    assert entry.shape is not None
-    return shape_text(entry.shape)
-
-
 @lru_cache(maxsize=4096)
 def _explicit(triples: tuple[Triple, ...], source: str) -> Coefficients:
+    """Certify triples that the user gave."""
     return certified(triples, source)
 
 
 def _lookup_name(shape: Shape, name: str, steps: int) -> Coefficients:
-    if name == "adaptive" and not in_table(shape):
-        return remembered(FitKey(name, shape, steps), lambda: _fit_adaptive(shape, steps))
-    if name == "paper" and not (steps == 5 and shape in TABLE_1):
-        return remembered(FitKey(name, shape, steps), lambda: _fit_paper(shape, steps))
+    """Return the set of that name, which may need a fit."""
+    if needs_fit(shape, name, steps):
+        fit = _fit_adaptive if name == "adaptive" else _fit_paper
+        return get_or_fit(FitKey(name, shape, steps), lambda: fit(shape, steps))
     return _listed(shape, name, steps)
 
 
 @lru_cache(maxsize=4096)
 def _listed(shape: Shape, name: str, steps: int) -> Coefficients:
-    """What needs no fit."""
+    """Return a set that needs no fit."""
     if name == "adaptive":
         triples, neighbour = shipped(shape, steps)
         return certified(triples, f"the shipped table, {shape_text(neighbour)}", shape=shape)
@@ -148,18 +138,21 @@ def _listed(shape: Shape, name: str, steps: int) -> Coefficients:
 
 
 def _fit_adaptive(shape: Shape, steps: int) -> Coefficients:
+    """Fit a triple per step to the model of training."""
     fitted = fit_coefficients(shape, min(steps, 8), training_model(*shape, steps))
     triples = _extended(fitted.triples, steps)
     return certified(triples, "fitted to the model of training", shape=shape)
 
 
 def _fit_paper(shape: Shape, steps: int) -> Coefficients:
+    """Fit one triple, as the paper does."""
     fitted = fit_coefficients(shape, min(steps, 12), per_step=False)
     triples = (fitted.triples[0],) * steps
     return certified(triples, "one triple, fitted to Gaussian matrices", shape=shape)
 
 
 def _published(shape: Shape, steps: int) -> Coefficients:
+    """Return the set of the authors' script."""
     triples = (AUTHORS_SCRIPT.get(shape, MUON),) * steps
     if shape == (2048, 2048) and steps <= 5:
         source = "the authors' script, unstable beyond 5 steps"
@@ -169,7 +162,7 @@ def _published(shape: Shape, steps: int) -> Coefficients:
 
 
 def with_margin(schedule: Sequence[Triple], margin: float) -> tuple[Triple, ...]:
-    """The schedule with its input divided by `margin`, and by 1.004 before the steps between.
+    """Divide the input of a schedule by `margin`, and by 1.004 before the steps between.
 
     As published, inputs past 1 and round-off in bfloat16 drive the steepest schedules beyond the
     interval on which their polynomials are small: CANS turns a constant matrix into 1e11.

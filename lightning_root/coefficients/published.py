@@ -19,20 +19,13 @@ NEWTON_SCHULZ: Final[Triple] = (1.875, -1.25, 0.375)
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published schedule for all shapes.
+    """A published schedule for all shapes."""
 
-    Args:
-        triples: One (a, b, c) per step, as published.
-        source: Who published it.
-        then: The step that continues it beyond its length.
-        margin: What the first input is divided by, as room for round-off; see
-            `lookup.with_margin`. None for a schedule that needs none, in bfloat16 either.
-    """
-
-    triples: tuple[Triple, ...]
+    triples: tuple[Triple, ...]  # one per step, as published
     source: str
-    then: Triple = NEWTON_SCHULZ
+    then: Triple = NEWTON_SCHULZ  # the step that continues it beyond its length
     margin: float | None = None
+    """Room for round-off, by which `lookup.with_margin` divides the first input; None for none."""
 
 
 _SAFETY: Final = 1.01

@@ -1,15 +1,19 @@
-"""A coefficient set with its papers: where it comes from, what it is for, what it can do."""
+"""A coefficient set with its source and certificate, and files of such sets."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
+from lightning_root._files import read_json, write_json
 from lightning_root.coefficients.certificate import bfloat16_error, output_range, stable_input
 from lightning_root.coefficients.shapes import Shape
 from lightning_root.coefficients.spectra import Spectrum, marchenko_pastur
 from lightning_root.functional import Triple, as_schedule
+
+FORMAT: Final = "lightning_root coefficients 1"
 
 BOUND: Final = 2.0
 """Sets that send a singular value in [0, 1] above this are refused; sound ones stay below 1.3."""
@@ -100,7 +104,7 @@ class Coefficients:
 
 
 def _shape(sizes: Any) -> Shape:
-    """Two sizes from a file, the smaller first."""
+    """Return two sizes from a file, the smaller first, or raise ValueError."""
     whole = isinstance(sizes, list | tuple) and all(type(size) is int for size in sizes)
     if not whole or len(sizes) != 2 or min(sizes) < 1:
         raise ValueError(f"`shape` must be two sizes >= 1 or null, got {sizes!r}")
@@ -115,17 +119,9 @@ def certified(
     spectrum: Spectrum | None = None,
     trusted: bool = False,
 ) -> Coefficients:
-    """A set with its certificate, refused if p_T leaves [-2, 2] on [0, 1].
+    """Certify a set; raise ValueError if p_T leaves [-2, 2] on [0, 1], unless it is trusted.
 
-    Args:
-        triples: One (a, b, c) per step.
-        source: Where the numbers come from, in words.
-        shape: What it is for.
-        spectrum: What `mse` is computed on; the Gaussian law of `shape` if not given.
-        trusted: Do not refuse.
-
-    Raises:
-        ValueError: If it is unbounded.
+    `mse` is computed on `spectrum`, or else on the Gaussian law of `shape`.
     """
     low, high = output_range(triples)
     if max(-low, high) > BOUND and not trusted:
@@ -144,3 +140,44 @@ def certified(
         spectrum=spectrum.name if spectrum is not None else None,
         mse=spectrum.mean_square_error(triples) if spectrum is not None else None,
     )
+
+
+def save_coefficients(path: str | Path, coefficients: Iterable[Coefficients]) -> None:
+    """Write coefficient sets to a JSON file, which `coefficients=` and `load_coefficients` read.
+
+    Args:
+        path: The file; it is replaced as a whole or not at all.
+        coefficients: Sets for any shapes and numbers of steps.
+    """
+    rows = [entry.as_dict() for entry in coefficients]
+    write_json(path, {"format": FORMAT, "coefficients": rows})
+
+
+def load_coefficients(path: str | Path) -> list[Coefficients]:
+    """Read the sets of a JSON file; certificates are computed again.
+
+    Args:
+        path: A file that `save_coefficients` wrote.
+
+    Returns:
+        All sets, in their order.
+
+    Raises:
+        ValueError: If the file is missing or malformed, or a set in it is unbounded.
+    """
+    values = read_json(path)
+    rows = values.get("coefficients") if isinstance(values, Mapping) else None
+    if not isinstance(rows, list) or not rows or values.get("format") != FORMAT:
+        raise ValueError(
+            f"`{path}` is not a file of coefficients: it needs `format` {FORMAT!r} and a list "
+            "`coefficients`. `python -m lightning_root coefficients fit --output FILE` writes one"
+        )
+    return [_entry(path, row) for row in rows]
+
+
+def _entry(path: str | Path, row: Any) -> Coefficients:
+    """Read one set of a file, which an error names."""
+    try:
+        return Coefficients.from_dict(row)
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"`{path}` has a malformed entry: {error}") from error

@@ -1,15 +1,25 @@
-"""Levenberg-Marquardt for compositions of odd quintics, from many starting points at a time.
+"""Numerical methods for compositions of odd quintics: least squares, and the best worst case.
 
-A schedule of T triples is fitted to intervals: at every node x, p_T(x) shall lie in [low, high],
-and the sum of weight * distance^2 is minimised. A spectrum asks for [1, 1]; a bound asks for less
-than a ceiling. Derivatives are exact, so a few hundred cheap steps reach optima that lie at the end
-of long flat valleys. float64 and deterministic; what overflows is a step that is not taken.
+Levenberg-Marquardt fits a schedule of T triples to intervals, from many starting points at a time:
+at every node x, p_T(x) shall lie in [low, high], and the sum of weight * distance^2 is minimised. A
+spectrum asks for [1, 1]; a bound asks for less than a ceiling. Derivatives are exact, so a few
+hundred cheap steps reach optima that lie at the end of long flat valleys. float64 and
+deterministic; what overflows is a step that is not taken.
+
+Remez exchange finds the best odd quintic on [l, u], which takes its largest error at l, at two
+points between, and at u, with alternating signs (Chebyshev). Applying the best one to what the
+steps before have left is optimal for the worst singular value of [l, u] (arXiv:2505.16932): where a
+fit starts from.
 """
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from lightning_root.coefficients.certificate import critical_points, output_range
+from lightning_root.functional import Triple
 
 _TRIALS = ((15, 12), (25, 4))
 """After so many iterations, so many of the starting points are left."""
@@ -20,57 +30,26 @@ _TOLERANCE = 1e-4  # relative gain of the best in 50 iterations, below which not
 
 @dataclass(frozen=True)
 class Targets:
-    """Where p_T shall lie; every field has the shape (nodes,) and dtype float64.
+    """Intervals in which p_T shall lie; every field has the shape (nodes,) and dtype float64."""
 
-    Args:
-        x: Inputs.
-        low: Smallest output that costs nothing.
-        high: Largest output that costs nothing.
-        weight: Price of the squared distance to [low, high].
-        stretch: Factor on what enters every step: 1, or a little more where p_T shall keep its
-            place although round-off pushes singular values up on the way.
-    """
-
-    x: Tensor
-    low: Tensor
-    high: Tensor
-    weight: Tensor
-    stretch: Tensor
+    x: Tensor  # inputs
+    low: Tensor  # smallest output that costs nothing
+    high: Tensor  # largest output that costs nothing
+    weight: Tensor  # price of the squared distance to [low, high]
+    stretch: Tensor  # factor on what enters every step, above 1 as room for round-off
 
     def __add__(self, other: "Targets") -> "Targets":
-        """Both demands."""
+        """Join the nodes of both."""
         names = [field.name for field in fields(self)]
         return Targets(*(torch.cat((getattr(self, n), getattr(other, n))) for n in names))
-
-
-def compose(
-    triples: Tensor,  # (*batch, T, 3)
-    x: Tensor,  # (nodes,)
-    stretch: Tensor | float = 1.0,  # (nodes,)
-) -> Tensor:  # (*batch, nodes)
-    """p_T at every x; not finite where it overflows."""
-    for a, b, c in (step.unsqueeze(-1).unbind(-2) for step in triples.unbind(-2)):
-        x = stretch * x
-        square = x * x
-        x = x * (a + square * (b + square * c))
-    return x
 
 
 def descend(
     starts: Tensor,  # (k, T, 3)
     targets: Targets,
-    shared: bool = False,
+    shared: bool = False,  # one triple for all steps; all rows of each start must be equal
 ) -> tuple[Tensor, Tensor]:  # (j, T, 3), (j,)
-    """Minimise the misfit from each starting point; best first.
-
-    Args:
-        starts: Schedules to start from.
-        targets: What p_T shall do.
-        shared: One triple for all steps; all rows of each start must be equal.
-
-    Returns:
-        Those that were not given up on the way, at most 4, and their misfits.
-    """
+    """Minimise the misfit from each start; return the best 4 or fewer and their misfits."""
     triples = starts
     for iterations, left in _TRIALS:
         if len(triples) > left:
@@ -84,7 +63,7 @@ def descend(
 def _iterate(
     triples: Tensor, targets: Targets, shared: bool, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Damped Gauss-Newton steps; each schedule has its own damping and never gets worse."""
+    """Take damped Gauss-Newton steps; each schedule has its own damping and never gets worse."""
     count = len(triples)
     misfit, gradient, hessian = _normal_equations(triples, targets, shared)
     damping = misfit.new_full((count, 1), 1e-3)
@@ -110,7 +89,7 @@ def _iterate(
 def _normal_equations(
     triples: Tensor, targets: Targets, shared: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Misfit (k,), half its gradient (k, P) and its Gauss-Newton Hessian (k, P, P)."""
+    """Return misfit (k,), half its gradient (k, P) and its Gauss-Newton Hessian (k, P, P)."""
     value, jacobian = _value_and_jacobian(triples, targets.x, targets.stretch)
     distance = value - value.clamp(targets.low, targets.high)
     price = targets.weight.sqrt()
@@ -126,6 +105,7 @@ def _value_and_jacobian(
     x: Tensor,  # (nodes,)
     stretch: Tensor,  # (nodes,)
 ) -> tuple[Tensor, Tensor]:  # (k, nodes), (k, nodes, T, 3)
+    """Evaluate p_T and its derivatives with respect to the triples."""
     inputs, slopes = [], []
     x = x.expand(len(triples), -1)
     for a, b, c in (step.unsqueeze(-1).unbind(1) for step in triples.unbind(1)):
@@ -144,3 +124,44 @@ def _value_and_jacobian(
             term = term * square
         chain = chain * slopes[step]
     return x, jacobian
+
+
+def equioscillating(lower: float, upper: float) -> Triple:
+    """Find the odd quintic with the smallest maximum of |p(x) - 1| on [lower, upper]."""
+    if upper - lower < 1e-3 * upper:  # nothing left to flatten; the classical step at this scale
+        middle = 0.5 * (lower + upper)
+        return 1.875 / middle, -1.25 / middle**3, 0.375 / middle**5
+    inner = [lower + share * (upper - lower) for share in (0.25, 0.75)]
+    a = b = c = 0.0
+    for _ in range(30):
+        points = [lower, *inner, upper]
+        signs = (1.0, -1.0, 1.0, -1.0)
+        system = [[x, x**3, x**5, s] for x, s in zip(points, signs, strict=True)]
+        matrix = torch.tensor(system, dtype=torch.float64, device="cpu")
+        solution = torch.linalg.solve(matrix, matrix.new_ones(4))
+        a, b, c = solution[:3].tolist()
+        moved = sorted(x for x in critical_points((a, b, c)) if lower < x < upper)
+        if len(moved) != 2 or max(abs(x - y) for x, y in zip(moved, inner, strict=True)) < 1e-12:
+            break
+        inner = moved
+    return a, b, c
+
+
+@lru_cache(maxsize=256)
+def greedy_schedule(
+    lower: float, steps: int, upper: float = 1.0, cushion: float = 0.0, slack: float = 0.0
+) -> tuple[Triple, ...]:
+    """Compose best quintics for singular values in [lower, upper].
+
+    No step looks at values below the share `cushion` of the largest, so that the first ones lift
+    small values less and treat large ones better. `slack` is the relative error that values may
+    pick up before every step after the first.
+    """
+    triples = []
+    low, high = lower, upper
+    for _ in range(steps):
+        triple = equioscillating(max(low, cushion * high), high)
+        low, high = output_range([triple], upper=high, lower=low)
+        low, high = low * (1.0 - slack), high * (1.0 + slack)
+        triples.append(triple)
+    return tuple(triples)

@@ -1,19 +1,44 @@
-"""Fits that are made once: kept in memory, and on disk between runs.
+"""Schedules that need no fit: the shipped table behind `"adaptive"`, and fits made before.
 
-The folder is `LIGHTNING_ROOT_CACHE`, or `lightning_root` in the user's cache folder. A folder that
-cannot be written and a file that cannot be read cost a fit (a second), never a run.
+The table is a grid of shapes, each fitted and certified. What a schedule has to be good at changes
+slowly with the size and the aspect ratio of a matrix, so a shape takes the schedule of the nearest
+grid shape, in log m and log n / m. How much a schedule of its own would gain is measured by
+`python -m examples.benchmarks.default_schedule`, which also makes the table.
+
+Fits are kept in memory, and in the cache folder between runs. A folder that cannot be written and a
+file that cannot be read cost a fit (a second), never a run.
 """
 
+import json
 import logging
+import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from lightning_root._files import cache_folder
 from lightning_root.coefficients.certificate import output_range
-from lightning_root.coefficients.files import load_coefficients, save_coefficients
-from lightning_root.coefficients.record import BOUND, Coefficients
-from lightning_root.coefficients.shapes import Shape, shape_text
+from lightning_root.coefficients.published import NEWTON_SCHULZ
+from lightning_root.coefficients.record import (
+    BOUND,
+    Coefficients,
+    load_coefficients,
+    save_coefficients,
+)
+from lightning_root.coefficients.shapes import Shape, parse_shape, shape_text
+from lightning_root.functional import Triple, as_schedule
+
+TABLE: Final = Path(__file__).parent / "tables" / "adaptive.json"
+
+ROWS: Final = (16, 48, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384)
+"""Grid of m."""
+
+RATIOS: Final = (1.0, 1.5, 2.5, 4.0, 8.0, 20.0)
+"""Grid of n / m."""
+
+STEPS: Final = 8
+"""Longest schedules in the table; beyond it the classical step is appended."""
 
 _log = logging.getLogger(__name__)
 _VERSION: Final = 2
@@ -21,7 +46,7 @@ _VERSION: Final = 2
 
 
 class FitKey(NamedTuple):
-    """What a fit depends on."""
+    """All that a fit depends on."""
 
     name: str
     shape: Shape
@@ -31,15 +56,15 @@ class FitKey(NamedTuple):
 _memory: dict[FitKey, Coefficients] = {}
 
 
-def remembered(key: FitKey, fit: Callable[[], Coefficients]) -> Coefficients:
-    """The fit for `key`: from memory, from disk, or made now and kept."""
+def get_or_fit(key: FitKey, fit: Callable[[], Coefficients]) -> Coefficients:
+    """Return the fit from memory or from disk, or make and save it now."""
     if key not in _memory:
         _memory[key] = _from_disk(key) or _to_disk(key, fit())
     return _memory[key]
 
 
 def fits_in_use() -> dict[FitKey, Coefficients]:
-    """What has been fitted or read from disk in this process."""
+    """Return what has been fitted or read from disk in this process."""
     return dict(_memory)
 
 
@@ -54,11 +79,13 @@ def forget() -> None:
 
 
 def _file(key: FitKey) -> Path:
+    """Return the file of a fit."""
     name = f"{key.name}-{shape_text(key.shape)}-{key.steps}.json"
     return cache_folder() / f"coefficients-{_VERSION}" / name
 
 
 def _from_disk(key: FitKey) -> Coefficients | None:
+    """Load a fit; None if there is none, or it is not sound."""
     try:
         (entry,) = load_coefficients(_file(key))
     except (OSError, RuntimeError, TypeError, ValueError):  # missing, unreadable or damaged
@@ -68,7 +95,7 @@ def _from_disk(key: FitKey) -> Coefficients | None:
 
 
 def _to_disk(key: FitKey, entry: Coefficients) -> Coefficients:
-    """Keep it if possible; what is used is what any later run reads, to the last digit."""
+    """Save a fit if possible, and return it; later runs read it back to the last digit."""
     m, n = key.shape
     _log.info("fitted %r coefficients for %d x %d, %d steps", key.name, m, n, key.steps)
     try:
@@ -78,3 +105,38 @@ def _to_disk(key: FitKey, entry: Coefficients) -> Coefficients:
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         _log.info("not kept for later runs: %s", error)
     return entry
+
+
+def in_table(shape: Shape) -> bool:
+    """Return whether the grid reaches as far as this shape."""
+    return ROWS[0] // 2 <= shape[0] <= 2 * ROWS[-1]
+
+
+def shipped(shape: Shape, steps: int) -> tuple[tuple[Triple, ...], Shape]:
+    """Return the schedule for a shape, and the grid shape it was fitted to."""
+    neighbour = nearest(shape)
+    triples = _table()[neighbour][min(steps, STEPS) - 1]
+    return (*triples, *(NEWTON_SCHULZ,) * (steps - len(triples))), neighbour
+
+
+def nearest(shape: Shape) -> Shape:
+    """Return the grid shape whose singular values are most alike."""
+    m, n = shape
+    rows = min(ROWS, key=lambda size: abs(math.log(size / m)))
+    ratio = min(RATIOS, key=lambda value: abs(math.log(value * m / n)))
+    return grid_shape(rows, ratio)
+
+
+def grid_shape(rows: int, ratio: float) -> Shape:
+    """Return a point of the grid as a shape."""
+    return rows, round(rows * ratio)
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[Shape, list[tuple[Triple, ...]]]:
+    """Read the schedules for 1 to 8 steps, by grid shape."""
+    schedules = json.loads(TABLE.read_text("utf-8"))["schedules"]
+    return {
+        parse_shape(key): [as_schedule(triples) for triples in by_steps]
+        for key, by_steps in schedules.items()
+    }

@@ -15,7 +15,7 @@ from lightning_root.cli import main
 from lightning_root.cli.commands import COMMANDS
 from lightning_root.coefficients import COEFFICIENT_NAMES, SpectrumHistogram, save_spectra
 from lightning_root.coefficients.published import TABLE_1
-from lightning_root.coefficients.table import RATIOS, ROWS
+from lightning_root.coefficients.store import RATIOS, ROWS
 from lightning_root.versions import own_version
 from tests.integration.test_cli import process
 

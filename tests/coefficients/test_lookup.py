@@ -14,7 +14,6 @@ from lightning_root.coefficients import (
     save_coefficients,
     training_model,
 )
-from lightning_root.coefficients.minimax import equioscillating
 from lightning_root.coefficients.published import (
     AUTHORS_SCRIPT,
     MUON,
@@ -22,7 +21,8 @@ from lightning_root.coefficients.published import (
     PUBLISHED,
     TABLE_1,
 )
-from lightning_root.coefficients.table import RATIOS, ROWS, grid_shape, nearest, shipped
+from lightning_root.coefficients.solver import equioscillating
+from lightning_root.coefficients.store import RATIOS, ROWS, grid_shape, nearest, shipped
 from lightning_root.functional import newton_schulz
 
 CANS = PUBLISHED["cans"].triples

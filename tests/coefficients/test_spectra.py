@@ -20,8 +20,8 @@ from lightning_root.coefficients import (
     scaled_gaussian,
     training_model,
 )
-from lightning_root.coefficients.histogram import BINS, LOWEST
 from lightning_root.coefficients.published import MUON
+from lightning_root.coefficients.spectra import BINS, LOWEST
 
 
 def quantile(spectrum, share):

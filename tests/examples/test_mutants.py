@@ -11,7 +11,7 @@ from examples.benchmarks import mutants
 from examples.benchmarks.mutating import order, runs
 from examples.benchmarks.mutating.kinds import WORDING, Change, change, functions
 from examples.benchmarks.mutating.runs import Mutant, Package
-from lightning_root.coefficients.minimax import greedy_schedule
+from lightning_root.coefficients.solver import greedy_schedule
 
 ORIGINAL = '''
 def x_f__mutmut_orig(a, b=2):

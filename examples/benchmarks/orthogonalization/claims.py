@@ -9,7 +9,7 @@ from examples.benchmarks.orthogonalization.measures import LARGEST_INPUT, Row
 from examples.benchmarks.orthogonalization.table_1 import PAPER_MSE, table_1
 from lightning_root.coefficients import lookup, output_range
 from lightning_root.coefficients.shapes import Shape
-from lightning_root.coefficients.table import RATIOS, ROWS, STEPS, grid_shape
+from lightning_root.coefficients.store import RATIOS, ROWS, STEPS, grid_shape
 
 TUNED_ON = ("gpt",)
 """The default's few free parameters were set on momentum of this model, among others, at widths

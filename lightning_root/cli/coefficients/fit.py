@@ -27,7 +27,7 @@ from lightning_root.coefficients import (
     save_coefficients,
 )
 from lightning_root.coefficients.shapes import Shape, shape_text
-from lightning_root.coefficients.table import in_table
+from lightning_root.coefficients.store import in_table
 
 FITTED = "fitted"
 

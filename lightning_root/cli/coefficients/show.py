@@ -7,9 +7,9 @@ from typing import Any, Final
 from lightning_root.cli.coefficients.sets import find_sets, is_bounded, named, title
 from lightning_root.cli.terminal import interval, print_json, small, text_table, wrapped
 from lightning_root.coefficients import Coefficients, marchenko_pastur, training_model
-from lightning_root.coefficients.files import FORMAT
+from lightning_root.coefficients.record import FORMAT
 from lightning_root.coefficients.shapes import shape_text
-from lightning_root.coefficients.table import RATIOS, ROWS, grid_shape
+from lightning_root.coefficients.store import RATIOS, ROWS, grid_shape
 
 ABILITIES: Final = ("p_T on [0, 1]", "stable up to", "bfloat16")
 """Columns that `abilities` fills."""
