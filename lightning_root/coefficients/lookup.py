@@ -1,4 +1,4 @@
-"""From a shape to the triples that orthogonalize it."""
+"""The triples for a shape, by name, from a file, or as given."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -33,7 +33,7 @@ def lookup(
     coefficients: str | Sequence[float] | Sequence[Sequence[float]] | ByShape = "adaptive",
     steps: int = 5,
 ) -> Coefficients:
-    """The coefficients for matrices of one shape.
+    """Return the coefficients for matrices of one shape.
 
     Args:
         shape: (m, n) in either order.

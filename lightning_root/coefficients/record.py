@@ -51,7 +51,7 @@ class Coefficients:
 
     @cached_property
     def bfloat16_error(self) -> float:
-        """How far bfloat16 arithmetic strays: root mean square per singular direction."""
+        """Error of bfloat16 arithmetic: root mean square per singular direction."""
         return bfloat16_error(self.triples)
 
     def to_json(self) -> str:

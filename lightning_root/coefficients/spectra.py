@@ -40,7 +40,7 @@ class Spectrum:
         return float(self.mean_square_errors(schedules))
 
     def mean_square_errors(self, schedules: Tensor) -> Tensor:
-        """The same for many schedules at a time: float64, (k, T, 3) -> (k,)."""
+        """Compute `mean_square_error` of many schedules: float64, (k, T, 3) -> (k,)."""
         outputs = compose(schedules, self.sigma)
         return (self.weight * (outputs - 1.0).square()).sum(-1)
 
@@ -163,7 +163,7 @@ class _Model(NamedTuple):
 
 
 def training_model(rows: int, columns: int, steps: int = 5) -> Spectrum:
-    """What the default coefficients are fitted to, where nothing is known but the shape.
+    """Spectrum that the default coefficients are fitted to, where only the shape is known.
 
     Part is the Gaussian law, as at initialization or in pure noise, and part `scaled_gaussian`;
     3 % is log-uniform, to keep every singular value above 1e-3 in view. The parameters were set on
@@ -248,7 +248,7 @@ class SpectrumHistogram:
         self.matrices += other.matrices
 
     def spectrum(self, name: str = "captured") -> Spectrum:
-        """The distribution that was measured.
+        """Return the distribution that was measured.
 
         Raises:
             ValueError: If nothing has been counted.

@@ -66,13 +66,12 @@ def clip_outliers(matrix: Tensor, quantile: Quantile) -> Tensor:
 def outlier_threshold(
     matrix: Tensor, quantile: Quantile, *, mode: QuantileMode = "exact"
 ) -> Tensor:
-    """The `quantile` of the non-zero magnitudes of each matrix.
+    """Compute the `quantile` of the non-zero magnitudes of each matrix.
 
-    Linear interpolation between order statistics, as `torch.quantile` and the paper's script do
-    it. Exact zeros are left out: they carry no scale. For a matrix without zeros this is the
-    paper's threshold; where most entries are zero (frozen rows, experts that saw no token) the
-    paper's falls to 1e-9 and leaves nothing but noise to orthogonalize, while this one does not
-    change when zero rows or columns are added.
+    Linear interpolation between order statistics, as `torch.quantile` and the paper's script do it.
+    Exact zeros are left out. For a matrix without zeros this is the paper's threshold; where most
+    entries are zero (frozen rows, experts that saw no token) the paper's falls to 1e-9 and leaves
+    nothing but noise, while this one does not change when zero rows or columns are added.
 
     Args:
         matrix: Shape (*batch, m, n), any floating dtype, any size; not modified.
@@ -118,7 +117,7 @@ def outlier_threshold(
 
 
 def automatic_quantile(matrix: Tensor) -> Tensor:
-    """How much of each matrix is to be clipped: nothing without a tail, up to a fifth with one.
+    """Choose how much of each matrix is clipped: nothing without a tail, up to a fifth with one.
 
     p = 1 - 0.1 min(max(excess, 0), 2), where excess = kappa / 3 - 1 + share: kappa is the
     `relative_kurtosis`, of which Gaussian entries have 3 and sums of outer products, as a layer's

@@ -52,10 +52,7 @@ def root_mean_square(matrix: Tensor) -> Tensor:
 
 
 def update_to_weight_ratio(update: Tensor, weight: Tensor) -> Tensor:
-    """How far a step moves each weight, relative to the weight: RMS(update) / RMS(weight).
-
-    About 1e-3 is a common rule of thumb in training; the ratio tells a learning rate from its
-    effect.
+    """Compute how far a step moves each weight: RMS(update) / RMS(weight), often about 1e-3.
 
     Args:
         update: What is subtracted, learning rate included, shape (*batch, m, n).
@@ -81,12 +78,12 @@ def update_to_weight_ratio(update: Tensor, weight: Tensor) -> Tensor:
 
 
 def kurtosis(momentum: Tensor) -> Tensor:
-    """How heavy the tails of the entries of each matrix are: E[x^4] / E[x^2]^2, about zero.
+    """Kurtosis of the entries of each matrix, E[x^4] / E[x^2]^2: how heavy their tails are.
 
-    About zero and not about the mean, and without subtracting 3, because the outlier threshold too
-    is symmetric about zero. 3 for Gaussian entries, 1 (the least) for entries of one magnitude,
-    m n (the greatest) for a single entry that is not zero. Unlike the outlier fraction, which the
-    quantile fixes, it moves when outliers come or go.
+    About zero and not about the mean, because the outlier threshold too is symmetric about zero. 3
+    for Gaussian entries, 1 (the least) for entries of one magnitude, m n (the greatest) for a
+    single entry that is not zero. Unlike the outlier fraction, which the quantile fixes, it moves
+    when outliers come or go.
 
     Args:
         momentum: Shape (*batch, m, n), any floating dtype; not modified.
@@ -241,7 +238,7 @@ def outlier_energy(momentum: Tensor, clipped: Tensor) -> Tensor:
 
 
 def relative_threshold(momentum: Tensor, clipped: Tensor) -> Tensor:
-    """The outlier threshold in units of the momentum's root mean square: max|B| / RMS(N).
+    """Outlier threshold in units of the momentum's root mean square: max|B| / RMS(N).
 
     1.645 for Gaussian entries and the 0.9 quantile; the heavier the tail, the lower. Where nothing
     was clipped it is the largest magnitude in these units.

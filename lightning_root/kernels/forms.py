@@ -47,7 +47,7 @@ def orthogonalize(
     largest: Tensor | None = None,
     tuning: Tuning | None = None,
 ) -> Tensor:
-    """What `functional.newton_schulz` computes, in less time; the two agree up to rounding.
+    """Compute `functional.newton_schulz` in less time; the two agree up to rounding.
 
     Relative to the largest singular value, the error of `gram` and `eigh` in float32 is below 1e-3;
     singular values below 1e-7 of the largest one are lost in the rounding of the Gram matrix.

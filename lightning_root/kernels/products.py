@@ -27,7 +27,7 @@ def quadratic(r: Tensor, b: float, c: float) -> Tensor:
 
 
 def symmetric_product(a: Tensor, b: Tensor, *, mirror: bool = True) -> Tensor:
-    """The product a @ b where it is symmetric: X X', or two polynomials of one matrix.
+    """Multiply a @ b where that is symmetric: X X', or two polynomials of one matrix.
 
     Args:
         a: Shape (*batch, m, p).

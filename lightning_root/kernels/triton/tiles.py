@@ -15,7 +15,7 @@ ALIGNED: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """The tile that each program of a product computes."""
+    """Tile of the result that each program of a product computes."""
 
     block: int  # rows and columns of the result
     depth: int  # columns of the first factor that are taken at a time

@@ -34,7 +34,7 @@ _known: dict[str, Tuning] = {}
 
 
 def tuning_for(option: KernelOption, device: torch.device, dtype: torch.dtype) -> Tuning | None:
-    """The kernels to use, None for none.
+    """Return the kernels to use, None for none.
 
     Args:
         option: `"torch"` for none, `"triton"` for all, `"auto"` for the faster ones.
