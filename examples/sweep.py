@@ -36,7 +36,7 @@ from examples.sweeps.results import chosen, collect, read_result
 from lightning_root.cli.parser import CommandParser, run_command
 from lightning_root.cli.plots import new_figure
 from lightning_root.cli.terminal import progress, text_table, wrapped
-from lightning_root.diagnostics.report.numbers import number
+from lightning_root.diagnostics.report.describe import number
 
 LAST_LINES = 8
 """Of what a failed run printed that are shown."""

@@ -9,7 +9,7 @@ from zipfile import is_zipfile
 
 from lightning.pytorch import Trainer
 
-from lightning_root.diagnostics.unwritten import causes
+from lightning_root.diagnostics.training import error_chain
 
 _FULL: Final = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 """No space left on the device, or none left to this user."""
@@ -21,7 +21,9 @@ def full_disk(error: BaseException) -> OSError | None:
     Args:
         error: Of a run.
     """
-    return next((e for e in causes(error) if isinstance(e, OSError) and e.errno in _FULL), None)
+    return next(
+        (e for e in error_chain(error) if isinstance(e, OSError) and e.errno in _FULL), None
+    )
 
 
 def note_full_disk(error: BaseException, trainer: Trainer) -> None:
@@ -45,7 +47,7 @@ def note_full_disk(error: BaseException, trainer: Trainer) -> None:
 
 def notes_of(error: BaseException) -> list[str]:
     """The notes below an error and those that it came from, each once."""
-    return list(dict.fromkeys(n for e in causes(error) for n in getattr(e, "__notes__", ())))
+    return list(dict.fromkeys(n for e in error_chain(error) for n in getattr(e, "__notes__", ())))
 
 
 def _folders(trainer: Trainer) -> Iterator[Path]:

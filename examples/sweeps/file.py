@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from examples.sweeps.plan import Plot, Sweep, folder_name
-from lightning_root.diagnostics.report.tags import mode_of
+from lightning_root.diagnostics.report.curves import mode_of
 
 KEYS = {entry.name for entry in fields(Sweep)} - {"name", "settings"}
 REQUIRED = ("base", "axes", "seeds", "metric")

@@ -20,8 +20,8 @@ from lightning_root.diagnostics.report import (
     report_of,
     write_page,
 )
-from lightning_root.diagnostics.report.comparison_page import result_table, target_in_words
-from lightning_root.diagnostics.report.events import log_files
+from lightning_root.diagnostics.report.comparison import explain_target, result_table
+from lightning_root.diagnostics.report.run import log_files
 from lightning_root.diagnostics.summary import format_block
 
 SLOW_BYTES: Final = 10_000_000
@@ -148,7 +148,7 @@ def _compare(options: argparse.Namespace) -> int:
     page = page_of(comparison)
     path = _write(page, output / "comparison.html")
     print(f"{comparison.metric}\n\n{text_table(*result_table(comparison))}\n")
-    print(wrapped(target_in_words(comparison)))
+    print(wrapped(explain_target(comparison)))
     print(format_block("", _where(page, path)).strip("\n"))
     return 0
 

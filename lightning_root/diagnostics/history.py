@@ -1,50 +1,35 @@
-"""What heat maps show: statistics by layer and step, in bounded memory."""
+"""Statistics by layer and step for heat maps, in bounded memory."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-MOST_COLUMNS: Final = 128
-"""Beyond, neighbouring points share a column: memory is bounded, however long the run."""
+MAX_COLUMNS: Final = 128  # columns beyond which neighbouring points share one, however long the run
 
 
 class History:
     """Columns of values by label, each the mean of `width` points in a row.
 
-    When `MOST_COLUMNS` are full, neighbours are averaged and every later column covers twice as
-    many points, so all columns stay of one width. A label that was missing at all points of a
-    column, or not finite, has a NaN.
-
-    Args:
-        rows: Number of statistics of each label.
-
-    Attributes:
-        labels: In order of appearance.
-        steps: Last step of each column.
-        width: Points in a column.
-        points: Number of points taken in.
+    When `MAX_COLUMNS` are full, neighbours are averaged and every later column covers twice as
+    many points. A label that was missing at all points of a column, or not finite, has a NaN.
     """
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
-        self.labels: list[str] = []
-        self.steps: list[int] = []
+        self.labels: list[str] = []  # in order of appearance
+        self.steps: list[int] = []  # the last of each column
         self.width = 1
-        self.points = 0
+        self.points = 0  # in all columns
         self._columns: list[Tensor] = []
         self._pending = torch.empty(2, rows, 0)  # sums and counts of an unfinished column
         self._pending_points = 0
         self._pending_step = 0
 
     def add(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """Take in a point.
-
-        Args:
-            step: Of the point; greater than those before.
-            values: (rows,) for each label.
-        """
+        """Add a point, at a greater step than those before: (rows,) values for each label."""
         known = set(self.labels)
         self.labels += [label for label in values if label not in known]
         missing = torch.full((self.rows,), torch.nan)
@@ -60,7 +45,7 @@ class History:
             self._close()
 
     def values(self) -> Tensor:
-        """(rows, labels, columns), the unfinished column included."""
+        """Return (rows, labels, columns), the unfinished column included."""
         columns = [self._padded(column, torch.nan) for column in self._columns]
         if self._pending_points:
             columns.append(self._mean())
@@ -69,11 +54,11 @@ class History:
         return torch.stack(columns, dim=2)
 
     def column_steps(self) -> list[int]:
-        """Last step of each column of `values()`."""
+        """Return the last step of each column of `values()`."""
         return [*self.steps, *([self._pending_step] if self._pending_points else [])]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors."""
+        """Return plain values and tensors."""
         names = ("labels", "steps", "width", "points", "_pending", "_pending_points")
         state = {name: getattr(self, name) for name in (*names, "_pending_step")}
         columns = [self._padded(column, torch.nan) for column in self._columns]
@@ -86,11 +71,7 @@ class History:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave.
-
-        Raises:
-            KeyError, TypeError, ValueError: If it is something else; nothing has changed then.
-        """
+        """Restore a state; if damaged, raise Key-, Type- or ValueError and change nothing."""
         labels = [str(label) for label in state_dict["labels"]]
         steps = [int(step) for step in state_dict["steps"]]
         width, points, pending_points, pending_step = (
@@ -98,39 +79,43 @@ class History:
             for name in ("width", "points", "_pending_points", "_pending_step")
         )
         columns, pending = state_dict["_columns"], state_dict["_pending"]
-        _check_tensor(pending, (2, self.rows, None))
+        _check_tensor(pending, (2, None, None))
+        rows = min(pending.shape[1], self.rows)  # statistics that are new since come last
+        _check_tensor(pending, (2, rows, None))
         if columns is not None:
-            _check_tensor(columns, (len(steps), self.rows, len(labels)))
+            _check_tensor(columns, (len(steps), rows, len(labels)))
         self.labels, self.steps, self.width, self.points = labels, steps, width, points
-        self._columns = [] if columns is None else [column.clone() for column in columns]
-        self._pending = pending.clone()
+        new = (0, 0, 0, self.rows - rows)
+        self._columns = [pad(c, new, value=torch.nan) for c in (() if columns is None else columns)]
+        self._pending = pad(pending, new).clone()
         self._pending_points, self._pending_step = pending_points, pending_step
 
     def _mean(self) -> Tensor:
-        """(rows, labels) of the unfinished column; 0 / 0 is the NaN of a label that was missing."""
+        """Return (rows, labels) of the unfinished column; 0 / 0 is the NaN of a missing label."""
         padded = self._padded(self._pending, 0.0)
         return padded[0] / padded[1]
 
     def _close(self) -> None:
+        """Begin a new column, and halve the number of columns when they are full."""
         self._columns.append(self._mean())
         self.steps.append(self._pending_step)
         self._pending = torch.zeros(2, self.rows, len(self.labels))
         self._pending_points = 0
-        if len(self._columns) == MOST_COLUMNS:
+        if len(self._columns) == MAX_COLUMNS:
             columns = torch.stack([self._padded(c, torch.nan) for c in self._columns])
-            pairs = columns.reshape(MOST_COLUMNS // 2, 2, *columns.shape[1:])
+            pairs = columns.reshape(MAX_COLUMNS // 2, 2, *columns.shape[1:])
             self._columns = list(pairs.nanmean(dim=1))
             self.steps = self.steps[1::2]
             self.width *= 2
 
     def _padded(self, values: Tensor, fill: float) -> Tensor:
-        """With a place for the labels that came later."""
+        """Return values with a place for the labels that came later."""
         new = len(self.labels) - values.shape[-1]
-        return torch.nn.functional.pad(values, (0, new), value=fill) if new else values
+        return pad(values, (0, new), value=fill) if new else values
 
 
 def _check_tensor(values: Any, shape: tuple[int | None, ...]) -> None:
-    """Refuse what is no tensor of that shape; None stands for any size."""
+    """Raise unless it is a tensor of that shape; None stands for any size."""
     if not isinstance(values, Tensor):
         raise TypeError(f"the history needs a tensor, got {values!r:.60}")
     fits = len(shape) == values.ndim and all(

@@ -1,13 +1,15 @@
-"""Everything that is measured of a step: all statistics of a stack of matrices in one go."""
+"""All statistics of a stack of matrices in one go, and the numbers for loggers made of them."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from lightning_root.diagnostics.statistics import STATISTICS, Reduction, Stack, row_of
 from lightning_root.functional.matrices import entries, magnitude, nonzero, ratio, slices
 from lightning_root.functional.spectrum import orthogonality
 from lightning_root.functional.statistics import (
@@ -19,35 +21,17 @@ from lightning_root.functional.statistics import (
     scaled_threshold,
     share_of_nonzero,
 )
-from lightning_root.optim import Stack
 
-STATISTICS: Final = (
-    "orth_error",
-    "sigma_min",
-    "sigma_max",
-    "orthogonal_rms",
-    "update_rms",
-    "update_to_weight",
-    "cosine",
-    "outlier_fraction",
-    "outlier_energy",
-    "threshold",
-    "relative_threshold",
-    "kurtosis",
-    "momentum_rms",
-)
-"""The rows of `Measurements.values`.
-
-`orth_error`, `sigma_min`, `sigma_max` and `orthogonal_rms` are of U, `update_rms` is of the scaled
-update, the learning rate left out; `update_to_weight` is lr ||scaled update|| / ||W||, with it, and
-W as it is before the step; `cosine` is between N and U; `outlier_fraction`, `outlier_energy`,
-`threshold` (max|B|) and `relative_threshold` compare N and B; `kurtosis` and `momentum_rms` are of
-N.
-"""
-
-LEAST_ELEMENTS: Final = 1 << 14
-"""Smaller matrices count as so large when a stack is cut: 64 of them at most are measured at once,
-because the estimates take up to 96 KiB of memory for each."""
+# Smaller matrices count as so large when a stack is cut: 64 of them at most are measured at once,
+# because the estimates take up to 96 KiB of memory for each
+MIN_ELEMENTS: Final = 1 << 14
+# Of a parameter with more matrices, such as a stack of experts, only the mean is shown
+MAX_MATRICES: Final = 8
+_REDUCTIONS: Final[Mapping[Reduction, Callable[[Tensor], Tensor]]] = {
+    "mean": torch.mean,
+    "max": torch.amax,
+    "min": torch.amin,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +40,8 @@ class Measurements:
 
     Args:
         names: Parameter and number of the matrix within it, for each of the k.
-        values: Shape (len(STATISTICS), k), on the device that it was measured on.
+        values: Shape (len(STATISTICS), k), on the device that it was measured on; NaN where the
+            stage is off that a statistic is of.
 
     Example:
         >>> import torch
@@ -109,7 +94,7 @@ class Measurements:
     def __getitem__(self, statistic: str) -> Tensor:
         if statistic not in STATISTICS:
             raise KeyError(f"`statistic` must be one of {list(STATISTICS)}, got {statistic!r}")
-        return self.values[STATISTICS.index(statistic)]
+        return self.values[row_of(statistic)]
 
     def cpu(self) -> "Measurements":
         """The same on the host: one copy, which waits for the device."""
@@ -148,20 +133,25 @@ def measure(stack: Stack, weight_norms: Tensor | None = None) -> Measurements:
     matrices, rows, columns = stack.momentum.shape
     parts = [
         _measure(stack.momentum[part], stack.clipped[part], stack.update[part])
-        for part in slices(matrices, max(rows * columns, LEAST_ELEMENTS))
+        for part in slices(matrices, max(rows * columns, MIN_ELEMENTS))
     ]
     statistics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    update_rms = _scaled(statistics["orthogonal_rms"], stack.scales)
+    update_rms = _multiply(statistics["orthogonal_rms"], stack.scales)
     statistics["update_rms"] = update_rms
-    statistics["update_to_weight"] = torch.full_like(update_rms, torch.nan)
+    statistics["update_to_weight"] = absent = torch.full_like(update_rms, torch.nan)
     if weight_norms is not None:
         weight_rms = weight_norms.to(update_rms.dtype) / math.sqrt(rows * columns)
-        statistics["update_to_weight"] = _moved(update_rms, weight_rms, stack.group["lr"])
+        statistics["update_to_weight"] = _relative_size(update_rms, weight_rms, stack.group["lr"])
+    for name, statistic in STATISTICS.items():
+        if not statistic.is_on(stack.group):
+            statistics[name] = absent
+        elif statistic.compute is not None:
+            statistics[name] = statistic.compute(stack).to(absent)
     return Measurements(stack.names, torch.stack([statistics[name] for name in STATISTICS]))
 
 
 def _measure(momentum: Tensor, clipped: Tensor, update: Tensor) -> dict[str, Tensor]:
-    """What needs no scale and no weight, of (k, m, n) matrices; each statistic (k)."""
+    """Return what needs no scale and no weight, of (k, m, n) matrices; each statistic (k)."""
     largest, threshold, extent = (_magnitude(part) for part in (momentum, clipped, update))
     found, count = norms(momentum, clipped, update, largest), entries(momentum)
     sigma = orthogonality(update, extent)
@@ -185,15 +175,60 @@ def _magnitude(matrices: Tensor) -> Tensor:
     return magnitude(matrices).to(torch.promote_types(matrices.dtype, torch.float32))
 
 
-def _scaled(values: Tensor, scales: Sequence[float]) -> Tensor:
-    """(k) times k factors, which are copied without waiting for the device if they differ."""
+def _multiply(values: Tensor, scales: Sequence[float]) -> Tensor:
+    """Multiply (k) by k factors, which are copied without waiting for the device if they differ."""
     if len(set(scales)) == 1:
         return values * scales[0]
     factors = torch.tensor(scales, dtype=values.dtype)
     return values * factors.to(values.device, non_blocking=True)
 
 
-def _moved(update_rms: Tensor, weight_rms: Tensor, lr: float | Tensor) -> Tensor:
-    """Share of each weight that a step moves; a tensor `lr` stays on its device."""
+def _relative_size(update_rms: Tensor, weight_rms: Tensor, lr: float | Tensor) -> Tensor:
+    """Return the share of each weight that a step moves; a tensor `lr` stays on its device."""
     rate = lr.detach().reshape(()) if isinstance(lr, Tensor) else lr
     return ratio(update_rms * rate, weight_rms, undefined=math.inf)
+
+
+def aggregates(measurements: Measurements) -> dict[str, Tensor]:
+    """Return 0-dim tensors by tag, over all matrices on the host that have a defined value."""
+    numbers: dict[str, Tensor] = {}
+    for name, statistic in STATISTICS.items():
+        values = measurements[name]
+        values = values[statistic.is_defined(values)]
+        if len(values):
+            for reduction in statistic.reductions:
+                numbers[statistic.tag(reduction)] = _REDUCTIONS[reduction](values)
+    return numbers
+
+
+def by_label(measurements: Measurements, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return all statistics of each matrix by label; of more than `MAX_MATRICES` the mean.
+
+    Labels are in the order of the parameters in `names`; others come last.
+    """
+    place = {name: index for index, name in enumerate(names)}
+    counts = Counter(name for name, _ in measurements.names)
+    found = zip(measurements.names, measurements.labels, measurements.values.T, strict=True)
+    columns: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for (name, _), label, column in sorted(found, key=lambda m: place.get(m[0][0], len(names))):
+        columns[label if counts[name] <= MAX_MATRICES else name].append(column)
+    return {
+        label: parts[0] if len(parts) == 1 else torch.stack(parts).mean(dim=0)
+        for label, parts in columns.items()
+    }
+
+
+def per_parameter(labelled: dict[str, Tensor]) -> dict[str, float]:
+    """Return defined numbers by tag, `root/<statistic>/<label>`."""
+    if not labelled:
+        return {}
+    values = torch.stack(list(labelled.values()), dim=1)  # (statistics, labels)
+    return {
+        statistic.tag(label): value
+        for statistic, row in zip(STATISTICS.values(), values, strict=True)
+        if statistic.per_parameter
+        for label, value, shown in zip(
+            labelled, row.tolist(), statistic.is_defined(row).tolist(), strict=True
+        )
+        if shown
+    }

@@ -1,5 +1,6 @@
 """The callback that shows what ROOT does while it trains."""
 
+import textwrap
 from collections import Counter
 from typing import Any, Final
 
@@ -9,42 +10,41 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_root.diagnostics import board
 from lightning_root.diagnostics.alerts import Alerts
-from lightning_root.diagnostics.board import (
-    HEAT_MAPS,
-    write_heat_maps,
-    write_histograms,
-    write_layout,
-    write_text,
-)
 from lightning_root.diagnostics.history import History
-from lightning_root.diagnostics.measurements import STATISTICS
-from lightning_root.diagnostics.observation import Observation, Observer, merged, of_all_ranks
-from lightning_root.diagnostics.scalars import aggregates, by_label, per_parameter
-from lightning_root.diagnostics.spectrum import Matrix, Shape, in_turn, matrices_by_shape
+from lightning_root.diagnostics.measurements import aggregates, by_label, per_parameter
+from lightning_root.diagnostics.observation import (
+    Observation,
+    Observer,
+    gather_observations,
+    merge,
+)
+from lightning_root.diagnostics.spectrum import Matrix, Shape, matrices_by_shape, pick_matrix
+from lightning_root.diagnostics.statistics import (
+    SKIPPED,
+    heat_map_statistics,
+    logged_tags,
+    parameter_statistics,
+    row_of,
+)
 from lightning_root.diagnostics.training import (
-    check_interval,
-    names_of,
+    SuppressLogWriteErrors,
+    check_whole,
+    parameter_names,
     roots_of,
-    skipped_by,
+    skipped_updates,
     step_of,
 )
-from lightning_root.diagnostics.unwritten import Unwritten
 from lightning_root.optim import ROOT
 
-HISTOGRAM_EVERY: Final = 10
-"""Points between histograms."""
-
+HISTOGRAM_EVERY: Final = 10  # points between histograms
+# Matrices whose smaller side is longer have no histograms: their decomposition takes too long
 HISTOGRAM_MAX_DIM: Final = 1024
-"""Matrices whose smaller side is longer have no histograms: their decomposition takes too long."""
-
-LEAST_POINTS: Final = 16
-"""Fewer points are not drawn before the end: the heat maps take the time of 13 points."""
-
+# Points before which heat maps, which take the time of 13 of them, are drawn at the end only
+MIN_POINTS: Final = 16
+# Factor of growth after which heat maps are drawn anew, so that they cost ever less
 GROWTH: Final = 2
-"""Heat maps are drawn anew once they have grown by this factor, so that they cost ever less."""
-
-_DRAWN_ROWS: Final = [STATISTICS.index(name) for name in HEAT_MAPS]
 
 
 class ROOTMonitor(Callback):
@@ -54,13 +54,8 @@ class ROOTMonitor(Callback):
     the numbers to the host. Training is, bit for bit, what it is without this callback.
 
     In the logs, and for `ModelCheckpoint` and `EarlyStopping` to monitor:
-    `root/orth_error/{mean,max}`, `root/sigma_min/min`, `root/sigma_max/max` (singular values of
-    the update), `root/outlier_fraction/mean`, `root/outlier_energy/{mean,max}`,
-    `root/relative_threshold/mean`, `root/kurtosis/{mean,max}`, `root/momentum_rms/mean`,
-    `root/cosine/mean` (of momentum and update), `root/update_rms/{mean,min,max}`,
-    `root/update_to_weight/{mean,max}` (learning rate * ||scaled update|| / ||weight before the
-    step||, weights of zeros left out) and `root/skipped`, the updates left out since the last point
-    because a gradient was not finite.
+    <LOGGED TAGS>
+    and `root/skipped`, the updates left out since the last point because a gradient was not finite.
 
     TensorBoard also shows the split of the parameters and the coefficients in use as text,
     histograms of one matrix of each shape in turn (singular values; momentum in units of the
@@ -70,9 +65,9 @@ class ROOTMonitor(Callback):
 
     Args:
         log_every_n_steps: Batches that step between points; None takes the Trainer's.
-        per_parameter: Log orth_error, outlier_fraction, outlier_energy, update_rms and
-            update_to_weight of each parameter too, such as
-            `root/orth_error/blocks.0.mlp.up.weight`; of one that holds several matrices
+        per_parameter: Log of each parameter too
+            <PARAMETER STATISTICS>,
+            such as `root/orth_error/blocks.0.mlp.up.weight`; of one that holds several matrices
             `<parameter>/<number>`, or their mean if they are more than 8.
         pictures: Heat maps and histograms, where a logger can show them.
         alerts: Warn, once for each cause and parameter, of what a person should know: an update
@@ -98,10 +93,11 @@ class ROOTMonitor(Callback):
         pictures: bool = True,
         alerts: bool = True,
     ) -> None:
-        check_interval(log_every_n_steps)
+        if log_every_n_steps is not None:
+            check_whole("log_every_n_steps", log_every_n_steps, 1, "None takes the Trainer's")
         self.log_every_n_steps = log_every_n_steps
         self.per_parameter, self.pictures = per_parameter, pictures
-        self.history = History(len(HEAT_MAPS))
+        self.history = History(len(heat_map_statistics()))
         self._alerts = Alerts() if alerts else None
         self._observers: dict[int, Observer] = {}
         self._overdue = False
@@ -109,10 +105,10 @@ class ROOTMonitor(Callback):
         self._skipped: Counter[str] = Counter()  # as of the last step
         self._skips = 0  # since the last point
         self._coefficients = ""
-        self._unwritten = Unwritten("ROOTMonitor")
+        self._suppress_errors = SuppressLogWriteErrors("ROOTMonitor")
 
     def state_dict(self) -> dict[str, Any]:
-        """What the heat maps show."""
+        """Return what the heat maps show."""
         return {"history": self.history.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -125,9 +121,8 @@ class ROOTMonitor(Callback):
                 f"version, so they begin anew; nothing else is affected ({error!r})"
             )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the split of the parameters. They are bound and restored by now."""
-        del pl_module
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Write the split of the parameters, which are bound and restored by now."""
         optimizers = roots_of(trainer)
         if not optimizers:
             names = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
@@ -135,58 +130,50 @@ class ROOTMonitor(Callback):
                 f"ROOTMonitor has nothing to show: the optimizers are [{names}], no ROOT"
             )
             return
-        self._skipped = skipped_by(trainer)
+        self._skipped = skipped_updates(trainer)
         self._skips, self._coefficients, self._drawn_points = 0, "", self.history.points
         if trainer.is_global_zero:
             text = "\n\n".join(str(optimizer.partition) for optimizer in optimizers)
-            with self._unwritten:
-                write_text(trainer.loggers, "root/partition", text, step_of(trainer))
-                write_layout(trainer.loggers)
+            with self._suppress_errors:
+                board.write_text(trainer.loggers, "root/partition", text, step_of(trainer))
+                board.write_layout(trainer.loggers, [g for o in optimizers for g in o.param_groups])
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Have the step that follows looked at if it is to be logged."""
+        """Observe the step that follows if it is to be logged."""
         del pl_module
-        if isinstance(optimizer, ROOT) and (self._overdue or self._is_due(trainer)):
+        every = self._every(trainer)
+        is_due = self._overdue or (every > 0 and (step_of(trainer) + 1) % every == 0)
+        if is_due and isinstance(optimizer, ROOT):
             earlier = self._observers.pop(id(optimizer), None)
             if earlier is not None:  # the second step of a batch
                 earlier.end()
-            sampled = self._sampled(trainer, optimizer)
+            sampled = self._matrices_to_sample(trainer, optimizer)
             self._observers[id(optimizer)] = Observer(optimizer, sampled)
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Log what was seen."""
-        del outputs, batch, batch_idx
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log what was measured."""
         self._count_skips(trainer)
         if not self._observers:
             return
-        seen = merged([observer.end() for observer in self._observers.values()])
+        seen = merge([observer.end() for observer in self._observers.values()])
         self._observers = {}
-        point = of_all_ranks(seen, trainer.world_size)
+        point = gather_observations(seen, trainer.world_size)
         self._overdue = point.measurements is None  # a step that a gradient scaler skipped
         if not self._overdue:
             self._log(trainer, pl_module, point)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Draw the heat maps if they have grown enough since they were drawn last."""
-        del pl_module
-        enough = max(LEAST_POINTS, GROWTH * self._drawn_points)
+        enough = max(MIN_POINTS, GROWTH * self._drawn_points)
         if trainer.validating and self.history.points >= enough:
-            self._draw(trainer)
+            self._draw_heat_maps(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         """Draw the heat maps of the whole run."""
-        del pl_module
         if self.history.points > self._drawn_points:
-            self._draw(trainer)
+            self._draw_heat_maps(trainer)
 
     def on_exception(self, *_: Any) -> None:
         """Leave no hook in the optimizer."""
@@ -194,68 +181,77 @@ class ROOTMonitor(Callback):
             observer.end()
         self._observers = {}
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        every = self._every(trainer)
-        return every > 0 and (step_of(trainer) + 1) % every == 0
-
     def _every(self, trainer: Trainer) -> int:
+        """Return the number of steps between points."""
         interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         return interval if self.log_every_n_steps is None else self.log_every_n_steps
 
-    def _sampled(self, trainer: Trainer, optimizer: ROOT) -> dict[Shape, Matrix]:
-        """The matrices whose turn it is to have histograms; the same on every rank."""
+    def _matrices_to_sample(self, trainer: Trainer, optimizer: ROOT) -> dict[Shape, Matrix]:
+        """Return the matrices whose turn it is to have histograms; the same on every rank."""
         turn, rest = divmod((step_of(trainer) + 1) // self._every(trainer) - 1, HISTOGRAM_EVERY)
         if not self.pictures or rest or not trainer.loggers:
             return {}
         groups = [group for group in optimizer.param_groups if group["role"] == "root"]
         found = matrices_by_shape(optimizer, groups)
         small = {shape: names for shape, names in found.items() if shape[0] <= HISTOGRAM_MAX_DIM}
-        return {shape: in_turn(names, turn) for shape, names in small.items()}
+        return {shape: pick_matrix(names, turn) for shape, names in small.items()}
 
     def _count_skips(self, trainer: Trainer) -> None:
-        skipped = skipped_by(trainer)
+        skipped = skipped_updates(trainer)
         if skipped != self._skipped or self._alerts is not None:
             new = skipped - self._skipped
             self._skipped = skipped
             self._skips += new.total()
             if self._alerts is not None:
-                self._alerts.skipped(new)
+                self._alerts.count_skips(new)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, point: Observation) -> None:
         assert point.measurements is not None
         step = step_of(trainer)
-        labelled = by_label(point.measurements, names_of(trainer))
+        labelled = by_label(point.measurements, parameter_names(trainer))
         watched: dict[str, Tensor] = aggregates(point.measurements)
-        watched["root/skipped"] = torch.tensor(float(self._skips))
+        watched[SKIPPED] = torch.tensor(float(self._skips))
         self._skips = 0
         # Not by Lightning's own way to the loggers, which is open at its own logging steps alone.
         pl_module.log_dict(watched, logger=False, on_step=True, on_epoch=False, batch_size=1)
         numbers = {tag: float(value) for tag, value in watched.items()}
         if self.per_parameter:
             numbers = {**per_parameter(labelled), **numbers}
-        with self._unwritten:
+        with self._suppress_errors:
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=step)
         if self.pictures:
-            drawn = {label: column[_DRAWN_ROWS] for label, column in labelled.items()}
+            rows = [row_of(statistic.name) for statistic in heat_map_statistics()]
+            drawn = {label: column[rows] for label, column in labelled.items()}
             self.history.add(step, drawn)
         if trainer.is_global_zero:
-            with self._unwritten:
-                self._show(trainer, point, step)
+            with self._suppress_errors:
+                self._write_samples(trainer, point, step)
         if self._alerts is not None:
-            self._alerts.judge(point)
+            self._alerts.check(point)
 
-    def _show(self, trainer: Trainer, point: Observation, step: int) -> None:
-        """Histograms, and the coefficients in use when they are new."""
-        write_histograms(trainer.loggers, point.samples, step)
-        in_use = {(*facts.shape, str(facts.coefficients)) for facts in point.facts}
+    def _write_samples(self, trainer: Trainer, point: Observation, step: int) -> None:
+        """Write histograms, and the coefficients in use when they are new."""
+        board.write_histograms(trainer.loggers, point.samples, step)
+        in_use = {(*info.shape, str(info.coefficients)) for info in point.infos}
         text = "\n".join(f"{m} x {n}: {coefficients}" for m, n, coefficients in sorted(in_use))
         if text != self._coefficients:
-            write_text(trainer.loggers, "root/coefficients", text, step)
+            board.write_text(trainer.loggers, "root/coefficients", text, step)
             self._coefficients = text
 
-    def _draw(self, trainer: Trainer) -> None:
+    def _draw_heat_maps(self, trainer: Trainer) -> None:
         self._drawn_points = self.history.points
         if trainer.is_global_zero:
-            with self._unwritten:
-                write_heat_maps(trainer.loggers, self.history)
+            with self._suppress_errors:
+                board.write_heat_maps(trainer.loggers, self.history)
+
+
+def _fill_in(text: str) -> str:
+    """Write what the table of statistics says into the docstring."""
+    tags = textwrap.fill(logged_tags(), 100, initial_indent=" " * 4, subsequent_indent=" " * 4)
+    names = parameter_statistics()
+    return text.replace("    <LOGGED TAGS>", tags).replace("<PARAMETER STATISTICS>", names)
+
+
+if ROOTMonitor.__doc__:  # `python -OO` has none
+    ROOTMonitor.__doc__ = _fill_in(ROOTMonitor.__doc__)

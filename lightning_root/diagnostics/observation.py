@@ -1,102 +1,90 @@
-"""What a monitor sees of one step: measurements, what they are to be judged by, a few samples."""
+"""One step as a monitor sees it: measurements, norms of the weights, samples for histograms."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Final, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from lightning_root.coefficients import Coefficients
 from lightning_root.diagnostics.measurements import Measurements, measure
 from lightning_root.diagnostics.spectrum import Matrix, Shape, singular_values
-from lightning_root.diagnostics.weights import weight_norms
-from lightning_root.optim import ROOT, Stack
+from lightning_root.diagnostics.statistics import Stack
+from lightning_root.distributed import gather
+from lightning_root.optim import ROOT
+from lightning_root.partition import MatrixView
 
+# At most so many entries of a momentum go into its histogram, evenly spread
 SAMPLED_ENTRIES: Final = 4096
-"""At most so many entries of a momentum go into its histogram, evenly spread."""
-
-LEAST_SIGMA: Final = 1e-8
-"""Singular values relative to the largest; below is rounding."""
+MIN_SIGMA: Final = 1e-8  # singular values relative to the largest; below is rounding
 
 
-class Facts(NamedTuple):
-    """What is known of a matrix without measuring it."""
+class MatrixInfo(NamedTuple):
+    """Shape, coefficients and target of a matrix, which alerts judge its statistics by."""
 
     shape: Shape
     coefficients: Coefficients
-    target_rms: float | None
-    """Root mean square of a scaled update of full rank, where the scale aims at one."""
+    target_rms: float | None  # of a scaled update of full rank, where the scale aims at one
 
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """One step, on the host.
+    """Measurements of one step on the host, with a `MatrixInfo` each, and samples by tag."""
 
-    Args:
-        measurements: None if no matrix was updated.
-        facts: One for each matrix of `measurements`.
-        samples: Values for histograms, by tag.
-    """
-
-    measurements: Measurements | None = None
-    facts: tuple[Facts, ...] = ()
+    measurements: Measurements | None = None  # None if no matrix was updated
+    infos: tuple[MatrixInfo, ...] = ()
     samples: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Observer:
-    """Looks at every stack of the next step of an optimizer, and changes nothing.
+    """Measures every stack of the next step of an optimizer, and samples some matrices.
 
-    Weights are looked at now, before that step; all ranks must do so together (`weight_norms`).
-
-    Args:
-        optimizer: The one that will step.
-        sampled: One matrix per shape, of which samples are taken.
+    Weights are measured at once, before that step; all ranks must do so together (`weight_norms`).
     """
 
     def __init__(self, optimizer: ROOT, sampled: Mapping[Shape, Matrix]) -> None:
         self._parts: list[Measurements] = []
-        self._facts: list[Facts] = []
+        self._infos: list[MatrixInfo] = []
         self._samples: dict[str, Tensor] = {}
         self._sampled = set(sampled.values())
         self._norms = weight_norms(optimizer)
-        self._handle = optimizer.register_stack_hook(self._look)
+        self._handle = optimizer.register_stack_hook(self._observe)
 
     def end(self) -> Observation:
-        """Stop looking. One copy from the device brings all that was measured."""
+        """Remove the hook and return what was measured; one copy brings it from the device."""
         self._handle.remove()
         if not self._parts:
             return Observation()
         found = Measurements.join(self._parts).cpu()
-        return Observation(found, tuple(self._facts), self._samples)
+        return Observation(found, tuple(self._infos), self._samples)
 
-    def _look(self, stack: Stack) -> None:
+    def _observe(self, stack: Stack) -> None:
         norms = torch.stack([self._norms[name] for name in stack.names])
         self._parts.append(measure(stack, norms))
         rows, columns = stack.momentum.shape[-2:]
         target = target_rms(stack.group)
-        self._facts += [Facts((rows, columns), stack.coefficients, target)] * len(stack.names)
+        self._infos += [MatrixInfo((rows, columns), stack.coefficients, target)] * len(stack.names)
         for number, name in enumerate(stack.names):
             if name in self._sampled:
                 self._samples |= samples(stack, number)
 
 
 def target_rms(group: Mapping[str, Any]) -> float | None:
-    """0.2 where updates have the size of AdamW's, None where the scale aims at no size."""
+    """Return 0.2 where updates have the size of AdamW's, None where the scale aims at no size."""
     return 0.2 if group["adjust_lr_fn"] == "match_rms_adamw" else None
 
 
 def samples(stack: Stack, number: int) -> dict[str, Tensor]:
-    """Values for three histograms of one matrix, float32 on the host, by tag.
+    """Return values for three histograms of one matrix of a stack, float32 on the host, by tag.
 
     log10 of the singular values of B and of U, relative to the largest of B and as they are; and
     |N| in units of the threshold, so that 1 is where clipping begins.
-
-    Args:
-        stack: From a hook.
-        number: Of the matrix in it.
     """
     shape = "x".join(str(size) for size in stack.momentum.shape[-2:])
     momentum = stack.momentum[number].flatten()
@@ -111,40 +99,85 @@ def samples(stack: Stack, number: int) -> dict[str, Tensor]:
             continue  # it did not converge; there will be other samples
         if name == "clipped_momentum":
             values = values / values[-1]
-        found[f"root/log10_sigma_{name}/{shape}"] = values.clamp(min=LEAST_SIGMA).log10().float()
+        found[f"root/log10_sigma_{name}/{shape}"] = values.clamp(min=MIN_SIGMA).log10().float()
     return {tag: values for tag, values in found.items() if bool(values.isfinite().all())}
 
 
-def merged(observations: Sequence[Observation]) -> Observation:
-    """One observation of several; of a matrix that is in several, the first counts."""
-    names: list[tuple[str, int]] = []
-    columns: list[Tensor] = []
-    facts: list[Facts] = []
+def merge(observations: Sequence[Observation]) -> Observation:
+    """Merge observations into one; of a matrix that is in several, the first counts."""
+    found: dict[Matrix, tuple[Tensor, MatrixInfo]] = {}
     samples: dict[str, Tensor] = {}
     for part in observations:
-        if part.measurements is None:
-            continue
-        values = part.measurements.values
-        known = set(names)
-        new = [i for i, name in enumerate(part.measurements.names) if name not in known]
-        names += [part.measurements.names[i] for i in new]
-        columns.append(values[:, new])
-        facts += [part.facts[i] for i in new]
-        samples = {**part.samples, **samples}
-    if not names:
+        if part.measurements is not None:
+            columns = zip(part.measurements.values.T, part.infos, strict=True)
+            for name, entry in zip(part.measurements.names, columns, strict=True):
+                found.setdefault(name, entry)
+            samples = {**part.samples, **samples}
+    if not found:
         return Observation()
-    return Observation(Measurements(tuple(names), torch.cat(columns, dim=1)), tuple(facts), samples)
+    values = torch.stack([column for column, _ in found.values()], dim=1)
+    infos = tuple(info for _, info in found.values())
+    return Observation(Measurements(tuple(found), values), infos, samples)
 
 
-def of_all_ranks(observation: Observation, world_size: int) -> Observation:
-    """What any rank has seen, the same on all of them. A collective; free on one rank.
-
-    Args:
-        observation: Of this rank, empty if it saw nothing.
-        world_size: Number of ranks, all of which must call this.
-    """
+def gather_observations(observation: Observation, world_size: int) -> Observation:
+    """Merge what all ranks have seen, the same on all of them. A collective; free on one rank."""
     if world_size == 1:
         return observation
     everywhere = [Observation() for _ in range(world_size)]
     dist.all_gather_object(everywhere, observation)
-    return merged(everywhere)
+    return merge(everywhere)
+
+
+@torch.no_grad()
+def weight_norms(optimizer: ROOT) -> dict[Matrix, Tensor]:
+    """Return the Frobenius norms of all matrices that ROOT updates, 0-dim, in float32 or better.
+
+    A collective over the ranks that hold parts of the parameters; nothing waits for the device. Of
+    sharded parameters that are one matrix, one sum over the ranks makes the norms; one that holds
+    several is gathered, one at a time, for a part knows nothing of where a matrix ends.
+    """
+    assert optimizer.partition is not None
+    views = {route.name: route.view or MatrixView() for route in optimizer.partition.routes}
+    shards: defaultdict[object, dict[Matrix, DTensor]] = defaultdict(dict)
+    blocks: dict[Matrix, Tensor] = {}
+    found: dict[Matrix, Tensor] = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if group["role"] != "root":
+                continue
+            if not isinstance(parameter, DTensor):
+                blocks |= _numbered(name, views[name].cut(parameter))
+            elif len(views[name].matrices(parameter.shape)) == 1:
+                layout = (parameter.device_mesh, parameter.placements)
+                shards[layout][name, 0] = parameter
+            else:
+                cut = _numbered(name, views[name].cut(gather(parameter)))
+                found |= dict(zip(cut, _norms(list(cut.values())), strict=True))
+    for part in shards.values():
+        found |= dict(zip(part, _norms_of_shards(list(part.values())), strict=True))
+    return found | dict(zip(blocks, _norms(list(blocks.values())), strict=True))
+
+
+def _numbered(name: str, blocks: Sequence[Tensor]) -> dict[Matrix, Tensor]:
+    return {(name, number): block for number, block in enumerate(blocks)}
+
+
+def _norms(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return all norms at once; what is of low precision is added up in float32."""
+    if not tensors:
+        return ()
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+    return tuple(torch._foreach_norm(list(tensors), dtype=dtype))
+
+
+def _norms_of_shards(parameters: Sequence[DTensor]) -> tuple[Tensor, ...]:
+    """Return norms of whole parameters of one layout. A collective; copies of a part count once."""
+    local = torch.stack(_norms([parameter.to_local() for parameter in parameters]))
+    placements = [
+        Replicate() if placement.is_replicate() else Partial()
+        for placement in parameters[0].placements
+    ]
+    mesh = parameters[0].device_mesh
+    energies = DTensor.from_local(local.square(), mesh, placements, run_check=False)
+    return energies.full_tensor().sqrt().unbind()

@@ -13,14 +13,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_root.coefficients.shapes import shape_text
-from lightning_root.diagnostics.adaptation import LONGEST_FIT, Adaptation, refittable
-from lightning_root.diagnostics.memory import Refit
+from lightning_root.diagnostics.adaptation import (
+    MAX_FIT_STEPS,
+    Adaptation,
+    FitResult,
+    refittable,
+)
 from lightning_root.diagnostics.spectrum import Shape, SpectrumCapture
-from lightning_root.diagnostics.unwritten import Unwritten
+from lightning_root.diagnostics.training import SuppressLogWriteErrors, check_whole, roots_of
 from lightning_root.optim import ROOT
 
-BUDGET: Final = 0.01
-"""Share of the run's time beyond which the last message says what to change."""
+BUDGET: Final = 0.01  # share of the run's time beyond which the last message advises an interval
 
 
 class ROOTRefit(Callback):
@@ -71,8 +74,8 @@ class ROOTRefit(Callback):
         max_dim: int = 4096,
         save: bool = True,
     ) -> None:
-        _check_whole("every_n_steps", every_n_steps, 1, "100 is the default")
-        _check_whole("max_dim", max_dim, 2, "4096 is the default")
+        check_whole("every_n_steps", every_n_steps, 1, "100 is the default")
+        check_whole("max_dim", max_dim, 2, "4096 is the default")
         if not 0.0 <= min_gain <= 1.0:
             raise ValueError(f"`min_gain` must be in [0, 1], got {min_gain}; 0.1 is the default")
         if not 0.0 < captured_share <= 1.0:
@@ -85,10 +88,10 @@ class ROOTRefit(Callback):
         self._capture: SpectrumCapture | None = None
         self._seconds = 0.0
         self._started = time.perf_counter()
-        self._unwritten = Unwritten("ROOTRefit")
+        self._suppress_errors = SuppressLogWriteErrors("ROOTRefit")
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts and histograms; the coefficients are in the optimizer's state."""
+        """Return counts and histograms; the coefficients are in the optimizer's state."""
         return {"steps": self.steps, **self.adaptation.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -108,18 +111,16 @@ class ROOTRefit(Callback):
             ) from error
         self.steps = steps
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that there is one ROOT to adapt, and one callback that does it."""
-        del pl_module
+    def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
+        """Raise ValueError unless there is one ROOT to adapt, and one callback that does it."""
         _root_of(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         count = sum(isinstance(callback, ROOTRefit) for callback in callbacks)
         if count > 1:
             raise ValueError(f"the Trainer has {count} `ROOTRefit` callbacks; keep one of them")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and say what is left alone. A checkpoint has been restored by now."""
-        del pl_module
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Start the clock and warn of what is left alone; a checkpoint has been restored by now."""
         self._seconds, self._started = 0.0, time.perf_counter()
         if self.steps == 0:  # the callback is new, but the run may not be
             self.steps = trainer.global_step // len(trainer.optimizers)
@@ -128,18 +129,18 @@ class ROOTRefit(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Every so often, have the step that follows looked at."""
+        """Every so often, capture spectra in the step that follows."""
         del pl_module
         if not isinstance(optimizer, ROOT):
             return
         self._end_capture()
         self.steps += 1
         if self.steps % self.every_n_steps == 0:
-            wanted = self.adaptation.wanted(optimizer)
-            if wanted:
+            matrices = self.adaptation.next_matrices(optimizer)
+            if matrices:
                 # Done within `step`, so that whoever saves a checkpoint after it saves the result.
                 then = partial(self._adapt, trainer, optimizer)
-                self._capture = SpectrumCapture(optimizer, wanted, then)
+                self._capture = SpectrumCapture(optimizer, matrices, then)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Leave no hook in the optimizer, not even where a gradient scaler skipped the step."""
@@ -149,9 +150,8 @@ class ROOTRefit(Callback):
         """Leave no hook in the optimizer."""
         self._end_capture()
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, *_: Any) -> None:
         """Write the files; say what was done and what it cost."""
-        del pl_module
         files = self._write(trainer)
         done = self.adaptation
         share = self._seconds / max(time.perf_counter() - self._started, 1e-9)
@@ -174,25 +174,25 @@ class ROOTRefit(Callback):
     def _adapt(self, trainer: Trainer, optimizer: ROOT, capture: SpectrumCapture) -> None:
         """Count what was captured, fit the shape that is due, log."""
         began = time.perf_counter()
-        found = _of_all_ranks(trainer, capture.found)
+        found = _gather_spectra(trainer, capture.found)
         self.adaptation.add(found)
         scalars = {}
-        shape = self.adaptation.due(optimizer)
+        shape = self.adaptation.shape_to_fit(optimizer)
         if shape is not None:
             scalars[f"{_tag(shape)}/error_before"] = self._refit(trainer, optimizer, shape)
         for shape in found:
             scalars[f"{_tag(shape)}/error"] = self.adaptation.error(optimizer, shape)
-        with self._unwritten:
+        with self._suppress_errors:
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=self.steps)
         self._seconds += capture.seconds + time.perf_counter() - began
 
     def _refit(self, trainer: Trainer, optimizer: ROOT, shape: Shape) -> float:
-        """Fit one shape on rank zero, and swap on all if it is worth it; the error before."""
+        """Fit one shape on rank zero, swap on all if it is worth it; return the error before."""
         fitted = self.adaptation.fit(optimizer, shape) if trainer.is_global_zero else None
-        result: Refit | None = trainer.strategy.broadcast(fitted)
+        result: FitResult | None = trainer.strategy.broadcast(fitted)
         assert result is not None
-        if self.adaptation.settle(optimizer, shape, result):
+        if self.adaptation.apply_fit(optimizer, shape, result):
             outcome = f" -> {result.error:.2g} with new coefficients"
         else:
             outcome = f", coefficients kept (a fit gives {result.error:.2g})"
@@ -203,7 +203,7 @@ class ROOTRefit(Callback):
         return result.error_before
 
     def _write(self, trainer: Trainer) -> str:
-        """Write the files if there is something to write, and say where."""
+        """Write the files if there is something to write, and return where, in words."""
         if not self.save or not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return ""
         folder = trainer.log_dir  # a collective: every rank asks
@@ -218,7 +218,8 @@ class ROOTRefit(Callback):
 
 
 def _root_of(trainer: Trainer) -> ROOT:
-    found = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, ROOT)]
+    """Return the only ROOT of the Trainer; raise ValueError unless there is exactly one."""
+    found = roots_of(trainer)
     if len(found) != 1:
         others = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
         raise ValueError(
@@ -229,7 +230,7 @@ def _root_of(trainer: Trainer) -> ROOT:
 
 
 def _warn_of_others(optimizer: ROOT) -> None:
-    """Name the groups whose coefficients stay as they are."""
+    """Warn of the groups whose coefficients stay as they are."""
     refitted = {id(group) for group in refittable(optimizer)}
     others = [
         f"`{group['name']}` ({group['coefficients']!r}, {group['ns_steps']} steps)"
@@ -239,12 +240,12 @@ def _warn_of_others(optimizer: ROOT) -> None:
     if others:
         rank_zero_warn(
             f"ROOTRefit leaves the coefficients of {', '.join(others)} alone: it refits "
-            f'`coefficients="adaptive"` with one number of steps, at most {LONGEST_FIT}'
+            f'`coefficients="adaptive"` with one number of steps, at most {MAX_FIT_STEPS}'
         )
 
 
-def _of_all_ranks(trainer: Trainer, found: dict[Shape, Tensor]) -> dict[Shape, Tensor]:
-    """What any rank has seen; where several have seen the same matrix, the lowest one's values."""
+def _gather_spectra(trainer: Trainer, found: dict[Shape, Tensor]) -> dict[Shape, Tensor]:
+    """Return what any rank has captured; of the same matrix on several, the lowest one's values."""
     if trainer.world_size == 1:
         return found
     everywhere: list[dict[Shape, Tensor]] = [{} for _ in range(trainer.world_size)]
@@ -257,10 +258,3 @@ def _of_all_ranks(trainer: Trainer, found: dict[Shape, Tensor]) -> dict[Shape, T
 
 def _tag(shape: Shape) -> str:
     return f"root/coefficients/{shape_text(shape)}"
-
-
-def _check_whole(name: str, value: object, least: int, hint: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` must be a whole number, got {value!r}; {hint}")
-    if value < least:
-        raise ValueError(f"`{name}` must be >= {least}, got {value}; {hint}")

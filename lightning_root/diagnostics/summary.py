@@ -1,4 +1,4 @@
-"""The last word of a run: what was reached, how fast, and where it is written down."""
+"""The summary of a run: what it reached, how fast, and where its files are."""
 
 import os
 import time
@@ -10,12 +10,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-WARMUP_STEPS = (
-    5  # the first steps allocate memory and compile kernels; they say nothing about speed
-)
-
+# The first steps allocate memory and compile kernels; they say nothing about speed
+WARMUP_STEPS = 5
 Row = tuple[str, str]  # label, value
 
 
@@ -88,14 +85,7 @@ class RunSummary(Callback):
         self._first_step = self._last_step = trainer.global_step
         self._mark, self._timed_seconds, self._timed_steps = None, 0.0, 0
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: object,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Add the time since the end of the previous batch."""
         now, steps = time.monotonic(), trainer.global_step
         if self._mark is not None and self._last_step >= self._first_step + WARMUP_STEPS:
@@ -103,13 +93,11 @@ class RunSummary(Callback):
             self._timed_steps += steps - self._last_step
         self._mark, self._last_step = now, steps
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         """Leave the step that follows out of the timing."""
         self._mark = None
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, *_: Any) -> None:
         """Leave the step that follows out of the timing."""
         self._mark = None
 
@@ -159,7 +147,7 @@ class RunSummary(Callback):
 
 
 def _data(trainer: pl.Trainer) -> list[Row]:
-    """What the datamodule has to say, if it has."""
+    """Return the summary lines of the datamodule, if it has any."""
     datamodule: object = getattr(trainer, "datamodule", None)
     if not isinstance(datamodule, HasSummaryLines):
         return []
@@ -176,7 +164,7 @@ def _model(module: pl.LightningModule) -> list[Row]:
 
 
 def _files(trainer: pl.Trainer) -> list[Row]:
-    """Where the run is written down, and how to look at it."""
+    """Return where the run's files are, and how to look at them."""
     rows = []
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
@@ -203,14 +191,7 @@ def _short(path: str) -> str:
 
 
 def format_block(title: str, rows: list[Row]) -> str:
-    """Lay out `rows` as two aligned columns below a title.
-
-    Args:
-        title: First line.
-        rows: Pairs of label and value.
-
-    Returns:
-        Lines of plain text, with an empty line before and after.
+    """Return a title and `rows` in two aligned columns, with an empty line before and after.
 
     Example:
         >>> from lightning_root.diagnostics.summary import format_block

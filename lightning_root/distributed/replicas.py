@@ -41,7 +41,7 @@ class Bucket:
     width: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Replicas:
     """A process group whose ranks share the work on the same matrices.
 

@@ -172,6 +172,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
     partition: Partition | None
     share_updates: bool
     _module: weakref.ref[nn.Module] | None
+    _state_parts: dict[str, StateParts]
 
     def __init__(
         self,
@@ -473,7 +474,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
         self._checked = False
         self._replicas = None
         self._where = Local()
-        self._state_parts: dict[str, StateParts] = {}
+        self._state_parts = {}
         self._known_plans: list[GroupPlan] = []
         self._stack_hooks: OrderedDict[int, StackHook] = OrderedDict()
 

@@ -9,7 +9,7 @@ import torch
 from lightning_root import ROOT
 from lightning_root.coefficients import lookup
 from lightning_root.diagnostics import Measurements, measure
-from lightning_root.diagnostics.measurements import STATISTICS
+from lightning_root.diagnostics.statistics import STATISTICS
 from lightning_root.functional import (
     clip_outliers,
     cosine_similarity,

@@ -20,10 +20,10 @@ from lightning_root.diagnostics import (
     Measurements,
     ROOTMonitor,
     alerts,
-    measurements,
     observation,
+    statistics,
 )
-from lightning_root.diagnostics.scalars import aggregates, by_label, per_parameter
+from lightning_root.diagnostics.measurements import aggregates, by_label, per_parameter
 from tests.integration.models import Batches, PlainNet, trainer, weights
 
 AGGREGATES = {
@@ -210,8 +210,8 @@ def test_updates_are_compared_with_the_blocks_of_the_weights(tmp_path):
 
 
 def test_of_weights_that_are_all_zero_there_is_no_ratio():
-    values = torch.ones(len(measurements.STATISTICS), 2)
-    values[measurements.STATISTICS.index("update_to_weight")] = torch.inf
+    values = torch.ones(len(statistics.STATISTICS), 2)
+    values[statistics.row_of("update_to_weight")] = torch.inf
     found = Measurements((("a", 0), ("b", 0)), values)
     numbers = {**aggregates(found), **per_parameter(by_label(found, ["a", "b"]))}
     assert "root/update_rms/mean" in numbers and "root/update_rms/a" in numbers
@@ -524,7 +524,7 @@ def test_update_rms_off_its_target_is_warned_of():
 def test_a_certificate_that_does_not_hold_and_exploding_outliers_are_warned_of(monkeypatch):
     """Reached by moving the limits, for a sound optimizer does not cross them."""
     monkeypatch.setattr(alerts, "CERTIFICATE_MARGIN", -0.5)
-    monkeypatch.setattr(alerts, "MOST_ENERGY", 0.01)
+    monkeypatch.setattr(alerts, "MAX_ENERGY", 0.01)
     texts = alerts_of(ROOTMonitor(1), max_steps=4)
     assert len(texts) == 2
     assert any("above the range of the coefficients" in text for text in texts)

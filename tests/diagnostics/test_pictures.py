@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lightning_root.diagnostics import history
+from lightning_root.diagnostics.board import CELL, heat_map, plain_heat_map
 from lightning_root.diagnostics.history import History
-from lightning_root.diagnostics.pictures import CELL, heat_map, plain
 
 
 def test_each_column_is_the_mean_of_its_points(monkeypatch):
     """Eight columns at most: after 27 points, six of four points each and one of three."""
-    monkeypatch.setattr(history, "MOST_COLUMNS", 8)
+    monkeypatch.setattr(history, "MAX_COLUMNS", 8)
     points = torch.rand(27, 2, 3)
     kept = History(2)
     for number, point in enumerate(points):
@@ -25,7 +25,7 @@ def test_each_column_is_the_mean_of_its_points(monkeypatch):
 
 
 def test_labels_that_come_late_or_pause_have_gaps(monkeypatch):
-    monkeypatch.setattr(history, "MOST_COLUMNS", 4)
+    monkeypatch.setattr(history, "MAX_COLUMNS", 4)
     kept = History(1)
     for step in range(6):
         layers = {"always": torch.tensor([1.0])}
@@ -47,7 +47,7 @@ def test_what_is_not_finite_counts_as_missing():
 
 
 def test_a_restored_history_goes_on_where_it_was(monkeypatch):
-    monkeypatch.setattr(history, "MOST_COLUMNS", 4)
+    monkeypatch.setattr(history, "MAX_COLUMNS", 4)
     whole, half = History(2), History(2)
     points = torch.rand(13, 2)
     for step, point in enumerate(points):
@@ -63,6 +63,20 @@ def test_a_restored_history_goes_on_where_it_was(monkeypatch):
     assert restored.points == whole.points == 13
 
 
+@pytest.mark.parametrize("points", [2, 5])
+def test_a_history_from_before_a_statistic_was_added_goes_on_without_it(monkeypatch, points):
+    monkeypatch.setattr(history, "MAX_COLUMNS", 4)
+    earlier, later = History(1), History(2)
+    for step in range(points):
+        earlier.add(step, {"layer": torch.tensor([float(step)])})
+    later.load_state_dict(earlier.state_dict())
+    expected = earlier.values()[0]
+    torch.testing.assert_close(later.values()[0], expected)
+    assert later.values()[1].isnan().all()
+    later.add(points, {"layer": torch.tensor([7.0, 3.0])})
+    assert later.values()[1, 0, -1] == 3.0
+
+
 def test_a_history_of_nothing_is_empty_and_can_be_restored():
     empty = History(3)
     empty.load_state_dict(History(3).state_dict())
@@ -74,7 +88,7 @@ def test_plain_pictures_are_matplotlibs_colours():
     from matplotlib import colormaps
 
     values = np.array([[0.0, 1.0, 2.0], [3.0, 4.0, np.nan]])
-    pixels = plain(values)
+    pixels = plain_heat_map(values)
     assert pixels.shape == (2 * CELL, 3 * CELL, 3)
     centres = pixels[CELL // 2 :: CELL, CELL // 2 :: CELL].reshape(-1, 3).astype(int)
     expected = colormaps["viridis"](np.linspace(0, 1, 5))[:, :3] * 255
@@ -84,7 +98,7 @@ def test_plain_pictures_are_matplotlibs_colours():
 
 @pytest.mark.parametrize("values", [torch.full((2, 3), torch.nan), torch.ones(2, 3)])
 def test_pictures_of_one_value_or_none_are_drawn_without_a_warning(values):
-    for drawn in (plain(values.numpy()), heat_map(values, ["a", "b"], [1, 2, 3], "title")):
+    for drawn in (plain_heat_map(values.numpy()), heat_map(values, ["a", "b"], [1, 2, 3], "title")):
         assert drawn.dtype == np.uint8
 
 
@@ -92,7 +106,7 @@ def test_without_matplotlib_pictures_are_plain(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     values = torch.rand(3, 4)
     drawn = heat_map(values, ["a", "b", "c"], [1, 2, 3, 4], "title")
-    assert np.array_equal(drawn, plain(values.double().numpy()))
+    assert np.array_equal(drawn, plain_heat_map(values.double().numpy()))
 
 
 def test_matplotlib_draws_every_value_where_it_belongs():

@@ -18,8 +18,14 @@ from lightning_root import ROOT, ROOTMixin, ROOTRefit
 from lightning_root.coefficients import load_coefficients, load_spectra, log_normal, lookup
 from lightning_root.coefficients.published import MUON
 from lightning_root.diagnostics import adaptation, spectrum
-from lightning_root.diagnostics.memory import Refit, SpectrumMemory, promise, refit, target
-from lightning_root.diagnostics.spectrum import in_turn, matrices_by_shape, singular_values
+from lightning_root.diagnostics.adaptation import (
+    FitResult,
+    RecentSpectrum,
+    expected_gain,
+    fit_target,
+    refit,
+)
+from lightning_root.diagnostics.spectrum import matrices_by_shape, pick_matrix, singular_values
 from lightning_root.functional import newton_schulz
 from tests.integration.models import Batches, PlainNet, trainer, weights
 
@@ -76,10 +82,10 @@ def fits(monkeypatch):
     def fit(shape, captured, current, captured_share):
         shapes.append(shape)
         steps = [(2.0 - len(shapes) / 100, -1.5, 0.5)] * len(current)
-        return Refit(tuple(steps), error=0.1, error_before=1.0)
+        return FitResult(tuple(steps), error=0.1, error_before=1.0)
 
     monkeypatch.setattr(adaptation, "refit", fit)
-    monkeypatch.setattr(adaptation, "promise", lambda wanted, current: 1e3)
+    monkeypatch.setattr(adaptation, "expected_gain", lambda wanted, current: 1e3)
     return shapes
 
 
@@ -152,12 +158,12 @@ def test_singular_values_of_tiny_and_huge_matrices_neither_vanish_nor_overflow(s
 def test_every_matrix_has_its_turn_once_in_a_round(count):
     matrices = [("layer", number) for number in range(count)]
     for start in (0, 1000):
-        assert {in_turn(matrices, start + turn) for turn in range(count)} == set(matrices)
+        assert {pick_matrix(matrices, start + turn) for turn in range(count)} == set(matrices)
 
 
 def test_matrices_captured_one_after_the_other_lie_far_apart_in_the_model():
     matrices = [("layer", number) for number in range(48)]
-    turns = [in_turn(matrices, turn)[1] for turn in range(48)]
+    turns = [pick_matrix(matrices, turn)[1] for turn in range(48)]
     assert min(abs(a - b) for a, b in pairwise(turns)) >= 12
 
 
@@ -184,7 +190,7 @@ def test_the_matrices_are_those_that_the_optimizer_orthogonalizes():
 
 def test_a_memory_holds_two_generations_of_captures():
     """Window and number of the generation, by hand: 1, 1, 2, 4, 8, 16, 16, ... captures."""
-    memory, windows, generations = SpectrumMemory(), [], 0
+    memory, windows, generations = RecentSpectrum(), [], 0
     for capture in range(1, 66):
         memory.fitted = True
         memory.add(torch.ones(4))
@@ -198,12 +204,12 @@ def test_a_memory_holds_two_generations_of_captures():
 
 
 def test_a_memory_survives_json():
-    memory = SpectrumMemory()
+    memory = RecentSpectrum()
     for factor in range(1, 6):
         memory.add(torch.rand(7) * factor)
         memory.fitted = factor % 2 == 1
-    assert SpectrumMemory.from_dict(json.loads(json.dumps(memory.as_dict()))) == memory
-    assert SpectrumMemory.from_dict(SpectrumMemory().as_dict()) == SpectrumMemory()
+    assert RecentSpectrum.from_dict(json.loads(json.dumps(memory.as_dict()))) == memory
+    assert RecentSpectrum.from_dict(RecentSpectrum().as_dict()) == RecentSpectrum()
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 256)])
@@ -211,15 +217,18 @@ def test_a_fit_keeps_what_was_promised_and_after_it_nothing_is_promised(shape):
     """Whatever the spectrum and the steps; error on what is fitted to."""
     for median, steps in ((0.003, 5), (0.03, 5), (0.1, 4)):
         captured = log_normal(median, 0.7)
-        wanted, current = target(shape, captured, 0.75), lookup(shape, "muon", steps).triples
+        wanted, current = fit_target(shape, captured, 0.75), lookup(shape, "muon", steps).triples
         found = refit(shape, captured, current, 0.75).triples
         gain = wanted.mean_square_error(current) - wanted.mean_square_error(found)
-        assert gain >= promise(wanted, current)
-        assert promise(wanted, found) <= 0.0
+        assert gain >= expected_gain(wanted, current)
+        assert expected_gain(wanted, found) <= 0.0
 
 
 def test_where_no_schedule_is_known_a_fit_is_tried():
-    assert promise(target((8, 8), log_normal(0.1, 0.5), 0.75), [(1.5, -0.5, 0.0)]) == math.inf
+    assert (
+        expected_gain(fit_target((8, 8), log_normal(0.1, 0.5), 0.75), [(1.5, -0.5, 0.0)])
+        == math.inf
+    )
 
 
 # In training
@@ -258,7 +267,7 @@ class Captured(L.Callback):
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == self.step - 1:
             optimizer = trainer.optimizers[0]
-            self.name = self.refit.adaptation.wanted(optimizer)[10, 12]
+            self.name = self.refit.adaptation.next_matrices(optimizer)[10, 12]
             self.handle = optimizer.register_stack_hook(self.look)
 
     def look(self, stack):
@@ -349,9 +358,9 @@ def test_one_shape_is_fitted_at_a_time_where_it_pays_most_and_once_a_generation(
 
 def test_both_matrices_of_a_shape_are_captured_in_turn(monkeypatch, fits):
     seen = []
-    original = adaptation.Adaptation.wanted
+    original = adaptation.Adaptation.next_matrices
     wanted = lambda self, optimizer: seen.append(original(self, optimizer)) or seen[-1]  # noqa: E731
-    monkeypatch.setattr(adaptation.Adaptation, "wanted", wanted)
+    monkeypatch.setattr(adaptation.Adaptation, "next_matrices", wanted)
     run(ROOTRefit(every_n_steps=4, min_gain=1.0))
     names = [choice[10, 12] for choice in seen]
     assert sorted(names) == [("body.0.weight", 0), ("body.1.weight", 0)]

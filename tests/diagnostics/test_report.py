@@ -29,12 +29,11 @@ from lightning_root.diagnostics.report import (
     report_of,
     write_page,
 )
-from lightning_root.diagnostics.report.comparison_page import result_table
-from lightning_root.diagnostics.report.panel import Line, Panel
-from lightning_root.diagnostics.report.pictures import MOST_OTHERS, other_curves
-from lightning_root.diagnostics.report.root_panels import outliers, updates
-from lightning_root.diagnostics.report.series import Series
-from lightning_root.diagnostics.report.tags import is_rate, losses, mode_of
+from lightning_root.diagnostics.report.comparison import result_table
+from lightning_root.diagnostics.report.curves import Series, is_learning_rate, losses, mode_of
+from lightning_root.diagnostics.report.drawing import Line, Panel
+from lightning_root.diagnostics.report.page import MAX_OTHERS, other_curves
+from lightning_root.diagnostics.report.panels import outliers, updates
 
 START = 1_700_000_000.0
 HOSTILE = '<script>alert("1")</script>&$\\frac{'
@@ -311,7 +310,11 @@ def test_losses_are_known_by_the_words_of_their_tags(tags, training, validation)
 
 def test_rates_and_directions_are_known_by_the_words_of_their_tags():
     tags = ["lr-ROOT/root", "lr-SGD-momentum", "train/lr", "learning_rate", "color", "rate"]
-    assert [tag for tag in tags if is_rate(tag)] == ["lr-ROOT/root", "train/lr", "learning_rate"]
+    assert [tag for tag in tags if is_learning_rate(tag)] == [
+        "lr-ROOT/root",
+        "train/lr",
+        "learning_rate",
+    ]
     assert [mode_of(tag) for tag in ("val/acc", "val_top1_accuracy", "val/loss")] == [
         *("max", "max", "min")
     ]
@@ -453,7 +456,7 @@ def test_a_run_without_root_has_its_losses_and_no_empty_sections(tmp_path):
 
 
 def test_curves_of_unknown_meaning_are_drawn_up_to_a_number(tmp_path):
-    curves = {f"metric_{number:02}": curve(1, 2) for number in range(MOST_OTHERS + 3)}
+    curves = {f"metric_{number:02}": curve(1, 2) for number in range(MAX_OTHERS + 3)}
     write_events(tmp_path, {**curves, "val/accuracy": curve(0.5, 0.6), "epoch": curve(0, 0)})
     (section,) = report_of(read_run(tmp_path)).sections
     assert section.title == "Other curves"

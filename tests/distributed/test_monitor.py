@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from lightning_root import ROOT, ROOTMixin, ShardedDDPStrategy
 from lightning_root.diagnostics import ROOTMonitor
-from lightning_root.diagnostics.weights import weight_norms
+from lightning_root.diagnostics.observation import weight_norms
 from lightning_root.optim import Stack
 from tests.integration.models import PlainNet, ShardedNet, trainer, weights
 

@@ -84,18 +84,18 @@ def fitted_on_rank_zero_alone(rank, ranks, name):
 
 def seen_by_the_owner_alone(rank, ranks, name):
     """Each matrix is seen by one rank, as if only that one orthogonalized it."""
-    original = spectrum.SpectrumCapture._look
+    original = spectrum.SpectrumCapture._observe
 
     def look(self, stack):
-        owner = ["body.0.weight", "body.1.weight"].index(next(iter(self._wanted))[0])
+        owner = ["body.0.weight", "body.1.weight"].index(next(iter(self._matrices))[0])
         if owner == rank:
             original(self, stack)
 
-    spectrum.SpectrumCapture._look = look
+    spectrum.SpectrumCapture._observe = look
     try:
         return whole(rank, ranks, name)
     finally:
-        spectrum.SpectrumCapture._look = original
+        spectrum.SpectrumCapture._observe = original
 
 
 def assert_same(first, second):

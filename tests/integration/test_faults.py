@@ -30,7 +30,7 @@ from lightning_root.coefficients import (
     store,
 )
 from lightning_root.diagnostics import ROOTRefit
-from lightning_root.diagnostics.unwritten import Unwritten
+from lightning_root.diagnostics.training import SuppressLogWriteErrors
 from lightning_root.full_disk import notes_of
 from lightning_root.kernels import rates
 from lightning_root.strategies import ShardedDDPStrategy
@@ -463,7 +463,7 @@ def test_callbacks_that_cannot_log_say_so_once_and_training_goes_on(tmp_path):
 
 
 def test_other_errors_of_a_logger_are_not_hidden():
-    with pytest.raises(ValueError, match="wrong"), Unwritten("ROOTMonitor"):
+    with pytest.raises(ValueError, match="wrong"), SuppressLogWriteErrors("ROOTMonitor"):
         raise ValueError("wrong")
 
 

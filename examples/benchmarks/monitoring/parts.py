@@ -8,8 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from lightning_root import ROOTMonitor
-from lightning_root.diagnostics import monitor as monitor_module
-from lightning_root.diagnostics import observation
+from lightning_root.diagnostics import board, observation
 
 HOOKS = {
     "on_train_start": "start",
@@ -23,7 +22,7 @@ HOOKS = {
 CALLS = {
     (observation, "measure"): "measuring",
     (observation, "samples"): "histograms",
-    (monitor_module, "write_histograms"): "histograms",
+    (board, "write_histograms"): "histograms",
 }
 """What the monitor calls within the step or within its hooks."""
 

@@ -1,14 +1,13 @@
 """Statistics of ROOT's steps as `torchmetrics.Metric`s."""
 
-from lightning_root.diagnostics.metrics.base import MatrixMetric, Reduction
-from lightning_root.diagnostics.metrics.momentum import (
+from lightning_root.diagnostics.metrics.matrix import (
+    MatrixMetric,
+    MomentumCosine,
     MomentumKurtosis,
+    OrthogonalizationError,
     OutlierEnergy,
     OutlierFraction,
-)
-from lightning_root.diagnostics.metrics.update import (
-    MomentumCosine,
-    OrthogonalizationError,
+    Reduction,
     UpdateRMS,
 )
 

@@ -4,15 +4,10 @@ Nothing here is imported by training. Pictures need matplotlib, event files Tens
 both are imported when they are used.
 """
 
-from lightning_root.diagnostics.report.comparison import Comparison as Comparison
-from lightning_root.diagnostics.report.comparison import comparison_of as comparison_of
-from lightning_root.diagnostics.report.comparison_page import page_of as page_of
-from lightning_root.diagnostics.report.page import Page as Page
-from lightning_root.diagnostics.report.page import write_page as write_page
-from lightning_root.diagnostics.report.report import report_of as report_of
-from lightning_root.diagnostics.report.run import Run as Run
-from lightning_root.diagnostics.report.run import find_run as find_run
-from lightning_root.diagnostics.report.run import read_run as read_run
+from lightning_root.diagnostics.report.comparison import Comparison, comparison_of, page_of
+from lightning_root.diagnostics.report.page import Page, write_page
+from lightning_root.diagnostics.report.run import Run, find_run, read_run
+from lightning_root.diagnostics.report.run_page import report_of
 
 __all__ = [
     "Comparison",

@@ -1,33 +1,54 @@
-"""Several runs measured by one metric: who is ahead, and by how much."""
+"""Several runs measured by one metric: who is ahead, by how much, and the page that shows it."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from lightning_root.diagnostics.report.describe import labels_of
+from lightning_root.diagnostics.report.curves import (
+    Mode,
+    Point,
+    Series,
+    learning_rates,
+    losses,
+    mode_of,
+    other_tags,
+)
+from lightning_root.diagnostics.report.describe import (
+    differences,
+    duration,
+    labels_of,
+    number,
+    typeset,
+    whole,
+)
+from lightning_root.diagnostics.report.drawing import Line, Panel, colour
+from lightning_root.diagnostics.report.page import (
+    Page,
+    Paragraph,
+    Part,
+    Section,
+    Table,
+    Verbatim,
+    other_curves,
+    picture_of,
+)
 from lightning_root.diagnostics.report.run import Run
-from lightning_root.diagnostics.report.series import Mode, Point, Series
-from lightning_root.diagnostics.report.tags import losses, mode_of
+from lightning_root.diagnostics.statistics import STATISTICS
+
+MAX_DIFFERENCES: Final = 40  # options in which the runs differ that are listed
+MAX_TITLE: Final = 90  # characters up to which the labels of all runs are the title
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a run did in the metric that is compared.
-
-    Args:
-        label: Of the run.
-        last: The last point.
-        best: The best point; None if no value is finite.
-        reached: Where it was first as good as the worst run at its end; None if it never was.
-        speed_up: How many times fewer steps that took than in the worst run.
-        speed_up_in_time: How many times less time.
-    """
+    """How a run did in the metric that is compared; speed-ups are over the worst run."""
 
     label: str
     last: Point
-    best: Point | None
-    reached: Point | None
-    speed_up: float | None
+    best: Point | None  # None if no value is finite
+    reached: Point | None  # where it was first as good as the worst run at its end
+    speed_up: float | None  # in steps
     speed_up_in_time: float | None
 
 
@@ -73,7 +94,9 @@ class Comparison:
     def standings(self) -> list[Standing]:
         """How each run did, in their order."""
         reached = [series.reach(self.target, self.mode) for series in self.curves]
-        worst = self._worst(reached)
+        # Where the run whose last value is the target reached it.
+        last = [series.last.value for series in self.curves]
+        worst = next((p for p, v in zip(reached, last, strict=True) if v == self.target), None)
         return [
             Standing(
                 label,
@@ -86,10 +109,13 @@ class Comparison:
             for label, series, point in zip(self.labels, self.curves, reached, strict=True)
         ]
 
-    def _worst(self, reached: Sequence[Point | None]) -> Point | None:
-        """Where the run whose last value is the target reached it."""
-        last = [series.last.value for series in self.curves]
-        return next((p for p, v in zip(reached, last, strict=True) if v == self.target), None)
+    def lines(self, tag: str) -> list[Line]:
+        """Curves of the runs that have the tag, in the colours of the runs."""
+        return [
+            Line(label, run.scalars[tag], place)
+            for place, (label, run) in enumerate(zip(self.labels, self.runs, strict=True))
+            if tag in run.scalars
+        ]
 
 
 def comparison_of(
@@ -101,7 +127,7 @@ def comparison_of(
     steps_only: bool = False,
     smooth: float | None = None,
 ) -> Comparison:
-    """Settle what runs are compared in.
+    """Give runs a metric to be compared in, and labels.
 
     Every run has a target to reach: the last value of the worst of them.
 
@@ -125,7 +151,7 @@ def comparison_of(
         raise ValueError(
             f"`--label` must give one label for each of the {len(runs)} runs, got {len(labels)}"
         )
-    chosen = metric or _common(runs)
+    chosen = metric or _common_loss(runs)
     for run in runs:
         if chosen not in run.scalars:
             tags = sorted(tag for tag in run.scalars if not tag.startswith("root/"))
@@ -137,12 +163,8 @@ def comparison_of(
     return Comparison(runs, named, chosen, mode or mode_of(chosen), steps_only, smooth)
 
 
-def _common(runs: Sequence[Run]) -> str:
-    """The main validation loss that all runs have, or training loss.
-
-    Raises:
-        ValueError: If there is none.
-    """
+def _common_loss(runs: Sequence[Run]) -> str:
+    """Return the main validation, else training, loss of all runs; raise ValueError without one."""
     shared = set.intersection(*(set(run.scalars) for run in runs))
     found = losses(shared, "validation") + losses(shared, "training")
     if not found:
@@ -155,7 +177,149 @@ def _common(runs: Sequence[Run]) -> str:
 
 
 def _ratio(worst: float, value: float) -> float | None:
-    """How many times less; None without a clock, or where both took no time."""
+    """Return how many times less; None without a clock, or where both took no time."""
     if math.isnan(worst) or math.isnan(value) or value == worst == 0.0:
         return None
     return worst / value if value > 0.0 else math.inf
+
+
+def page_of(comparison: Comparison) -> Page:
+    """Everything that can be compared, as a page.
+
+    Args:
+        comparison: From `comparison_of`.
+    """
+    sections = [
+        Section(f"Results: {comparison.metric}", _results(comparison)),
+        Section("Training", _training(comparison)),
+        Section("Inside ROOT", _root(comparison)),
+        Section("Other curves", _others(comparison)),
+        Section("Set-up", _set_up(comparison)),
+    ]
+    title, count = " · ".join(comparison.labels), len(comparison.runs)
+    return Page(
+        kind=f"Comparison of {count} runs",
+        title=title if len(title) <= MAX_TITLE else f"{comparison.metric} of {count} runs",
+        subtitle=" · ".join(run.name for run in comparison.runs),
+        cards=[],
+        sections=[section for section in sections if section.parts],
+        notes=[
+            f"{label}: {note}"
+            for label, run in zip(comparison.labels, comparison.runs, strict=True)
+            for note in run.notes
+        ],
+    )
+
+
+def result_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of how the runs did."""
+    header = ["run", "last", "best", "at step", "steps to target", "speed-up"]
+    if comparison.has_clock:
+        header += ["time to target", "speed-up"]
+    rows = []
+    for standing in comparison.standings():
+        best, reached = standing.best, standing.reached
+        row = [
+            standing.label,
+            number(standing.last.value),
+            number(best.value if best else None),
+            whole(best.step if best else None),
+            whole(reached.step if reached else None),
+            _times(standing.speed_up),
+            duration(reached.seconds if reached else None),
+            _times(standing.speed_up_in_time),
+        ]
+        rows.append(row[: len(header)])
+    return header, rows
+
+
+def explain_target(comparison: Comparison) -> str:
+    """Return what `target` and `speed-up` mean, in a sentence."""
+    measures = "fewer steps, or less time," if comparison.has_clock else "fewer steps"
+    return (
+        f"The target, {number(comparison.target)}, is the last {comparison.metric} of the worst "
+        f"run; the speed-up is how many times {measures} a run needs to reach it."
+    )
+
+
+def _results(comparison: Comparison) -> list[Part]:
+    metric = comparison.metric
+    lines = comparison.lines(metric)
+    panels = [Panel("Over steps", lines, unit=metric)]
+    if comparison.has_clock:
+        panels.append(Panel("Over time", lines, unit=metric, over="minutes"))
+    over = " and over the time since training began" if comparison.has_clock else ""
+    header, rows = result_table(comparison)
+    last = [series.last.value for series in comparison.curves]
+    finite = [value for value in last if math.isfinite(value)]
+    best = (min if comparison.mode == "min" else max)(finite, default=None)
+    caption = f"{explain_target(comparison)} Between points, curves are taken as straight lines."
+    if comparison.has_clock:
+        caption += " Times compare runs only if each had the machine to itself."
+    table = Table(
+        caption,
+        header,
+        rows,
+        strong=frozenset((row, 1) for row, value in enumerate(last) if value == best),
+        colours=[colour(place) for place in range(len(rows))],
+    )
+    intro = f"{metric} over optimizer steps{over}."
+    return [table, *picture_of("metric", panels, intro, common_legend=True)]
+
+
+def _training(comparison: Comparison) -> list[Part]:
+    lines, rated = [], []
+    for place, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True)):
+        for tag in losses(run.scalars, "training")[:1]:
+            lines.append(Line(label, run.scalars[tag], place, comparison.smooth))
+        for series in list(learning_rates(run.scalars).values())[:1]:
+            rated.append(Line(label, series, place))
+    panels = []
+    if lines:
+        faint = "; faint: as logged, before smoothing" if comparison.smooth != 0 else ""
+        panels.append(Panel("Training loss", lines, f"Training loss{faint}.", width=2.0))
+    if rated:
+        about = "Learning rate, of the first parameter group."
+        panels.append(Panel("Learning rate", rated, about))
+    return picture_of("training", panels, common_legend=True)
+
+
+def _root(comparison: Comparison) -> list[Part]:
+    panels = []
+    for statistic in sorted(STATISTICS.values(), key=lambda statistic: statistic.compared):
+        lines = comparison.lines(statistic.tag("mean"))
+        if lines and statistic.title and "mean" in statistic.reductions:
+            title, unit, about = map(typeset, (statistic.title, statistic.unit, statistic.about))
+            panels.append(Panel(title, lines, about, unit))
+    intro = "Means over all matrices, of the runs that log them."
+    return picture_of("root", panels, intro, common_legend=True)
+
+
+def _others(comparison: Comparison) -> list[Part]:
+    """Return curves that at least two runs have."""
+    tags = dict.fromkeys(tag for run in comparison.runs for tag in other_tags(run.scalars))
+    curves = {tag: comparison.lines(tag) for tag in tags if tag != comparison.metric}
+    shared = {tag: lines for tag, lines in curves.items() if len(lines) > 1}
+    return other_curves(shared, common_legend=True)
+
+
+def _set_up(comparison: Comparison) -> list[Part]:
+    different = differences(comparison.runs)
+    parts: list[Part] = []
+    if different:
+        rows = [[key, *values] for key, values in different.items()]
+        caption = "Options in which the runs differ."
+        parts.append(Table(caption, ["option", *comparison.labels], rows[:MAX_DIFFERENCES]))
+    if len(different) > MAX_DIFFERENCES:
+        left = ", ".join(list(different)[MAX_DIFFERENCES:])
+        parts.append(Paragraph(f"Not listed, but different too: {left}."))
+    return parts + [
+        Verbatim(f"The whole configuration: {label}", run.config_text)
+        for label, run in zip(comparison.labels, comparison.runs, strict=True)
+        if run.config_text
+    ]
+
+
+def _times(ratio: float | None) -> str:
+    """Return a speed-up, as "1.41x"."""
+    return "-" if ratio is None else f"{ratio:.2f}x"

@@ -1,29 +1,32 @@
-"""matplotlib where it is installed, and what all pictures have in common."""
+"""Panels of curves, drawn with matplotlib where it is installed."""
 
 import io
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_root.diagnostics.report.curves import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+# Of curves, in turn; told apart by colour-blind eyes (Okabe and Ito)
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
-"""Of curves, in turn; told apart by colour-blind eyes (Okabe and Ito)."""
 
-DASHES: Final = ("-", "--", ":", "-.")
-"""Of curves beyond the colours."""
+DASHES: Final = ("-", "--", ":", "-.")  # of curves beyond the colours
 
-WIDTH: Final = 10.0
-"""Inches, of every picture of a page."""
-
-RESOLUTION: Final = 180
-"""Dots per inch."""
-
+WIDTH: Final = 10.0  # inches, of every picture of a page
+RESOLUTION: Final = 180  # dots per inch
+MAX_MARKERS: Final = 25  # curves of at most so many points show them
+# Positive values whose largest is so many times the smallest have a logarithmic axis
+WIDE_RANGE: Final = 20.0
+MAX_COLUMNS: Final = 4  # panels beside each other
 _STYLE: Final[Any] = {
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "font.size": 9,
@@ -47,8 +50,33 @@ _STYLE: Final[Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Line:
+    """One curve of a panel, thin if it is a bound of what another line shows."""
+
+    label: str  # in the legend; "" for none
+    series: Series
+    place: int = 0  # which colour it has
+    smooth: float | None = 0.0  # weight of the past, see `Series.smoothed`
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A pair of axes."""
+
+    title: str
+    lines: Sequence[Line]  # at least one
+    about: str = ""  # the definition, for the caption
+    unit: str = ""
+    references: Sequence[tuple[float, str]] = ()  # values to compare with, and their labels
+    over: Literal["step", "minutes"] = "step"
+    width: float = 1.0  # relative to other panels of the row
+    zero: bool = False  # have the vertical axis begin at zero, and not be logarithmic
+
+
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches, that belongs to no window.
+    """Make an empty figure, in inches, that belongs to no window.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
@@ -63,19 +91,14 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def plain_axes(axes: "Axes") -> None:
-    """A light grid and no box."""
+    """Draw a light grid and no box."""
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def log_numbers(axis: "Axis", values: NDArray[np.float64]) -> None:
-    """Numbers like 0.02 on a logarithmic axis, more where it spans less than two decades.
-
-    Args:
-        axis: Of positive values.
-        values: What is drawn, at least one.
-    """
+    """Write numbers like 0.02 on a logarithmic axis, more where it spans less than two decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     narrow = values.max() < 100 * values.min()
@@ -85,15 +108,7 @@ def log_numbers(axis: "Axis", values: NDArray[np.float64]) -> None:
 
 
 def draw_png(height: float, draw: Callable[["Figure"], None]) -> bytes:
-    """A picture of a page, as the bytes of a PNG file.
-
-    Args:
-        height: In inches.
-        draw: Draws on the empty figure.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
+    """Have a picture of a page drawn, and return the bytes of a PNG file."""
     figure = new_figure(WIDTH, height)
     from matplotlib import rc_context
 
@@ -105,10 +120,92 @@ def draw_png(height: float, draw: Callable[["Figure"], None]) -> bytes:
 
 
 def colour(place: int) -> str:
-    """Colour of the curve at this place."""
+    """Return the colour of the curve at this place."""
     return COLOURS[place % len(COLOURS)]
 
 
 def dashes(place: int) -> str:
-    """Line style of the curve at this place."""
+    """Return the line style of the curve at this place."""
     return DASHES[place // len(COLOURS) % len(DASHES)]
+
+
+def height_of(panels: Sequence[Panel], min_columns: int = 1) -> float:
+    """Return the inches that panels need, by the number of rows and columns."""
+    rows, columns = _grid(len(panels), min_columns)
+    return rows * {1: 3.4, 2: 3.3, 3: 2.7, 4: 2.4}[columns]
+
+
+def draw_panels(
+    figure: "Figure",
+    panels: Sequence[Panel],
+    *,
+    min_columns: int = 1,
+    common_legend: bool = False,
+) -> None:
+    """Draw panels in rows, with one legend below if all of them have the same labels."""
+    rows, columns = _grid(len(panels), min_columns)
+    ratios = [panel.width for panel in panels[:columns]] + [1.0] * (columns - len(panels))
+    grid = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios).ravel()
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(grid, panels, strict=False):
+        _draw_panel(axes, panel)
+        if not common_legend and len(axes.get_legend_handles_labels()[1]) > 0:
+            axes.legend()
+    if common_legend:
+        named: dict[str, Any] = {}
+        for axes in grid[: len(panels)]:
+            handles, labels = axes.get_legend_handles_labels()
+            named |= dict(zip(labels, handles, strict=True))
+        figure.legend(named.values(), named, loc="outside lower center", ncols=4)
+
+
+def _draw_panel(axes: "Axes", panel: Panel) -> None:
+    for line in panel.lines:
+        _draw_line(axes, line, panel.over)
+    for place, (value, label) in enumerate(panel.references):
+        pattern = (0, (1.5 + 2.0 * place, 2.0))
+        axes.axhline(value, label=label, color="#666666", lw=1.0, ls=pattern, zorder=1.5)
+    _scale(axes, panel)
+    xlabel = "step" if panel.over == "step" else "minutes of training"
+    axes.set(title=panel.title, ylabel=panel.unit, xlabel=xlabel)
+    plain_axes(axes)
+
+
+def _grid(count: int, min_columns: int) -> tuple[int, int]:
+    rows = math.ceil(count / MAX_COLUMNS)
+    return rows, max(math.ceil(count / rows), min_columns)
+
+
+def _draw_line(axes: "Axes", line: Line, over: Literal["step", "minutes"]) -> None:
+    series = line.series
+    x: NDArray[Any] = series.steps if over == "step" else series.seconds / 60
+    style: dict[str, Any] = {"color": colour(line.place), "linestyle": dashes(line.place)}
+    style["zorder"] = 3 - 0.01 * line.place  # the first run lies on top of those like it
+    if np.isfinite(series.values).sum() <= MAX_MARKERS:
+        style |= {"marker": "o", "markersize": 1.8 if line.faint else 2.8}
+    width = 0.9 if line.faint else 1.5
+    smoothed = series.smoothed(line.smooth)
+    if not np.array_equal(smoothed, series.values, equal_nan=True):
+        axes.plot(x, series.values, color=style["color"], linewidth=0.7, alpha=0.3, zorder=1.8)
+        style |= {"marker": ""}
+    alpha = 0.7 if line.faint else 1.0
+    axes.plot(x, smoothed, label=line.label or None, linewidth=width, alpha=alpha, **style)
+
+
+def _scale(axes: "Axes", panel: Panel) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    values = np.concatenate([line.series.values for line in panel.lines])
+    values = np.append(values, [value for value, _ in panel.references])
+    finite = values[np.isfinite(values)]
+    if panel.zero:
+        axes.set_ylim(bottom=0.0)
+    elif len(finite) and np.ptp(finite) <= 1e-3 * abs(finite[0]) > 0:  # a constant, and rounding
+        axes.set_ylim(*sorted((0.5 * finite[0], 1.5 * finite[0])))
+    elif len(finite) and finite.min() > 0 and finite.max() > WIDE_RANGE * finite.min():
+        axes.set_yscale("log")
+        log_numbers(axes.yaxis, finite)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if panel.over == "step" and max(line.series.last.step for line in panel.lines) >= 10_000:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))

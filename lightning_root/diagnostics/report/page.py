@@ -1,8 +1,8 @@
 """One HTML page that needs nothing but itself: text, tables, and pictures as data."""
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from html import escape
 from itertools import count
@@ -10,54 +10,39 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from lightning_root.diagnostics.report.drawing import draw_png
+from lightning_root.diagnostics.report.drawing import Line, Panel, draw_panels, draw_png, height_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MAX_OTHERS: Final = 16  # curves without a place of their own that are drawn
 _HERE: Final = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its caption.
+    """A figure with its caption."""
 
-    Args:
-        name: Of the PNG file, without its ending.
-        caption: What is shown, and what its definition is.
-        height: In inches.
-        draw: Draws on an empty figure.
-        is_map: Its colours are values, so that a dark page must leave them as they are.
-    """
-
-    name: str
+    name: str  # of the PNG file, without its ending
     caption: str
-    height: float
+    height: float  # in inches
     draw: Callable[["Figure"], None]
-    is_map: bool = False
+    is_map: bool = False  # its colours are values, which a dark page must leave as they are
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its caption.
-
-    Args:
-        caption: What the numbers are.
-        header: One for each column.
-        rows: Of cells, at least one.
-        strong: (row, column) of cells to point out.
-        colours: One for each row, as in the pictures; empty for none.
-    """
+    """A table with its caption."""
 
     caption: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    strong: frozenset[tuple[int, int]] = frozenset()
-    colours: Sequence[str] = ()
+    rows: Sequence[Sequence[str]]  # at least one
+    strong: frozenset[tuple[int, int]] = frozenset()  # (row, column) of cells to point out
+    colours: Sequence[str] = ()  # one for each row, as in the pictures; empty for none
 
 
 @dataclass(frozen=True)
-class Facts:
+class Definitions:
     """Names and what they stand for, one row each."""
 
     rows: Sequence[tuple[str, str]]
@@ -79,7 +64,7 @@ class Paragraph:
     text: str
 
 
-Part: TypeAlias = Picture | Table | Facts | Verbatim | Paragraph
+Part: TypeAlias = Picture | Table | Definitions | Verbatim | Paragraph
 
 
 @dataclass(frozen=True)
@@ -117,6 +102,52 @@ class Page:
         return [part for part in parts if isinstance(part, Picture)]
 
 
+def picture_of(
+    name: str,
+    panels: Sequence[Panel],
+    intro: str = "",
+    *,
+    min_columns: int = 1,
+    common_legend: bool = False,
+) -> list[Part]:
+    """Return one picture of some panels, with their definitions as its caption, or nothing."""
+    if not panels:
+        return []
+    titled, about = _add_letters(panels)
+    height = height_of(panels, min_columns) + (0.3 if common_legend else 0.0)
+
+    def draw(figure: "Figure") -> None:
+        draw_panels(figure, titled, min_columns=min_columns, common_legend=common_legend)
+
+    return [Picture(name, f"{intro} {about}".strip(), height, draw)]
+
+
+def other_curves(
+    curves: Mapping[str, Sequence[Line]], *, common_legend: bool = False
+) -> list[Part]:
+    """Return a picture of curves that only their tags explain, and what was left out."""
+    panels = [Panel(tag, lines) for tag, lines in curves.items()]
+    intro = "Other metrics, by their tags."
+    parts = picture_of(
+        "others", panels[:MAX_OTHERS], intro, min_columns=3, common_legend=common_legend
+    )
+    left = [panel.title for panel in panels[MAX_OTHERS:]]
+    if left:
+        named = ", ".join(left[:MAX_OTHERS]) + (", ..." if len(left) > MAX_OTHERS else "")
+        parts.append(Paragraph(f"{len(left):,} more curves are left out: {named}."))
+    return parts
+
+
+def _add_letters(panels: Sequence[Panel]) -> tuple[list[Panel], str]:
+    """Return panels with letters before their titles if they need them, and the caption."""
+    if len(panels) == 1 or not any(panel.about for panel in panels):
+        return list(panels), panels[0].about
+    letters = [chr(ord("a") + place) for place in range(len(panels))]
+    titled = [replace(p, title=f"({x}) {p.title}") for x, p in zip(letters, panels, strict=True)]
+    about = [f"({x}) {p.about}" for x, p in zip(letters, panels, strict=True) if p.about]
+    return titled, " ".join(about)
+
+
 def write_page(
     page: Page,
     path: Path,
@@ -141,17 +172,12 @@ def write_page(
     for picture in watched(page.pictures):
         drawn[picture.name] = draw_png(picture.height, picture.draw)
         path.with_name(f"{picture.name}.png").write_bytes(drawn[picture.name])
-    path.write_text(html_of(page, drawn), encoding="utf-8")
+    path.write_text(_html(page, drawn), encoding="utf-8")
     return path
 
 
-def html_of(page: Page, drawn: dict[str, bytes]) -> str:
-    """The page as HTML.
-
-    Args:
-        page: What to write; all its text is escaped.
-        drawn: PNG files by the name of their pictures.
-    """
+def _html(page: Page, drawn: Mapping[str, bytes]) -> str:
+    """Return the page as HTML, all its text escaped, with PNG files by the name of pictures."""
     writer = _Writer(drawn)
     notes = "".join(f"<li>{escape(note)}</li>" for note in page.notes)
     return Template((_HERE / "page.html").read_text("utf-8")).substitute(
@@ -169,7 +195,7 @@ def html_of(page: Page, drawn: dict[str, bytes]) -> str:
 class _Writer:
     """Numbers figures and tables while it writes them."""
 
-    def __init__(self, drawn: dict[str, bytes]) -> None:
+    def __init__(self, drawn: Mapping[str, bytes]) -> None:
         self._drawn = drawn
         self._figures, self._tables = count(1), count(1)
 
@@ -183,7 +209,7 @@ class _Writer:
                 return self._picture(part)
             case Table():
                 return self._table(part)
-            case Facts():
+            case Definitions():
                 rows = "".join(
                     f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
                     for name, text in part.rows
@@ -233,7 +259,7 @@ class _Writer:
 
 
 def _alignment(column: Sequence[str]) -> str:
-    """To the right where all cells are numbers or empty."""
+    """Align to the right where all cells are numbers or empty."""
     digits = set("0123456789.,:-+e%x ")
     numbers = all(set(cell) <= digits or cell in ("nan", "inf") for cell in column)
     return ' class="number"' if numbers else ""

@@ -1,7 +1,10 @@
-"""A run as its folder tells it: curves, texts, configuration."""
+"""A run as its folder tells it: curves and texts from its log files, configuration beside them."""
 
+import csv
+import io
 import math
 import re
+import struct
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,16 +14,11 @@ from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
 
-from lightning_root.diagnostics.report.events import (
-    EVENTS,
-    METRICS,
-    Session,
-    log_files,
-    read_session,
-)
-from lightning_root.diagnostics.report.series import Series
+from lightning_root.diagnostics.report.curves import Series
 
-_MOST_LISTED: Final = 12
+EVENTS: Final = "events.out.tfevents.*"
+METRICS: Final = "metrics.csv"
+_MAX_LISTED: Final = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +60,23 @@ class Run:
         return max(int(series.last.step) for series in self.scalars.values())
 
 
+@dataclass
+class Session:
+    """What one process wrote: one event file, or the CSV file, which has no clock."""
+
+    start: float | None = None  # Unix time
+    scalars: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
+    """(step, Unix time or NaN, value) in the order of writing, by tag."""
+    texts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def log_files(folder: Path) -> list[Path]:
+    """Return the log files that lie in a folder itself, oldest first."""
+    found = sorted(path for path in folder.glob(EVENTS) if path.is_file())
+    return found + [path for path in [folder / METRICS] if path.is_file()]
+
+
 def find_run(folder: Path) -> Path:
     """The folder of the run: this one, or the only one below it that holds logs.
 
@@ -84,7 +99,7 @@ def find_run(folder: Path) -> Path:
     if len(found) > 1:
         raise ValueError(
             f"`RUN_DIR` must hold one run, found {len(found)} below '{folder}'; give one of "
-            f"{_listed(found)}"
+            f"{_list_folders(found)}"
         )
     return found.pop()
 
@@ -98,7 +113,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: If no log file in it holds a scalar.
     """
-    sessions = [read_session(path) for path in log_files(folder)]
+    sessions = [_read_session(path) for path in log_files(folder)]
     notes = [note for session in sessions for note in session.notes]
     sessions = [session for session in sessions if session.scalars]
     if not sessions:
@@ -106,9 +121,14 @@ def read_run(folder: Path) -> Run:
             f"`RUN_DIR` must hold scalars, found none in '{folder}': {'; '.join(notes)}. A run "
             "logs its first ones after `log_every_n_steps` steps"
         )
-    scalars, seconds = _joined(sessions)
-    config, config_text, config_notes = _config(folder)
-    texts = _texts(sessions)
+    scalars, seconds = _join_curves(sessions)
+    config, config_text, config_notes = _read_config(folder)
+    texts: dict[str, list[tuple[int, str]]] = {}
+    for session in sessions:
+        for tag, found in session.texts.items():
+            # Without the indentation that makes TensorBoard show them as they are.
+            plain = [(step, textwrap.dedent(text).strip("\n")) for step, text in found]
+            texts.setdefault(tag, []).extend(plain)
     starts = [session.start for session in sessions if session.start is not None]
     return Run(
         folder=folder,
@@ -116,22 +136,111 @@ def read_run(folder: Path) -> Run:
         texts=texts,
         config=config,
         config_text=config_text,
-        partition=_partition(folder, texts),
+        partition=_read_partition(folder, texts),
         started=datetime.fromtimestamp(min(starts)) if starts else None,
         seconds=seconds,
         notes=(*notes, *config_notes),
     )
 
 
-def _joined(sessions: Sequence[Session]) -> tuple[dict[str, Series], float | None]:
-    """Curves over all sessions, with a clock that stands still between them.
+def _read_session(path: Path) -> Session:
+    """Read one log file, as far as it is whole."""
+    session = _read_csv(path) if path.name == METRICS else _read_events(path)
+    if not session.scalars and not session.notes:
+        session.notes.append(f"{path.name} holds no scalars")
+    return session
+
+
+def _read_events(path: Path) -> Session:
+    from tensorboard.backend.event_processing.event_file_loader import (  # type: ignore[import-untyped]
+        LegacyEventFileLoader,
+    )
+
+    session = Session()
+    records = 0
+    for event in LegacyEventFileLoader(str(path)).Load():
+        records += 1
+        if session.start is None:
+            session.start = event.wall_time
+        for value in event.summary.value:
+            _add_value(session, event, value)
+    whole, rest = _count_records(path)
+    if rest or records < whole:
+        session.notes.append(
+            f"{path.name} is damaged or was cut off: read up to record {records:,}"
+        )
+    return session
+
+
+def _add_value(session: Session, event: Any, value: Any) -> None:
+    """Add a scalar, in the old form or the new, or a text; other kinds are not for reports."""
+    kind = value.WhichOneof("value")
+    plugin = value.metadata.plugin_data.plugin_name
+    if kind == "simple_value":
+        point = (event.step, event.wall_time, value.simple_value)
+        session.scalars.setdefault(value.tag, []).append(point)
+    elif kind == "tensor" and plugin == "scalars":
+        from tensorboard.util.tensor_util import make_ndarray  # type: ignore[import-untyped]
+
+        point = (event.step, event.wall_time, float(make_ndarray(value.tensor)))
+        session.scalars.setdefault(value.tag, []).append(point)
+    elif kind == "tensor" and plugin == "text":
+        text = b"\n".join(value.tensor.string_val).decode("utf-8", errors="replace")
+        tag = value.tag.removesuffix("/text_summary")  # which torch's writer adds
+        session.texts.setdefault(tag, []).append((event.step, text))
+
+
+def _count_records(path: Path) -> tuple[int, int]:
+    """Count whole records, and bytes after the last; TensorBoard's reader tells neither.
+
+    A record is its length as eight bytes, four of a check sum, the event, four of a check sum.
+    """
+    count, place, size = 0, 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place + 12 <= size:
+            file.seek(place)
+            (length,) = struct.unpack("<Q", file.read(8))
+            if place + length + 16 > size:
+                break
+            place += length + 16
+            count += 1
+    return count, size - place
+
+
+def _read_csv(path: Path) -> Session:
+    session = Session()
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if text and not text.endswith("\n"):
+        session.notes.append(f"the last line of {path.name} was cut off and is left out")
+        text = text[: text.rfind("\n") + 1]
+    for row in csv.DictReader(io.StringIO(text)):
+        step = _parse_number(row.pop("step", None))
+        if step is None or not step.is_integer():
+            continue
+        for tag, cell in row.items():
+            value = _parse_number(cell)
+            if tag and value is not None:
+                session.scalars.setdefault(tag, []).append((int(step), math.nan, value))
+    return session
+
+
+def _parse_number(cell: Any) -> float | None:
+    """Return a cell's number; None for what is empty or no number."""
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return None
+
+
+def _join_curves(sessions: Sequence[Session]) -> tuple[dict[str, Series], float | None]:
+    """Join curves over all sessions, with a clock that stands still between them.
 
     A session goes on where the last point before its first step left the clock: what a crashed
     session did after the checkpoint was done once more, and counts once.
     """
     points: dict[str, list[tuple[int, float, float]]] = {}
     for session in sessions:
-        first = session.first_step
+        first = min(found[0][0] for found in session.scalars.values())
         earlier = (p[1] for known in points.values() for p in known if p[0] < first)
         elapsed = max((time for time in earlier if not math.isnan(time)), default=0.0)
         # A logger of another kind beside the event files says the same again, without a clock.
@@ -150,17 +259,7 @@ def _joined(sessions: Sequence[Session]) -> tuple[dict[str, Series], float | Non
     return scalars, max(known) if known else None
 
 
-def _texts(sessions: Iterable[Session]) -> dict[str, list[tuple[int, str]]]:
-    """All texts, without the indentation that makes TensorBoard show them as they are."""
-    texts: dict[str, list[tuple[int, str]]] = {}
-    for session in sessions:
-        for tag, found in session.texts.items():
-            plain = [(step, textwrap.dedent(text).strip("\n")) for step, text in found]
-            texts.setdefault(tag, []).extend(plain)
-    return texts
-
-
-def _partition(folder: Path, texts: Mapping[str, Sequence[tuple[int, str]]]) -> str:
+def _read_partition(folder: Path, texts: Mapping[str, Sequence[tuple[int, str]]]) -> str:
     path = folder / "partition.txt"
     if path.is_file():
         return path.read_text(encoding="utf-8", errors="replace").strip("\n")
@@ -168,8 +267,8 @@ def _partition(folder: Path, texts: Mapping[str, Sequence[tuple[int, str]]]) -> 
     return found[-1][1] if found else ""
 
 
-def _config(folder: Path) -> tuple[Mapping[str, Any], str, list[str]]:
-    """Values, text, and a note if the file cannot be read as YAML."""
+def _read_config(folder: Path) -> tuple[Mapping[str, Any], str, list[str]]:
+    """Return values, text, and a note if the file cannot be read as YAML."""
     path = next(
         (folder / n for n in ("config.yaml", "hparams.yaml") if (folder / n).is_file()), None
     )
@@ -183,8 +282,8 @@ def _config(folder: Path) -> tuple[Mapping[str, Any], str, list[str]]:
     return (values if isinstance(values, dict) else {}), text, []
 
 
-def _listed(folders: Iterable[Path]) -> str:
-    """Names, version_2 before version_10."""
+def _list_folders(folders: Iterable[Path]) -> str:
+    """List some names, version_2 before version_10."""
 
     def natural(text: str) -> list[tuple[int, str]]:
         return [
@@ -192,5 +291,5 @@ def _listed(folders: Iterable[Path]) -> str:
         ]
 
     names = sorted(map(str, folders), key=natural)
-    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-    return ", ".join(names[:_MOST_LISTED]) + more
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more

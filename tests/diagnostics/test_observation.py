@@ -6,7 +6,7 @@ import torch
 from torch.nn import Parameter
 
 from lightning_root import ROOT
-from lightning_root.diagnostics.weights import weight_norms
+from lightning_root.diagnostics.observation import weight_norms
 
 SHAPES = {"plain": (5, 8), "qkv": (12, 6), "filters": (4, 3, 2, 2), "experts": (3, 4, 5)}
 RULES = {

@@ -1,0 +1,253 @@
+"""The table of statistics: what the monitor measures and logs, TensorBoard and reports show."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeAlias
+
+from torch import Tensor
+
+from lightning_root.optim import Stack as Stack
+
+Reduction: TypeAlias = Literal["mean", "max", "min"]
+"""How the values of all matrices become one number."""
+
+Section: TypeAlias = Literal["orthogonalization", "outliers", "updates"]
+"""Of a report, in this order."""
+
+# Tag of the number of updates left out, which is counted and not measured
+SKIPPED: Final = "root/skipped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """One number per matrix, and everything that is said of it anywhere.
+
+    A new one needs an entry below and, unless `compute` says it in place, a function.
+
+    Args:
+        name: In tags, `root/<name>/<reduction>` and `root/<name>/<parameter>`.
+        compute: Stack -> (k) values; None for those that `measure` takes together.
+        stage: Whether a parameter group has the stage on that this is a statistic of; without it
+            the value is NaN and nothing is logged, drawn or counted. None: it is always there.
+        infinite_is_undefined: Leave infinities out too; else they and NaNs are shown.
+        reductions: Over all matrices, each counted once: what is logged of them together.
+        per_parameter: Log it of each parameter too.
+        note: Said of it in the help of `ROOTMonitor`.
+        chart: Title on TensorBoard's page of custom scalars; those with equal ones share a chart.
+            Up to a comma it is that of the chart of each parameter too.
+        heat_map: Title of the picture by layer and step; "" for none, nor for the chart of
+            each parameter. Needs `per_parameter`.
+        heat_map_log: Draw its logarithm: beside decades in time layers would not differ.
+        section: Of the report that has its panel.
+        card: Have the last mean among the key numbers of a report.
+        title: Of the panel; those with equal ones share a panel.
+        unit: Label of the panel's vertical axis.
+        about: The definition, in the caption.
+        line: Its name in a panel that it shares.
+        from_zero: Have the vertical axis begin at zero.
+        compared: Place among the panels of a comparison of runs.
+        largest: What the report calls layers with the largest values; "" if they are as good.
+        smallest: What it calls those with the smallest.
+    """
+
+    name: str
+    compute: Callable[[Stack], Tensor] | None = None
+    stage: Callable[[Mapping[str, Any]], bool] | None = None
+    infinite_is_undefined: bool = False
+    reductions: tuple[Reduction, ...] = ()
+    per_parameter: bool = False
+    note: str = ""
+    chart: str = ""
+    heat_map: str = ""
+    heat_map_log: bool = False
+    card: bool = False
+    section: Section | None = None
+    title: str = ""
+    unit: str = ""
+    about: str = ""
+    line: str = ""
+    from_zero: bool = False
+    compared: int = 99
+    largest: str = ""
+    smallest: str = ""
+
+    def tag(self, of: str) -> str:
+        """Return the tag of a reduction or a parameter."""
+        return f"root/{self.name}/{of}"
+
+    def is_on(self, group: Mapping[str, Any]) -> bool:
+        """Return whether matrices of a parameter group have this statistic."""
+        return self.stage is None or self.stage(group)
+
+    def is_defined(self, values: Tensor) -> Tensor:
+        """Return which values are to be shown; a NaN is, unless it says that a stage is off."""
+        absent = values.isnan() & (self.stage is not None)
+        return ~(absent | values.isinf() & self.infinite_is_undefined)
+
+
+_SIGMA_MAX: Final = Statistic(
+    name="sigma_max",
+    reductions=("max",),
+    chart="singular values of the updates, least and greatest",
+    section="orthogonalization",
+    title="Singular values",
+    unit="sigma of the updates",
+    about="The least and the greatest singular value of any update.",
+    line="greatest",
+    from_zero=True,
+)
+
+_TABLE: Final = (
+    Statistic(
+        name="orth_error",  # of the orthogonalized update U
+        reductions=("mean", "max"),
+        per_parameter=True,
+        chart="orthogonalization error",
+        heat_map="Orthogonalization error, mean of (sigma - 1)^2",
+        card=True,
+        section="orthogonalization",
+        title="Orthogonalization error",
+        unit="mean of (sigma - 1)^2",
+        about="Orthogonalization error: the mean of (sigma - 1)^2 over the singular values sigma "
+        "of an update U, 0 if U is orthogonal.",
+        compared=1,
+        largest="highest error",
+    ),
+    _SIGMA_MAX,
+    replace(
+        _SIGMA_MAX,
+        name="sigma_min",
+        reductions=("min",),
+        note="singular values of the update",
+        line="least",
+    ),
+    Statistic(name="orthogonal_rms"),  # of U, for alerts
+    Statistic(
+        name="update_rms",  # of the scaled update, the learning rate left out
+        reductions=("mean", "min", "max"),
+        per_parameter=True,
+        chart="update RMS, without the learning rate",
+        heat_map="Root mean square of the scaled update",
+        section="updates",
+        title="Update size",
+        unit="RMS of the update",
+        about="Root mean square of the scaled update's entries, the learning rate left out.",
+        compared=8,
+        smallest="smallest update",
+    ),
+    Statistic(
+        name="update_to_weight",
+        infinite_is_undefined=True,  # nothing moves in proportion to a weight of zeros
+        reductions=("mean", "max"),
+        per_parameter=True,
+        note="learning rate * ||scaled update|| / ||weight before the step||, weights of zeros "
+        "left out",
+        chart="update to weight, with the learning rate",
+        heat_map="log10 of learning rate * ||update|| / ||weight||",
+        heat_map_log=True,
+        section="updates",
+        title="Update to weight",
+        unit="lr ||update|| / ||W||",
+        about="What a step moves, relative to the weight W before it: lr ||scaled update|| / "
+        "||W||.",
+        compared=9,
+        smallest="slowest",
+    ),
+    Statistic(
+        name="cosine",
+        reductions=("mean",),
+        note="of momentum and update",
+        chart="cosine of momentum and update",
+        section="updates",
+        title="Cosine",
+        unit="cos(N, U)",
+        about="Cosine of momentum N and update U: sum(N * U) / (||N|| ||U||).",
+        compared=7,
+    ),
+    Statistic(
+        name="momentum_rms",
+        reductions=("mean",),
+        section="updates",
+        title="Momentum size",
+        unit="RMS of the momentum",
+        about="Root mean square of the momentum's entries.",
+        compared=6,
+    ),
+    Statistic(
+        name="outlier_energy",
+        reductions=("mean", "max"),
+        per_parameter=True,
+        chart="outlier energy",
+        heat_map="Share of the momentum's energy beyond the threshold",
+        section="outliers",
+        title="Outlier energy",
+        unit="share of energy",
+        about="Outlier energy: the share ||N - B||^2 / ||N||^2 of the momentum N that the "
+        "threshold takes away, B = clamp(N, -q, q).",
+        compared=3,
+        largest="most outliers",
+    ),
+    Statistic(
+        name="outlier_fraction",
+        reductions=("mean",),
+        per_parameter=True,
+        section="outliers",
+        title="Outlier fraction",
+        unit="share of entries",
+        about="Outlier fraction: the share of entries that the threshold changes.",
+        compared=2,
+    ),
+    Statistic(name="threshold"),  # max |B|
+    Statistic(
+        name="relative_threshold",
+        reductions=("mean",),
+        section="outliers",
+        title="Relative threshold",
+        unit="q / RMS(N)",
+        about="The threshold q in units of the momentum's root mean square; the heavier the "
+        "tails, the lower.",
+        compared=4,
+    ),
+    Statistic(
+        name="kurtosis",
+        reductions=("mean", "max"),
+        chart="momentum kurtosis (Gaussian: 3)",
+        section="outliers",
+        title="Kurtosis",
+        unit="E[x^4] / E[x^2]^2",
+        about="Kurtosis of the momentum's entries about zero, E[x^4] / E[x^2]^2.",
+        compared=5,
+    ),
+)
+
+STATISTICS: Final = {statistic.name: statistic for statistic in _TABLE}
+"""By name; in this order they are the rows of `Measurements.values`, charts and panels."""
+
+
+def row_of(name: str) -> int:
+    """Return the row of a statistic in `Measurements.values`."""
+    return list(STATISTICS).index(name)
+
+
+def heat_map_statistics() -> list[Statistic]:
+    """Return what is drawn by layer and step: by section, those of optional stages last."""
+    order = ("orthogonalization", "outliers", "updates", None)
+    drawn = [statistic for statistic in STATISTICS.values() if statistic.heat_map]
+    return sorted(drawn, key=lambda s: (s.stage is not None, order.index(s.section)))
+
+
+def logged_tags() -> str:
+    """Return what is logged of all matrices, as a list in words."""
+    found = []
+    for statistic in STATISTICS.values():
+        if statistic.reductions:
+            kinds = ",".join(statistic.reductions)
+            tag = statistic.tag(kinds if len(statistic.reductions) == 1 else f"{{{kinds}}}")
+            found.append(f"`{tag}`" + (f" ({statistic.note})" if statistic.note else ""))
+    return ", ".join(found)
+
+
+def parameter_statistics() -> str:
+    """Return the names of what is logged of each parameter, as a list in words."""
+    names = [statistic.name for statistic in STATISTICS.values() if statistic.per_parameter]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
