@@ -33,9 +33,8 @@ from examples.sweeps.pictures import draw_all
 from examples.sweeps.plan import Run, Sweep
 from examples.sweeps.processes import run_all
 from examples.sweeps.results import chosen, collect, read_result
+from lightning_root.cli.output import new_figure, progress, text_table, wrapped
 from lightning_root.cli.parser import CommandParser, run_command
-from lightning_root.cli.plots import new_figure
-from lightning_root.cli.terminal import progress, text_table, wrapped
 from lightning_root.diagnostics.report.describe import number
 
 LAST_LINES = 8

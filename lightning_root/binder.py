@@ -1,8 +1,11 @@
-"""The callback that gives ROOT the live parameters, and what it asks of the Trainer."""
+"""The callback that gives ROOT the live parameters, and what is said of a run that a disk ended."""
 
-from collections.abc import Sequence
+import errno
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from zipfile import is_zipfile
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,13 +13,16 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.coefficients.shapes import shape_text
+from lightning_root.diagnostics.training import error_chain
 from lightning_root.distributed import reshard
-from lightning_root.full_disk import note_full_disk
 from lightning_root.optim import ROOT, WarmupDecayLR
 from lightning_root.optim.agreement import fits_needed
 from lightning_root.optim.checkpoint import keyed_by_names
 from lightning_root.optim.groups import members, views_of
 from lightning_root.partition.names import canonical
+
+DISK_FULL: Final = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+"""Error numbers: no space left on the device, or none left to this user."""
 
 
 class ROOTBinder(Callback):
@@ -35,14 +41,14 @@ class ROOTBinder(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind every ROOT of the Trainer and resolve its schedules."""
-        optimizers = [o for o in trainer.optimizers if isinstance(o, ROOT)]
+        optimizers = _roots(trainer)
         partitions = [optimizer.bind(optimizer.module or pl_module) for optimizer in optimizers]
-        replicas = _replicas(trainer)
+        replicas = _replica_group(trainer)
         for optimizer in optimizers:
             if not optimizer.shards_state:  # the strategy shares more than this
                 optimizer.share(replicas if optimizer.share_updates else None)
         if partitions and _first_binder(trainer) is self:
-            _show(trainer, "\n\n".join(str(partition) for partition in partitions))
+            _print_partition(trainer, "\n\n".join(str(partition) for partition in partitions))
             _announce_fits(optimizers)
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, WarmupDecayLR):
@@ -55,13 +61,11 @@ class ROOTBinder(Callback):
     ) -> None:
         """Take in parameters that have been unfrozen since, with a fresh state."""
         del batch, batch_idx
-        for optimizer in trainer.optimizers:
-            if isinstance(optimizer, ROOT) and _finetunes_backbone(trainer):
-                _align_backbone(optimizer, pl_module)
-            if isinstance(optimizer, ROOT) and (names := optimizer.unbound()):
-                module = optimizer.module
-                assert module is not None
-                optimizer.bind(module)
+        for optimizer in _roots(trainer):
+            _align_backbone(trainer, pl_module, optimizer)
+            if names := optimizer.unbound():
+                assert optimizer.module is not None
+                optimizer.bind(optimizer.module)
                 rank_zero_info(f"ROOT now trains {len(names)} more parameters: {names[:3]} ...")
 
     def on_save_checkpoint(
@@ -88,13 +92,13 @@ class ROOTBinder(Callback):
         """Note below the error of a full disk where it is full and what to go on from."""
         del pl_module
         if _first_binder(trainer) is self:
-            note_full_disk(exception, trainer)
+            _note_full_disk(exception, trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how many updates were left out because of gradients that were not finite."""
         del pl_module
-        for optimizer in trainer.optimizers:
-            if isinstance(optimizer, ROOT) and optimizer.skipped:
+        for optimizer in _roots(trainer):
+            if optimizer.skipped:
                 worst = optimizer.skipped.most_common(3)
                 rank_zero_warn(
                     f"ROOT skipped {optimizer.skipped.total()} updates of {len(optimizer.skipped)} "
@@ -103,13 +107,9 @@ class ROOTBinder(Callback):
 
 
 def run_length(module: LightningModule) -> int:
-    """Steps of the run that a module is in.
+    """Return the steps of the run that a module is in, 1 for a run without any.
 
-    Returns:
-        At least 1: a run without any step (`limit_train_batches=0`) needs no schedule.
-
-    Raises:
-        ValueError: If there is no Trainer, or its run has no end, or none that can be counted.
+    Raises ValueError if there is no Trainer, or its run has no end, or none that can be counted.
     """
     if module._fabric is None and module._trainer is None:
         raise ValueError(
@@ -133,8 +133,53 @@ def run_length(module: LightningModule) -> int:
     return max(1, int(steps))
 
 
-def _replicas(trainer: Trainer) -> dist.ProcessGroup | None:
-    """The ranks that hold the same parameters and, after the backward pass, the same gradients."""
+def full_disk(error: BaseException) -> OSError | None:
+    """Return the error of a full disk, if it is this one or one that it came from."""
+    return next(
+        (e for e in error_chain(error) if isinstance(e, OSError) and e.errno in DISK_FULL), None
+    )
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """Return the notes below an error and those that it came from, each once."""
+    return list(dict.fromkeys(n for e in error_chain(error) for n in getattr(e, "__notes__", ())))
+
+
+def _note_full_disk(error: BaseException, trainer: Trainer) -> None:
+    """Note below the error of a full disk which folder is on it and what to go on from.
+
+    No collective is called: other ranks may know of no error.
+    """
+    if full_disk(error) is None:
+        return
+    places = [getattr(logger, "log_dir", None) or logger.save_dir for logger in trainer.loggers]
+    places += [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    folders = [Path(place) for place in places if place and Path(place).is_dir()]
+    free = {folder: shutil.disk_usage(folder).free for folder in folders}
+    fullest = min(free, key=free.__getitem__, default=None)
+    left = "" if fullest is None else f": {free[fullest] / 1e6:,.1f} MB are left in '{fullest}'"
+    last = max(_whole_checkpoints(trainer), key=lambda path: path.stat().st_mtime, default=None)
+    then = (
+        "begin again: no checkpoint is whole" if last is None else f"go on with ckpt_path='{last}'"
+    )
+    error.add_note(f"The disk is full{left}. Make room, then {then}")
+
+
+def _whole_checkpoints(trainer: Trainer) -> Iterator[Path]:
+    """Yield the run's last and best checkpoints but for files that were cut short."""
+    for callback in trainer.checkpoint_callbacks:
+        for name in ("last_model_path", "best_model_path"):
+            path = getattr(callback, name, None)
+            if path and (Path(path).is_dir() or is_zipfile(path)):
+                yield Path(path)
+
+
+def _roots(trainer: Trainer) -> list[ROOT]:
+    return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, ROOT)]
+
+
+def _replica_group(trainer: Trainer) -> dist.ProcessGroup | None:
+    """Return the ranks with the same parameters and, after the backward pass, gradients."""
     model = trainer.strategy.model
     if not isinstance(model, DistributedDataParallel):
         return None
@@ -142,17 +187,20 @@ def _replicas(trainer: Trainer) -> dist.ProcessGroup | None:
     return group
 
 
-def _finetunes_backbone(trainer: Trainer) -> bool:
+def _first_binder(trainer: Trainer) -> ROOTBinder:
+    """Return the one that prints where configuration, mixin and command line each add one."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(hasattr(callback, "unfreeze_backbone_at_epoch") for callback in callbacks)
+    return next(each for each in callbacks if isinstance(each, ROOTBinder))
 
 
-def _align_backbone(optimizer: ROOT, module: LightningModule) -> None:
-    """Give all groups of the backbone one learning rate.
+def _align_backbone(trainer: Trainer, module: LightningModule, optimizer: ROOT) -> None:
+    """Give all groups of a backbone one learning rate, where `BackboneFinetuning` trains it.
 
-    `BackboneFinetuning` raises that of the last group epoch by epoch; of ROOT's two for a backbone
-    that is AdamW's.
+    That raises the rate of the last group epoch by epoch: AdamW's, of ROOT's two for a backbone.
     """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if not any(hasattr(each, "unfreeze_backbone_at_epoch") for each in callbacks):
+        return
     backbone = {id(parameter) for parameter in module.backbone.parameters()}  # type: ignore[union-attr]
     groups = [
         group
@@ -164,8 +212,8 @@ def _align_backbone(optimizer: ROOT, module: LightningModule) -> None:
             group["lr"] = groups[-1]["lr"]
 
 
-def _show(trainer: Trainer, table: str) -> None:
-    """Print the table, and keep it beside the logs if there are any."""
+def _print_partition(trainer: Trainer, table: str) -> None:
+    """Print the table, and write it beside the logs if there are any."""
     rank_zero_info(f"{table}\n")
     if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
@@ -193,9 +241,3 @@ def _announce_fits(optimizers: Sequence[ROOT]) -> None:
             "than a second each; they are kept for later runs in the folder "
             "`LIGHTNING_ROOT_CACHE` or the user's cache"
         )
-
-
-def _first_binder(trainer: Trainer) -> ROOTBinder:
-    """The one that speaks where the configuration, the mixin and the command line each add one."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next(callback for callback in callbacks if isinstance(callback, ROOTBinder))

@@ -48,11 +48,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_write(path) as temporary:
             try:
                 torch.save(checkpoint, temporary)
-                _to_disk(temporary)
+                _sync(temporary)
             except (OSError, RuntimeError) as error:
-                _raise_the_systems_error(error, temporary, path)
+                _raise_os_error(error, temporary, path)
                 raise
-        _folder_to_disk(Path(path).parent)
+        _sync_folder(Path(path).parent)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -63,7 +63,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged, no checkpoint, or could run code while it is read.
         """
-        with damage_named(path):
+        with explained_read_errors(path):
             return super().load_checkpoint(path, map_location, weights_only)
 
     def map_checkpoint(self, path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -74,21 +74,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             FileNotFoundError, ValueError: As `load_checkpoint`.
         """
-        with damage_named(path):
-            mapped: dict[str, Any] = torch.load(
-                path, map_location="cpu", mmap=True, weights_only=weights_only
-            )
-        return mapped
+        with explained_read_errors(path):
+            content: dict[str, Any]
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        return content
 
 
 @contextmanager
-def damage_named(path: str | Path) -> Iterator[None]:
-    """Have what goes wrong while `path` is read name it, and say what to do.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, no checkpoint, or could run code while it is read.
-    """
+def explained_read_errors(path: str | Path) -> Iterator[None]:
+    """Turn errors while `path` is read, but FileNotFoundError, into a ValueError with advice."""
     try:
         yield
     except pickle.UnpicklingError as error:
@@ -105,18 +99,15 @@ def damage_named(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _to_disk(path: Path, more: bytes = b"") -> None:
-    """Wait until a file, with `more` at its end, is on the disk.
-
-    For 400 MB that took 0.25 s, beside 0.65 s of writing them.
-    """
+def _sync(path: Path, more: bytes = b"") -> None:
+    """Append `more` and wait until the file is on the disk; 400 MB take 0.25 s, 0.65 s to write."""
     with path.open("ab") as file:
         file.write(more)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _folder_to_disk(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Wait until the new name is on the disk, where the system can: Windows opens no folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return
@@ -128,12 +119,12 @@ def _folder_to_disk(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _raise_the_systems_error(error: Exception, temporary: Path, path: str | Path) -> None:
-    """Ask the system why: of a full disk torch says `unexpected pos 768 vs 662`."""
+def _raise_os_error(error: Exception, temporary: Path, path: str | Path) -> None:
+    """Raise the system's own error; of a full disk torch says `unexpected pos 768 vs 662`."""
     cause = error if isinstance(error, OSError) else None
     if cause is None:
         try:
-            _to_disk(temporary, bytes(1 << 20))
+            _sync(temporary, bytes(1 << 20))
         except OSError as found:
             cause = found
     if cause is not None and cause.errno is not None:

@@ -100,13 +100,24 @@ class ROOTMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _check_order(cls)
+        names = [base.__name__ for base in cls.__mro__]  # of two packages, which both have one
+        if "LightningModule" in names[: cls.__mro__.index(ROOTMixin)]:
+            raise TypeError(
+                "`ROOTMixin` must come before the LightningModule among the bases of "
+                f"`{cls.__name__}`, or it is never asked for its optimizer; write "
+                f"`class {cls.__name__}(ROOTMixin, ...)`"
+            )
         own = cls.__dict__.get("configure_optimizers")
         if own is not None:
-            cls.configure_optimizers = _prefer_root(own)  # type: ignore[assignment, method-assign]
+
+            @wraps(own)
+            def configure(self: Any) -> Any:
+                return _replaced_by_root(self, own(self))
+
+            cls.configure_optimizers = configure  # type: ignore[method-assign]
 
     def __getstate__(self) -> dict[str, Any]:
-        """With what LightningCLI has put in the place of `configure_optimizers`.
+        """Keep the `configure_optimizers` that LightningCLI has put in the place of the class's.
 
         Pickled by its name, as methods are, it would be the class's own again in every process that
         `ddp_spawn` starts, and the options of `--optimizer` would be lost.
@@ -114,7 +125,7 @@ class ROOTMixin:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
         method = state.get("configure_optimizers")
         if isinstance(method, MethodType) and isinstance(method.__func__, partial):
-            state["configure_optimizers"] = _Whole(method)
+            state["configure_optimizers"] = _PicklableMethod(method)
         return state
 
     def configure_optimizers(self) -> Any:
@@ -122,7 +133,7 @@ class ROOTMixin:
         inherited = getattr(super(), "configure_optimizers", None)
         if inherited is None or inherited.__qualname__ == "LightningModule.configure_optimizers":
             return configure_optimizers(self, **self.root_options)  # type: ignore[arg-type]
-        return _with_root(self, inherited())
+        return _replaced_by_root(self, inherited())
 
     def configure_gradient_clipping(
         self,
@@ -145,52 +156,29 @@ class ROOTMixin:
         return [*others, ROOTBinder()]
 
 
-def _check_order(module: type) -> None:
-    """Refuse a class that would train with another optimizer and say nothing.
-
-    Raises:
-        TypeError: If its LightningModule comes before the mixin.
-    """
-    names = [base.__name__ for base in module.__mro__]  # of two packages, which both have one
-    if "LightningModule" in names[: module.__mro__.index(ROOTMixin)]:
-        raise TypeError(
-            f"`ROOTMixin` must come before the LightningModule among the bases of "
-            f"`{module.__name__}`, or it is never asked for its optimizer; write "
-            f"`class {module.__name__}(ROOTMixin, ...)`"
-        )
-
-
-class _Whole:
-    """A method of a partial function, pickled as what that is of and the object."""
+class _PicklableMethod:
+    """A method made of a partial function, pickled as that and its object, not by its name."""
 
     def __init__(self, method: MethodType) -> None:
         self.method = method
 
     def __reduce__(self) -> tuple[Any, ...]:
         function: Any = self.method.__func__
-        return _bound, (function.func, function.args, function.keywords, self.method.__self__)
+        return _make_method, (function.func, function.args, function.keywords, self.method.__self__)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.method, memo)
 
 
-def _bound(
+def _make_method(
     function: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any], owner: object
 ) -> MethodType:
-    """As LightningCLI makes it: Lightning looks for the wrapped function."""
+    """Make a method as LightningCLI does; Lightning looks for the wrapped function."""
     return MethodType(update_wrapper(partial(function, *given, **named), function), owner)
 
 
-def _prefer_root(own: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    @wraps(own)
-    def configure(self: Any) -> Any:
-        return _with_root(self, own(self))
-
-    return configure
-
-
-def _with_root(module: Any, configured: Any) -> Any:
-    """`configured` if it has a ROOT in it, or else a ROOT in its place."""
+def _replaced_by_root(module: Any, configured: Any) -> Any:
+    """Return what `configure_optimizers` did if that has a ROOT, else a ROOT in its place."""
     replaced = list(_optimizers(configured))
     if any(isinstance(optimizer, ROOT) for optimizer in replaced):
         return configured
@@ -215,7 +203,7 @@ def _with_root(module: Any, configured: Any) -> Any:
 
 
 def _optimizers(configured: Any) -> Iterator[torch.optim.Optimizer]:
-    """The optimizers in whatever `configure_optimizers` may return."""
+    """Yield the optimizers in whatever `configure_optimizers` may return."""
     if isinstance(configured, torch.optim.Optimizer):
         yield configured
     elif isinstance(configured, Mapping):

@@ -16,7 +16,7 @@ from lightning_root.optim import ROOT
 
 
 class ShardedState:
-    """On top of a DDP strategy: the optimizer's state in parts, its checkpoints whole."""
+    """Mixin for a DDP strategy: the optimizer's state in parts, its checkpoints whole."""
 
     optimizers: list[Any]
     model: Any
@@ -25,12 +25,7 @@ class ShardedState:
     _model_averaging_period: int | None
 
     def setup_optimizers(self, trainer: Any) -> None:
-        """Have every rank keep a part of the state, before there is any.
-
-        Raises:
-            TypeError: If there is an optimizer other than ROOT.
-            ValueError: If an option has every rank keep all of the state.
-        """
+        """Have every rank keep a part of the state, before there is any."""
         super().setup_optimizers(trainer)  # type: ignore[misc]
         if self._model_averaging_period is not None:
             raise ValueError(
@@ -38,29 +33,22 @@ class ShardedState:
                 f"{self._model_averaging_period}: ranks whose weights differ between averages "
                 "cannot share an optimizer's state; use `strategy: ddp`"
             )
-        for optimizer in self.optimizers:
-            self._shard(optimizer)
-
-    def _shard(self, optimizer: Any) -> None:
         name = type(self).__name__
-        if not isinstance(optimizer, ROOT):
-            raise TypeError(
-                f"`{name}` shards the state of ROOT alone, got {type(optimizer).__name__}; return "
-                "a ROOT from `configure_optimizers`, or use `strategy: ddp`"
-            )
-        if not optimizer.share_updates:
-            raise ValueError(
-                f"`share_updates` must be True with `{name}`: a rank that keeps a part of the "
-                "momentum cannot orthogonalize the rest; or use `strategy: ddp`"
-            )
-        optimizer.share(self.model.process_group, shard_state=True)
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, ROOT):
+                raise TypeError(
+                    f"`{name}` shards the state of ROOT alone, got {type(optimizer).__name__}; "
+                    "return a ROOT from `configure_optimizers`, or use `strategy: ddp`"
+                )
+            if not optimizer.share_updates:
+                raise ValueError(
+                    f"`share_updates` must be True with `{name}`: a rank that keeps a part of the "
+                    "momentum cannot orthogonalize the rest; or use `strategy: ddp`"
+                )
+            optimizer.share(self.model.process_group, shard_state=True)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The whole state on the CPU of rank 0, as one process has it; all ranks take part.
-
-        Args:
-            optimizer: A ROOT, or what Lightning has wrapped it in.
-        """
+        """Return the whole state on the CPU of rank 0, as one process has it; a collective."""
         root: ROOT = getattr(optimizer, "_optimizer", optimizer)
         return root.consolidated_state_dict(self.root_device)
 
@@ -70,15 +58,6 @@ class ShardedState:
         """Map the file into memory, of which each rank then reads its part.
 
         Otherwise each rank would hold all of it, which is N times the whole state on one machine.
-
-        Args:
-            checkpoint_path: Of a checkpoint in one file.
-            weights_only: As in `torch.load`.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is the folder of a distributed checkpoint, damaged, no checkpoint, or
-                could run code while it is read.
         """
         path = Path(checkpoint_path)
         if path.is_dir():
@@ -87,16 +66,14 @@ class ShardedState:
                 "make a file of it first: `python -m lightning_root convert-checkpoint FOLDER "
                 "--output FILE`"
             )
-        own = getattr(self.checkpoint_io, "map_checkpoint", None)
-        if own is not None and is_zipfile(path):
-            return own(path, weights_only)  # type: ignore[no-any-return]
-        if type(self.checkpoint_io) is not TorchCheckpointIO or not is_zipfile(path):
-            loaded: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only)  # type: ignore[misc]
-            return loaded
-        mapped: dict[str, Any] = torch.load(
-            path, map_location="cpu", mmap=True, weights_only=weights_only
-        )
-        return mapped
+        loaded: dict[str, Any]
+        if is_zipfile(path) and hasattr(self.checkpoint_io, "map_checkpoint"):
+            loaded = self.checkpoint_io.map_checkpoint(path, weights_only)
+        elif is_zipfile(path) and type(self.checkpoint_io) is TorchCheckpointIO:
+            loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        else:
+            loaded = super().load_checkpoint(checkpoint_path, weights_only)  # type: ignore[misc]
+        return loaded
 
 
 class ShardedDDPStrategy(ShardedState, DDPStrategy):

@@ -1,7 +1,4 @@
-"""Which versions of other packages this one supports, and what to say where it fails.
-
-Nothing here is asked while all goes well: another version may do, and reading versions takes time.
-"""
+"""The supported versions of other packages, asked for when something fails, not before."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -20,20 +17,13 @@ WITHOUT_CANN: Final = (
     "torch_npu is installed and cannot be loaded: `source` CANN's set_env.sh in this shell, or see "
     "more with TORCH_DEVICE_BACKEND_AUTOLOAD=0 python -m lightning_root doctor"
 )
-"""What helps where `import torch` itself fails."""
 
 
 class Version(NamedTuple):
-    """A package as it is installed.
-
-    Args:
-        package: Its name in pip.
-        found: Its version; None if it is not installed.
-        supported: A range, as pip writes it.
-    """
+    """A package, by its name in pip, with its version and the supported range."""
 
     package: str
-    found: str | None
+    found: str | None  # None: it is not installed
     supported: str
 
     @property
@@ -59,12 +49,7 @@ class Version(NamedTuple):
 
 
 def installed(package: str, supported: str) -> Version:
-    """Look one package up, without importing it.
-
-    Args:
-        package: Its name in pip.
-        supported: A range, as pip writes it.
-    """
+    """Look a package up, by its name in pip, without importing it."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -74,22 +59,17 @@ def installed(package: str, supported: str) -> Version:
 
 
 def own_version() -> str:
-    """Of lightning_root, where pip knows it."""
+    """Return the version of lightning_root, where pip knows it."""
     return installed("lightning-root", ">=0").found or "(not installed, run from its source)"
 
 
 def explain(error: BaseException) -> None:
     """Note below an error which required packages are outside the supported range.
 
-    Where `import torch` already fails, because CANN is not sourced, that is noted too: nothing else
-    of this package can be reached then.
-
-    Args:
-        error: Of an import, or of a run. It is left as it is if none of this explains it.
+    Noted too is a CANN that is not sourced, by which `import torch` itself fails.
     """
     if "backend extension: torch_npu" in str(error):
         error.add_note(WITHOUT_CANN)
     for package, supported in REQUIRED.items():
-        problem = installed(package, supported).problem
-        if problem is not None:
+        if problem := installed(package, supported).problem:
             error.add_note(problem)

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 import lightning_root
 from lightning_root.cli import main
-from lightning_root.cli.doctor.packages import OPTIONAL
+from lightning_root.cli.doctor import OPTIONAL
 from lightning_root.versions import REQUIRED, Version, explain
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]

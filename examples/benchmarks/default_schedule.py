@@ -12,7 +12,7 @@ shapes and compares. float64, deterministic on one machine.
 import argparse
 
 from lightning_root._files import write_json
-from lightning_root.cli.terminal import progress
+from lightning_root.cli.output import progress
 from lightning_root.coefficients import Coefficients, fit_coefficients, lookup, training_model
 from lightning_root.coefficients.published import NEWTON_SCHULZ
 from lightning_root.coefficients.store import RATIOS, ROWS, STEPS, TABLE, grid_shape

@@ -33,7 +33,7 @@ from examples.benchmarks.killing.trials import ANY_MOMENT, Record, trials
 from examples.benchmarks.page import RESULTS, environment, markdown_table, provenance
 from examples.sweep import positive
 from lightning_root._files import write_json
-from lightning_root.cli.terminal import progress
+from lightning_root.cli.output import progress
 
 MODULE = "examples.benchmarks.kills"
 

@@ -49,7 +49,7 @@ from examples.guides.digits import Classifier, digits, held_out_loss, make_train
 from examples.noise import GradientOutliers
 from lightning_root import ROOTMixin, ROOTMonitor
 from lightning_root.cli import main as lightning_root
-from lightning_root.cli.terminal import text_table
+from lightning_root.cli.output import text_table
 
 SHOWN = ("kurtosis/mean", "outlier_energy/mean", "relative_threshold/mean", "orth_error/mean")
 

@@ -24,7 +24,7 @@ import torch
 from examples.language.model import Llama
 from examples.language.names import hugging_face_name
 from examples.language.tokens import ByteTokenizer, HuggingFaceTokenizer
-from lightning_root.cli.convert.files import read_content
+from lightning_root.cli.convert.checkpoints import read_content
 from lightning_root.cli.parser import CommandParser, run_command
 
 if TYPE_CHECKING:

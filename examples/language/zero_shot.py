@@ -32,8 +32,8 @@ import torch
 from examples.benchmarks.page import environment
 from examples.language.export import CONFIG
 from lightning_root._files import read_json, write_json
+from lightning_root.cli.output import text_table, wrapped
 from lightning_root.cli.parser import CommandParser, run_command
-from lightning_root.cli.terminal import text_table, wrapped
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

@@ -7,7 +7,7 @@ import numpy as np
 
 from examples.sweeps.plan import in_short
 from examples.sweeps.results import Results, Row, baseline_of
-from lightning_root.cli.plots import plain_axes
+from lightning_root.cli.output import plain_axes
 from lightning_root.diagnostics.report.drawing import colour, dashes
 
 if TYPE_CHECKING:

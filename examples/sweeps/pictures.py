@@ -12,7 +12,7 @@ from examples.sweeps.curves import draw_curves, name_of
 from examples.sweeps.plan import Labels, Plot, in_short
 from examples.sweeps.results import Results, Row, as_number
 from examples.sweeps.statistics import describe
-from lightning_root.cli.plots import plain_axes
+from lightning_root.cli.output import plain_axes
 from lightning_root.diagnostics.report.drawing import colour, dashes, draw_png
 
 if TYPE_CHECKING:

@@ -3,9 +3,9 @@
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from lightning_root.cli.commands import COMMANDS
+from lightning_root.cli.parser import COMMANDS, CommandParser, run_command
 from lightning_root.versions import explain, own_version
 
 
@@ -23,27 +23,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if given and given[0] in COMMANDS:
-        return COMMANDS[given[0]](given[1:])
+        return run_command(parser_of(given[0]), given[1:])
     try:
         _run_lightning(None if arguments is None else given)
     except Exception as error:
-        from lightning_root.full_disk import full_disk, notes_of
+        from lightning_root.binder import full_disk, notes_of
 
         full = full_disk(error)
         if full is not None:
             print(f"error: {full}. {'. '.join(notes_of(error))}", file=sys.stderr)
             return 1
         explain(error)
-        said = " ".join(str(error).split())
-        if said.startswith("`") and not notes_of(error):  # as we name what the user can mend
-            print(f"error: {said}", file=sys.stderr)
+        message = " ".join(str(error).split())
+        if message.startswith("`") and not notes_of(error):  # as we name what the user can mend
+            print(f"error: {message}", file=sys.stderr)
             return 2
         raise
     return 0
 
 
+def parsers() -> Mapping[str, CommandParser]:
+    """Return the parsers of all commands."""
+    return {name: parser_of(name) for name in COMMANDS}
+
+
+def parser_of(command: str) -> CommandParser:
+    """Return the parser of one command; imports nothing that others need."""
+    match command:
+        case "partition":
+            from lightning_root.cli import partition
+
+            return partition.make_parser()
+        case "coefficients":
+            from lightning_root.cli import coefficients
+
+            return coefficients.make_parser()
+        case "report" | "compare":
+            from lightning_root.cli import report
+
+            return report.make_parser(command)
+        case "plan":
+            from lightning_root.cli import plan
+
+            return plan.make_parser()
+        case "convert-checkpoint":
+            from lightning_root.cli import convert
+
+            return convert.make_parser()
+        case "doctor":
+            from lightning_root.cli import doctor
+
+            return doctor.make_parser()
+        case _:
+            from lightning_root.cli import completion
+
+            return completion.make_parser(parsers)
+
+
 def _run_lightning(arguments: list[str] | None) -> None:
-    """LightningCLI on the model and data that the configuration names."""
+    """Run LightningCLI on the model and data that the configuration names."""
     from lightning_root.cli.lightning import MainCLI, MainParser
 
     # What Lightning's own calls to torch and jsonargparse print at every start is not for the user.

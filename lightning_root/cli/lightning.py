@@ -11,31 +11,23 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from lightning_root.binder import ROOTBinder
-from lightning_root.checkpoint_io import damage_named
-from lightning_root.cli.commands import COMMANDS
-from lightning_root.cli.messages import NO_TEXT, one_line
-from lightning_root.cli.parser import program
-from lightning_root.cli.yaml_files import check_yaml
+from lightning_root.checkpoint_io import explained_read_errors
+from lightning_root.cli.messages import NOT_TEXT, check_yaml, one_line
+from lightning_root.cli.parser import COMMANDS, program
 from lightning_root.optim import ROOT
 
-_KEYWORDS: Final = ("best", "last", "hpc", "registry")
-"""What `--ckpt_path` may name besides a file."""
-
-_POSITIVE: Final = ("accumulate_grad_batches", "val_check_interval")
+CHECKPOINT_KEYWORDS: Final = ("best", "last", "hpc", "registry")
+"""Values of `--ckpt_path` that are no file."""
 
 
 class SchedulerInterval(Callback):
-    """Steps every learning rate scheduler of the run per `interval`.
-
-    Args:
-        interval: "step" or "epoch".
-    """
+    """Has every learning rate scheduler of the run stepped per `interval`."""
 
     def __init__(self, interval: Literal["step", "epoch"]) -> None:
         self.interval = interval
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Change the interval before the first step."""
+        """Set the interval before the first step."""
         del pl_module
         for config in trainer.lr_scheduler_configs:
             config.interval = self.interval
@@ -99,73 +91,49 @@ class ROOTCLI(LightningCLI):
         return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
 
 
-def _check_checkpoint(parser: LightningArgumentParser, path: Path) -> None:
-    """Refuse, before the work, what no run can go on from."""
-    if not path.exists():
-        parser.error(f"`ckpt_path` must be a checkpoint, but there is no '{path}'")
-    if path.is_dir() and not any((path / name).exists() for name in (".metadata", "meta.pt")):
-        parser.error(f"`ckpt_path` must be a checkpoint, but the folder '{path}' holds none")
-
-
-def _check_numbers(parser: LightningArgumentParser, options: Any) -> None:
-    """Refuse numbers that Lightning takes and then divides by, or cannot seed with."""
-    validates = options.get("trainer.limit_val_batches") != 0
-    for name in _POSITIVE if validates else _POSITIVE[:1]:
-        value = options.get(f"trainer.{name}")
-        if isinstance(value, int | float) and value <= 0:
-            parser.error(f"`trainer.{name}` must be > 0, got {value}")
-    seed = options.get("seed_everything")
-    if isinstance(seed, int) and not 0 <= seed < 2**32:
-        parser.error(f"`seed_everything` must be in [0, 2**32), or true or false, got {seed}")
-
-
 class MainParser(LightningArgumentParser):
-    """LightningCLI's parser, with errors of one line.
-
-    `list_commands` adds the commands that `main` sends elsewhere to its help.
-    """
+    """LightningCLI's parser, with errors of one line."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         options.setdefault("prog", program())  # that of `--optimizer.help` too
         super().__init__(*args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong and leave with status 2; values that are only tried raise."""
+        """Print the error and exit with status 2; raise it where a value is only tried."""
         if not self.exit_on_error:
             super().error(message, ex)
         self.exit(2, f"error: {one_line(message)}\n")
 
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
-        """Keep what more subcommands can be added to."""
-        self.listing = super().add_subcommands(*args, **kwargs)
-        return self.listing
-
-    def list_commands(self) -> None:
-        """Name the commands that do not train, after LightningCLI's own.
-
-        What those say of themselves is the first line of a docstring, which may end anywhere.
-        """
-        for listed in self.listing._choices_actions:
-            first, _, _ = str(listed.help).partition(". ")
-            listed.help = f"{first.rstrip('.')}."
-        for name, command in COMMANDS.items():
-            self.listing.add_subcommand(name, MainParser(), help=command.__doc__)
+        """Keep the action that takes further subcommands."""
+        self.subcommands_action = super().add_subcommands(*args, **kwargs)
+        return self.subcommands_action
 
 
 class MainCLI(ROOTCLI):
-    """What `python -m lightning_root` runs: ROOTCLI, with errors of one line."""
+    """ROOTCLI as `python -m lightning_root` runs it: lists all commands, errors have one line."""
 
     parser: MainParser
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        """LightningCLI's parser, whose help names all commands."""
+        """Set up LightningCLI's parser and list the other commands in its help."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
-        self.parser.list_commands()
+        self.list_commands()
+
+    def list_commands(self) -> None:
+        """Add the commands that do not train to the help, after LightningCLI's own."""
+        subcommands = self.parser.subcommands_action
+        for listed in subcommands._choices_actions:
+            # Lightning takes the first line of a docstring, which may end within a sentence.
+            first, _, _ = str(listed.help).partition(". ")
+            listed.help = f"{first.rstrip('.')}."
+        for name, summary in COMMANDS.items():
+            subcommands.add_subcommand(name, MainParser(), help=summary)
 
     def instantiate_classes(self) -> None:
-        """LightningCLI's; what an option may not be is said in one line."""
+        """Make the objects; report a value that is refused in one line."""
         try:
             super().instantiate_classes()
         except (MisconfigurationException, TypeError, ValueError) as error:
@@ -174,7 +142,7 @@ class MainCLI(ROOTCLI):
             self.parser.error(str(error))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """ROOTCLI's; what this machine has not, or the Trainer does not know, is one line."""
+        """Make the Trainer; report what it does not know, or this machine lacks, in one line."""
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, RuntimeError, ValueError) as error:
@@ -190,7 +158,7 @@ class MainCLI(ROOTCLI):
 
     @staticmethod
     def configure_optimizers(lightning_module: LightningModule, *args: Any, **options: Any) -> Any:
-        """ROOTCLI's; rules that do not fit a model which is only complete now are one line too."""
+        """Bind ROOT; report rules that do not fit a model completed only now in one line."""
         try:
             return ROOTCLI.configure_optimizers(lightning_module, *args, **options)
         except (TypeError, ValueError) as error:
@@ -200,7 +168,7 @@ class MainCLI(ROOTCLI):
             raise SystemExit(2) from None
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; refuse what is only listed, for it has to come first, and what no run resumes."""
+        """Parse; refuse commands that must come first, and checkpoints that no run resumes."""
         try:
             check_yaml(sys.argv[1:] if args is None else args)
         except ValueError as error:
@@ -208,25 +176,47 @@ class MainCLI(ROOTCLI):
         try:
             super().parse_arguments(parser, args)
         except UnicodeDecodeError:
-            parser.error(NO_TEXT)
+            parser.error(NOT_TEXT)
         subcommand = self.config["subcommand"]
         if subcommand in COMMANDS:
             parser.error(f"`{subcommand}` must be the first argument")
         if subcommand:
             _check_numbers(parser, self.config[subcommand])
         path = self._ckpt_path()
-        if path is not None and path not in _KEYWORDS and "://" not in str(path):
+        if path is not None and path not in CHECKPOINT_KEYWORDS and "://" not in str(path):
             _check_checkpoint(parser, Path(path))
 
     def _ckpt_path(self) -> Any:
-        """What is given as `--ckpt_path`; `self.subcommand` is not set while this is parsed."""
+        """Return what `--ckpt_path` gives; `self.subcommand` is not set while this is parsed."""
         subcommand = self.config["subcommand"]
         return self.config[subcommand].get("ckpt_path") if subcommand else None
 
     def _parse_ckpt_path(self) -> None:
-        """LightningCLI's, which looks into the checkpoint for the options of the model."""
+        """Take the model's options from the checkpoint, as LightningCLI does."""
         try:
-            with damage_named(self._ckpt_path() or ""):
+            with explained_read_errors(self._ckpt_path() or ""):
                 super()._parse_ckpt_path()
         except ValueError as error:
             self.parser.error(f"`ckpt_path`: {error}")
+
+
+def _check_checkpoint(parser: LightningArgumentParser, path: Path) -> None:
+    """Refuse, before the work, a path from which no run can resume."""
+    if not path.exists():
+        parser.error(f"`ckpt_path` must be a checkpoint, but there is no '{path}'")
+    if path.is_dir() and not any((path / name).exists() for name in (".metadata", "meta.pt")):
+        parser.error(f"`ckpt_path` must be a checkpoint, but the folder '{path}' holds none")
+
+
+def _check_numbers(parser: LightningArgumentParser, options: Any) -> None:
+    """Refuse numbers that Lightning takes and then divides by, or cannot seed with."""
+    divisors = ["accumulate_grad_batches"]
+    if options.get("trainer.limit_val_batches") != 0:
+        divisors.append("val_check_interval")
+    for name in divisors:
+        value = options.get(f"trainer.{name}")
+        if isinstance(value, int | float) and value <= 0:
+            parser.error(f"`trainer.{name}` must be > 0, got {value}")
+    seed = options.get("seed_everything")
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        parser.error(f"`seed_everything` must be in [0, 2**32), or true or false, got {seed}")

@@ -1,9 +1,14 @@
-"""jsonargparse's account of what is wrong with a configuration, in one line that names the key."""
+"""What is wrong with a configuration, in one line that names the key."""
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Final
 
-NO_TEXT: Final = (
+import yaml  # type: ignore[import-untyped]
+
+NOT_TEXT: Final = (
     "`--config` must be a YAML file, got one that is no text; a checkpoint is given as "
     "`--ckpt_path`"
 )
@@ -14,22 +19,38 @@ _REASON = re.compile(
 )
 _GIVEN = re.compile(r"Given value:\s*(.*)")
 _CLASS = re.compile(r"^(?:- )?Problem with given class_path")
-_NAME = "- Expected a dot import path string:"
+_EXPECTED_PATH = "- Expected a dot import path string:"
 _BASE = re.compile(r"given class_path 'torch\.optim\.(?:Optimizer|lr_scheduler\.LRScheduler)'")
-"""Of which class an option was taken to be where none was named."""
-_NO_OPTIONS = "Unexpected config:"
+"""The class that an option is taken to be of where none was named."""
+_NO_MAPPING = "Unexpected config:"
 _TRIED = ("- Expected", "- Does not validate", "- Not a valid", "- Problem", "- a ")
-"""How lines begin that tell of types a value was tried as, not of what is wrong with it."""
+"""Beginnings of lines about the types that a value was tried as, not about what is wrong."""
+
+
+def check_yaml(arguments: Sequence[str]) -> None:
+    """Raise ValueError, with the place, if a `--config` file is no YAML; jsonargparse names none.
+
+    Other faults of the files are left to jsonargparse.
+    """
+    for word, following in pairwise([*arguments, ""]):
+        option, joined, value = word.partition("=")
+        if option not in ("-c", "--config"):
+            continue
+        path = Path(value if joined else following)
+        try:
+            list(yaml.compose_all(path.read_text(encoding="utf-8"), yaml.SafeLoader))
+        except yaml.MarkedYAMLError as error:
+            mark, problem = error.problem_mark, " ".join(str(error.problem).split())
+            place = f"line {mark.line + 1}, column {mark.column + 1}"
+            raise ValueError(
+                f"`--config` must be a YAML file, but in '{path}' at {place}: {problem}"
+            ) from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue
 
 
 def one_line(message: str) -> str:
-    r"""Shorten a report on all types that a value was tried as to the one that came nearest.
-
-    Args:
-        message: Of jsonargparse; of several lines where a value may be of several types.
-
-    Returns:
-        The key and what is wrong with its value; a message of one line as it is.
+    r"""Shorten jsonargparse's report on all types that a value was tried as to the nearest one.
 
     Example:
         >>> print(
@@ -40,50 +61,46 @@ def one_line(message: str) -> str:
         trainer.max_steps: expected int. Got value: x
     """
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    if message.startswith(_NO_OPTIONS):
-        return _no_options(lines)
+    if message.startswith(_NO_MAPPING):
+        content = " ".join(lines).removeprefix(_NO_MAPPING).strip()
+        found = f"a file that begins with {content[:40]!r}" if content else "an empty file"
+        return f"`--config` must be a YAML file of keys with values, got {found}"
     if len(lines) < 2:
         return message.strip()
     keys: list[str] = []
     if _BASE.search(message) and (first := _KEY.match(lines[0])):
         return f"{first[1]}: name the class before its options: `--{first[1]} package.Class`"
     for line in lines:
-        found = _KEY.match(line)
-        if found:
-            keys.append(found[1])
-            line = found[2]
-        if reason := _REASON.search(line):
-            told = _plain(reason[1])
-            return f"{'.'.join(keys)}: {told}" if keys else told
+        if match := _KEY.match(line):
+            keys.append(match[1])
+            line = match[2]
+        if match := _REASON.search(line):
+            reason = _in_yaml_terms(match[1])
+            return f"{'.'.join(keys)}: {reason}" if keys else reason
     key = f"{'.'.join(keys)}: " if keys else ""
-    given = [found[1] for line in lines if (found := _GIVEN.match(line))]
+    given = [match[1] for line in lines if (match := _GIVEN.match(line))]
     if raised := _raised(lines):
         got = f". Got value: {given[0]}" if given and raised.startswith("Import path") else ""
         return f"{key}{raised}{got}"
     expected = [
-        _plain(line)
+        _in_yaml_terms(line).removeprefix("expected ")
         for line in lines
-        if line.startswith("- Expected") and not line.startswith((_NAME, "- Expected a path but"))
+        if line.startswith("- Expected")
+        and not line.startswith((_EXPECTED_PATH, "- Expected a path but"))
     ]
-    named = [line.removeprefix(_NAME).strip() for line in lines if line.startswith(_NAME)]
-    if any(named) and expected in ([], ["expected null"]):
-        return f"{key}no class is known by the name {named[0]}; give its path: package.Class"
-    kinds = list(dict.fromkeys(words.removeprefix("expected ") for words in expected))
-    told = f"expected {' or '.join(kinds)}" if kinds else " ".join(lines[1:])
-    told = f"{told}. Got value: {given[0] or repr('')}" if given else told
-    return f"{key}{told}" if keys else f"{lines[0]} {told}"
-
-
-def _no_options(lines: list[str]) -> str:
-    """A file that is text, but not keys with values."""
-    content = " ".join(lines).removeprefix(_NO_OPTIONS).strip()
-    held = f"a file that begins with {content[:40]!r}" if content else "an empty file"
-    return f"`--config` must be a YAML file of keys with values, got {held}"
+    classes = [
+        x.removeprefix(_EXPECTED_PATH).strip() for x in lines if x.startswith(_EXPECTED_PATH)
+    ]
+    if any(classes) and expected in ([], ["null"]):
+        return f"{key}no class is known by the name {classes[0]}; give its path: package.Class"
+    reason = f"expected {' or '.join(dict.fromkeys(expected))}" if expected else " ".join(lines[1:])
+    reason = f"{reason}. Got value: {given[0] or repr('')}" if given else reason
+    return f"{key}{reason}" if keys else f"{lines[0]} {reason}"
 
 
 def _raised(lines: list[str]) -> str | None:
-    """What the import of a class, or the class itself, has raised."""
-    pairs = list(zip(lines, [*lines[1:], ""], strict=True))
+    """Return what the import of a class, or the class itself, has raised."""
+    pairs = list(pairwise([*lines, ""]))
     known = any(_CLASS.match(line) and _KEY.match(after) for line, after in pairs)
     for line, after in pairs:
         if known and line.startswith("- Import path"):
@@ -95,8 +112,8 @@ def _raised(lines: list[str]) -> str | None:
     return None
 
 
-def _plain(words: str) -> str:
-    """Types as YAML has them."""
-    words = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", words.removeprefix("- "))
-    words = words.replace("typing.Literal", "one of ").replace("NoneType", "null")
-    return re.sub(r"^Expected (an? )?", "expected ", words)
+def _in_yaml_terms(text: str) -> str:
+    """Replace Python's names of types by YAML's."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text.removeprefix("- "))
+    text = text.replace("typing.Literal", "one of ").replace("NoneType", "null")
+    return re.sub(r"^Expected (an? )?", "expected ", text)

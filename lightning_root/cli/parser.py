@@ -1,38 +1,49 @@
-"""The parser of commands beside LightningCLI's: one line for a wrong word, no traceback."""
+"""The commands beside LightningCLI's: their names, their parser, and types of their arguments."""
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+
+COMMANDS: Final[Mapping[str, str]] = {
+    "partition": "Show which parameter gets which rule and why, without training.",
+    "coefficients": "Show, fit, certify and compare the coefficients of the iteration.",
+    "report": "Write what the logs of a run tell as a page with figures.",
+    "compare": "Write a page about several runs: who is ahead, and by how much.",
+    "plan": "Plan which of N ranks orthogonalizes which matrix, for any model.",
+    "convert-checkpoint": "Make a run's optimizer state ROOT's, or load everywhere.",
+    "doctor": "Look at versions, devices and the cache, and check the orthogonalizer.",
+    "completion": "Print what bash, zsh or tcsh needs to complete the command line.",
+}
+"""First argument of each command, and its line in `--help`."""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse's parser with the text of help as it is written, and errors of one line."""
+    """argparse's parser, with help texts laid out as written and errors of one line."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, help_if_empty: bool = False, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
+        self.help_if_empty = help_if_empty
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and leave with status 2."""
+        """Print the error and exit with status 2."""
         self.exit(2, f"error: {message}\n")
 
 
 class ModelParser(CommandParser):
-    """Its own options; all others are left for LightningCLI's parser, in `model`.
+    """Parses a command's own options and leaves all others, in `model`, to LightningCLI's parser.
 
-    Args:
-        command: Its name.
-        usage: What follows the name.
-        description: Of the help.
-        examples: At its end; `{program}` stands for all that comes before the options.
+    `{program}` in `examples` stands for the program and the command.
     """
 
     def __init__(self, command: str, usage: str, description: str, examples: str) -> None:
         called = f"{program()} {command}"
         super().__init__(
+            help_if_empty=True,
             prog=called,
             usage=f"{called} {usage}",
             description=description,
@@ -40,37 +51,24 @@ class ModelParser(CommandParser):
         )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Own options, and nothing that is unknown."""
+        """Return the options, unknown arguments among them, and an empty rest."""
         options, options.model = super().parse_known_args(args, namespace)
         return options, []
 
 
-def add_allocate(parser: CommandParser) -> None:
-    """Add the option for models that cannot be made without memory, as `read_model` names it."""
-    parser.add_argument(
-        "--allocate",
-        action="store_true",
-        help="make the model in memory after all, if it cannot be made without",
-    )
-
-
 def run_command(parser: CommandParser, arguments: Sequence[str]) -> int:
-    """Call the function that the arguments choose; what the user can mend is one line on stderr.
+    """Call the parser's default `run` with the options and return its exit status.
 
-    Args:
-        parser: Its subcommands set the default `run`: takes the options, returns the exit status.
-        arguments: What follows the command's name.
-
-    Raises:
-        SystemExit: With status 2 if the arguments are wrong, and after `--help`.
+    What the user can mend exits with status 2 and one line on stderr.
     """
+    if parser.help_if_empty and not arguments:
+        parser.print_help(sys.stderr)
+        return 2
     options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)
         sys.stdout.flush()
-    except (
-        BrokenPipeError
-    ):  # `| head` has seen enough, and the interpreter is not to flush the rest
+    except BrokenPipeError:  # `| head` has seen enough; the interpreter must not flush the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ModuleNotFoundError, OSError, ValueError) as error:
@@ -78,15 +76,93 @@ def run_command(parser: CommandParser, arguments: Sequence[str]) -> int:
     return status
 
 
-def run_or_help(parser: CommandParser, arguments: Sequence[str]) -> int:
-    """As `run_command`; without arguments show the help, which ends with status 2."""
-    if arguments:
-        return run_command(parser, arguments)
-    parser.print_help(sys.stderr)
-    return 2
-
-
 def program() -> str:
-    """What the user types before the first argument."""
+    """Return what the user types before the first argument."""
     script = Path(sys.argv[0]).stem
     return script if script == "lightning-root" else "python -m lightning_root"
+
+
+def add_allocate(parser: CommandParser) -> None:
+    """Add `--allocate`, for models that cannot be made on the meta device."""
+    parser.add_argument(
+        "--allocate",
+        action="store_true",
+        help="make the model in memory after all, if it cannot be made without",
+    )
+
+
+def add_json(parser: CommandParser, what: str = "print JSON instead of tables") -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help=what)
+
+
+def add_plot(parser: CommandParser, what: str) -> None:
+    """Add `--plot`."""
+    text = f"draw {what} (needs matplotlib)"
+    parser.add_argument("--plot", type=read_output, metavar="FILE.png", help=text)
+
+
+def read_shape(text: str) -> tuple[int, int]:
+    """Parse a shape like 768x3072, in either order, into (m, n) with m <= n."""
+    match = re.fullmatch(r"([1-9]\d*)[xX]([1-9]\d*)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"a shape is two whole numbers >= 1, written like 768x3072, got {text!r}"
+        )
+    m, n = sorted(map(int, match.groups()))
+    return m, n
+
+
+def read_steps(text: str) -> int:
+    """Parse a number of steps, from 1 to 99."""
+    if re.fullmatch(r"[1-9]\d?", text) is None:
+        hint = "; shapes come before the options" if "x" in text else ""
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 99, got {text!r}{hint}")
+    return int(text)
+
+
+def read_ranks(text: str) -> int:
+    """Parse a number of ranks, from 1 to 999999."""
+    if re.fullmatch(r"[1-9]\d{0,5}", text) is None:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 999999, got {text!r}")
+    return int(text)
+
+
+def read_share(text: str) -> float:
+    """Parse a share in (0, 1]."""
+    share = _number(text)
+    if not 0.0 < share <= 1.0:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1], got {text!r}; 0.25 is the paper's")
+    return share
+
+
+def read_weight(text: str) -> float:
+    """Parse the weight of an average, in [0, 1)."""
+    weight = _number(text)
+    if not 0.0 <= weight < 1.0:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {text!r}; 0.9 smooths much")
+    return weight
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")  # outside every range
+
+
+def read_output(text: str) -> Path:
+    """Parse the path of a file to write, whose folder must exist."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder of {text!r} does not exist")
+    return path
+
+
+def read_json_output(text: str) -> Path:
+    """Parse the path of a file to write that `coefficients=` takes for a file."""
+    if not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(
+            f"must end in .json, by which `coefficients=` knows a file, got {text!r}"
+        )
+    return read_output(text)

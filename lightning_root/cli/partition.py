@@ -1,11 +1,10 @@
 """`python -m lightning_root partition`: which parameter gets which rule and why."""
 
 import argparse
-from collections.abc import Sequence
 from typing import Final
 
-from lightning_root.cli.parser import ModelParser, add_allocate, run_or_help
-from lightning_root.cli.plan_model import read_model
+from lightning_root.cli.model import read_model
+from lightning_root.cli.parser import ModelParser, add_allocate
 from lightning_root.partition import partition_parameters
 
 DESCRIPTION: Final = """\
@@ -24,17 +23,8 @@ examples:
 """
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Print the split that the arguments after `partition` ask for; the help, with 2, if none.
-
-    Raises:
-        SystemExit: With status 2 and the reason on stderr if the arguments are wrong.
-    """
-    return run_or_help(make_parser(), arguments)
-
-
 def make_parser() -> ModelParser:
-    """The parser of what LightningCLI's does not know."""
+    """Return the parser of what LightningCLI's does not know."""
     usage = "(--config FILE | --model CLASS_PATH ...) [options]"
     parser = ModelParser("partition", usage, DESCRIPTION, EXAMPLES)
     add_allocate(parser)

@@ -1,17 +1,41 @@
 """`python -m lightning_root plan`: what each of N ranks would do and exchange in a step."""
 
 import argparse
-import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast, get_args
+from typing import Any, Final, cast, get_args
 
-from lightning_root.cli.coefficients.arguments import read_output, read_steps
-from lightning_root.cli.parser import ModelParser, add_allocate, run_or_help
-from lightning_root.cli.plan_model import read_model
-from lightning_root.cli.plan_table import ELEMENT_BYTES, Plans, print_plans, print_plans_as_json
-from lightning_root.cli.plots import check_picture
-from lightning_root.distributed import COSTS, CostForm, Placement, matrices_in, plan_ownership
+from lightning_root.cli.model import read_model
+from lightning_root.cli.output import (
+    check_picture,
+    new_figure,
+    plain_axes,
+    print_json,
+    text_table,
+    wrapped,
+)
+from lightning_root.cli.parser import (
+    ModelParser,
+    add_allocate,
+    add_json,
+    add_plot,
+    read_ranks,
+    read_steps,
+)
+from lightning_root.coefficients.shapes import shape_text
+from lightning_root.diagnostics.report.drawing import colour
+from lightning_root.distributed import (
+    COSTS,
+    CostForm,
+    Matrices,
+    OwnershipPlan,
+    Placement,
+    Shape,
+    matrices_in,
+    plan_ownership,
+)
 from lightning_root.partition import partition_parameters
 
 DESCRIPTION: Final = """\
@@ -29,22 +53,54 @@ examples:
   {program} --model examples.gpt.GPT --model.depth 12 --ranks 8 64 --plot load.png
 """
 
+HEADER: Final = (
+    *("ranks", "matrices", "operations", "balance", "at best"),
+    *("DDP bytes", "at least", "FSDP2 bytes", "at least"),
+)
 
-def run(arguments: Sequence[str]) -> int:
-    """Print the plans that the arguments after `plan` ask for; the help, with status 2, if none.
+LEGEND: Final = """\
+matrices: that a rank owns; operations: of the busiest rank; balance: those over the mean; at best:
+the least balance that any plan of whole matrices could have. Bytes: {dtype} that a rank
+receives in a step, the one that receives most; at least: what no exchange between owners can do
+without, on average (DDP: all updates but one's own; FSDP2: rows to owners, updates back)."""
 
-    Raises:
-        SystemExit: With status 2 and the reason on stderr if the arguments are wrong.
-    """
-    return run_or_help(make_parser(), arguments)
+ELEMENT_BYTES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2}
+MAX_BARS: Final = 64
+"""Ranks that have a bar each in a picture; more are drawn as an area."""
+
+
+@dataclass(frozen=True)
+class Plans:
+    """The ownership plans of one model, by placement and number of ranks."""
+
+    model: str  # name of its class
+    matrices: tuple[Matrices, ...]
+    steps: int
+    form: CostForm  # whose operations are counted
+    dtype: str  # of what travels
+    plans: Mapping[tuple[Placement, int], OwnershipPlan]
+
+    @property
+    def ranks(self) -> list[int]:
+        """The numbers of ranks, each once."""
+        return list(dict.fromkeys(ranks for _, ranks in self.plans))
+
+    @property
+    def shapes(self) -> Counter[Shape]:
+        """How many matrices of each shape (m, n), m <= n."""
+        counted: Counter[Shape] = Counter()
+        for entry in self.matrices:
+            m, n = sorted(entry.shape)
+            counted[m, n] += entry.count
+        return counted
 
 
 def make_parser() -> ModelParser:
-    """The parser of what LightningCLI's does not know."""
+    """Return the parser of what LightningCLI's does not know."""
     usage = "(--config FILE | --model CLASS_PATH ...) --ranks N [N ...] [options]"
     parser = ModelParser("plan", usage, DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("--ranks", nargs="+", type=_read_ranks, required=True, metavar="N", help="numbers of ranks")
+    add("--ranks", nargs="+", type=read_ranks, required=True, metavar="N", help="numbers of ranks")
     add(
         "--steps",
         type=read_steps,
@@ -64,13 +120,8 @@ def make_parser() -> ModelParser:
         help="of what travels between ranks (default: float32)",
     )
     add_allocate(parser)
-    add(
-        "--plot",
-        type=read_output,
-        metavar="FILE.png",
-        help="draw the load of each rank (needs matplotlib)",
-    )
-    add("--json", action="store_true", help="print JSON, with every rank, instead of a table")
+    add_plot(parser, "the load of each rank")
+    add_json(parser, "print JSON, with every rank, instead of a table")
     parser.set_defaults(run=_plan)
     return parser
 
@@ -78,17 +129,19 @@ def make_parser() -> ModelParser:
 def _plan(options: argparse.Namespace) -> int:
     if options.plot:
         check_picture(options.plot)
-    plans = _plans(options)
+    plans = _make_plans(options)
     if options.json:
-        print_plans_as_json(plans)
+        _print_as_json(plans)
     else:
-        print_plans(plans)
+        _print(plans)
     if options.plot:
-        _draw(options.plot, plans, quiet=options.json)
+        draw_loads(options.plot, plans)
+        if not options.json:
+            print(f"\nload of each rank drawn to {options.plot}")
     return 0
 
 
-def _plans(options: argparse.Namespace) -> Plans:
+def _make_plans(options: argparse.Namespace) -> Plans:
     model, chosen = read_model(options.model, allocate=options.allocate)
     routes = partition_parameters(model, rules=chosen.get("rules")).routes
     matrices = [entry for route in routes for entry in matrices_in(route.name, route.matrices)]
@@ -112,16 +165,142 @@ def _plans(options: argparse.Namespace) -> Plans:
     return Plans(type(model).__name__, tuple(matrices), steps, form, options.dtype, plans)
 
 
-def _draw(path: Path, plans: Plans, quiet: bool) -> None:
-    from lightning_root.cli.plan_picture import draw_loads
+def _print(plans: Plans) -> None:
+    """Print a row for each number of ranks, what it means, and where more ranks do not help."""
+    plan = plans.plans["replicated", plans.ranks[0]]
+    count, shapes = plan.matrices, len(plans.shapes)
+    elements = sum(m * n * number for (m, n), number in plans.shapes.items())
+    print(
+        f"{plans.model}: {count:,} {'matrix' if count == 1 else 'matrices'} of {shapes} "
+        f"shape{'s' if shapes > 1 else ''}, {with_prefix(elements)} parameters, "
+        f"{with_prefix(sum(plan.operations))} operations in {plans.steps} steps "
+        f"({plans.form} form)\n"
+    )
+    print(text_table(HEADER, [_row(plans, ranks) for ranks in plans.ranks]))
+    print(f"\n{LEGEND.format(dtype=plans.dtype)}")
+    limit = _limit_text(plans)
+    if limit:
+        print(f"\n{wrapped(limit)}")
 
-    draw_loads(path, plans)
-    if not quiet:
-        print(f"\nload of each rank drawn to {path}")
+
+def _limit_text(plans: Plans) -> str:
+    """Say from which number of ranks on one matrix alone determines the time."""
+    limited = [n for n in plans.ranks if plans.plans["replicated", n].limited_by_largest]
+    if not limited:
+        return ""
+    plan = plans.plans["replicated", limited[0]]
+    shape = max(plans.shapes, key=lambda shape: COSTS[plans.form](shape, plans.steps))
+    text = (
+        f"With {limited[0]:,} ranks{' and more' if len(limited) > 1 else ''} the busiest has one "
+        f"{shape_text(shape)} matrix and nothing else. Matrices are not cut, so no number of ranks "
+        f"is more than {sum(plan.operations) / plan.largest:.1f} times as fast as one."
+    )
+    fewer = [f"{ranks:,}" for ranks in limited if ranks > plan.matrices]
+    if fewer:
+        text += f" There are fewer matrices than ranks with {' and '.join(fewer)}."
+    return text
 
 
-def _read_ranks(text: str) -> int:
-    """A number of ranks, at least 1."""
-    if re.fullmatch(r"[1-9]\d{0,5}", text) is None:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 999999, got {text!r}")
-    return int(text)
+def with_prefix(value: float, unit: str = "") -> str:
+    """Format three digits with an SI prefix and a unit.
+
+    Example:
+        >>> from lightning_root.cli.plan import with_prefix
+        >>> with_prefix(1_234_567), with_prefix(999.6e9, "B"), with_prefix(12, "B")
+        ('1.23 M', '1 TB', '12 B')
+    """
+    prefixes, power = ("", "k", "M", "G", "T", "P", "E"), 0
+    while float(f"{value:.3g}") >= 1000 and power < len(prefixes) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {prefixes[power]}{unit}".strip()
+
+
+def _row(plans: Plans, ranks: int) -> list[str]:
+    replicated, rows = plans.plans["replicated", ranks], plans.plans["rows", ranks]
+    fewest, most = min(_counts(replicated)), max(_counts(replicated))
+    return [
+        f"{ranks:,}",
+        f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}",
+        with_prefix(replicated.busiest),
+        f"{replicated.balance:.3f}",
+        f"{replicated.lower_bound * ranks / sum(replicated.operations):.3f}",
+        *(
+            with_prefix(value, "B")
+            for plan in (replicated, rows)
+            for value in (max(plan.received), plan.bytes_bound)
+        ),
+    ]
+
+
+def _counts(plan: OwnershipPlan) -> list[int]:
+    """Count the matrices that each rank owns."""
+    counts = [0] * plan.ranks
+    for piece in plan.pieces:
+        counts[piece.owner] += piece.matrices.count
+    return counts
+
+
+def _print_as_json(plans: Plans) -> None:
+    print_json(
+        {
+            "model": plans.model,
+            "shapes": {shape_text(shape): count for shape, count in plans.shapes.items()},
+            "steps": plans.steps,
+            "form": plans.form,
+            "dtype": plans.dtype,
+            "plans": [_as_dict(plans, ranks) for ranks in plans.ranks],
+        }
+    )
+
+
+def _as_dict(plans: Plans, ranks: int) -> dict[str, Any]:
+    plan = plans.plans["replicated", ranks]
+    traffic = {
+        name: {
+            "bytes_bound": of.bytes_bound,
+            "sent": list(of.sent),
+            "received": list(of.received),
+        }
+        for name, of in (("ddp", plan), ("fsdp2", plans.plans["rows", ranks]))
+    }
+    return {
+        "ranks": ranks,
+        "operations": sum(plan.operations),
+        "busiest": plan.busiest,
+        "share": plan.share,
+        "balance": plan.balance,
+        "lower_bound": plan.lower_bound,
+        "limited_by_largest": plan.limited_by_largest,
+        "per_rank": {"matrices": _counts(plan), "operations": list(plan.operations)},
+        **traffic,
+    }
+
+
+def draw_loads(path: Path, plans: Plans) -> None:
+    """Draw each rank's operations over the mean, busiest first: a panel for each number."""
+    columns = min(len(plans.ranks), 3)
+    rows = -(-len(plans.ranks) // columns)
+    figure = new_figure(max(4.2 * columns, 6.0), 3.2 * rows + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, ranks in zip(panels, plans.ranks, strict=False):
+        plan = plans.plans["replicated", ranks]
+        mean = sum(plan.operations) / ranks
+        loads = sorted((load / mean for load in plan.operations), reverse=True)
+        if ranks <= MAX_BARS:
+            axes.bar(range(ranks), loads, width=0.85, color=colour(0), alpha=0.75)
+        else:
+            axes.stairs(loads, range(ranks + 1), fill=True, color=colour(0), alpha=0.75)
+        axes.axhline(1.0, color="black", linewidth=1.0, label="mean")
+        best = plan.lower_bound / mean
+        axes.axhline(best, color=colour(1), linewidth=1.0, linestyle="--", label="busiest at best")
+        axes.set_title(f"{ranks:,} ranks: busiest at {plan.balance:.3f}", fontsize=9.5, loc="left")
+        axes.set(xlabel="ranks, the busiest first", ylim=(0.0, 1.15 * max(loads)))
+        axes.set_xticks([])
+        plain_axes(axes)
+    for axes in list(figure.axes)[len(plans.ranks) :]:
+        axes.set_visible(False)
+    first = figure.axes[0]
+    first.set_ylabel("operations of a rank over the mean")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"{plans.model}, {plans.steps} steps", fontsize=10)
+    figure.savefig(path, dpi=150)

@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
-from lightning_root.cli.parser import CommandParser, program, run_or_help
-from lightning_root.cli.plots import new_figure
-from lightning_root.cli.terminal import progress, text_table, wrapped
+from lightning_root.cli.output import new_figure, progress, text_table, wrapped
+from lightning_root.cli.parser import CommandParser, program, read_weight
 from lightning_root.diagnostics.report import (
     Page,
     Run,
@@ -24,8 +23,8 @@ from lightning_root.diagnostics.report.comparison import explain_target, result_
 from lightning_root.diagnostics.report.run import log_files
 from lightning_root.diagnostics.summary import format_block
 
-SLOW_BYTES: Final = 10_000_000
-"""Logs of more bytes take some seconds to read."""
+MAX_QUIET_BYTES: Final = 10_000_000
+"""Logs of more bytes take some seconds to read, which is said."""
 
 REPORT: Final = """\
 Write what the logs of a run tell as one HTML page, with its figures as PNG files beside it: loss,
@@ -57,47 +56,42 @@ examples:
 }
 
 
-def run(command: Literal["report", "compare"], arguments: Sequence[str]) -> int:
-    """Write the page of one run, or of several.
-
-    Args:
-        command: Which of the two.
-        arguments: What follows its name.
-
-    Returns:
-        0; 2 if no run was named.
-
-    Raises:
-        SystemExit: With status 2 and one line on stderr if the arguments are wrong.
-    """
-    return run_or_help(make_parser(command), arguments)
-
-
 def make_parser(command: Literal["report", "compare"]) -> CommandParser:
-    """The parser of one of the two."""
+    """Return the parser of one of the two."""
     called = f"{program()} {command}"
-    epilog = EXAMPLES[command].format(program=called)
-    description = REPORT if command == "report" else COMPARE
-    parser = CommandParser(prog=called, description=description, epilog=epilog)
+    parser = CommandParser(
+        help_if_empty=True,
+        prog=called,
+        description=REPORT if command == "report" else COMPARE,
+        epilog=EXAMPLES[command].format(program=called),
+    )
+    add = parser.add_argument
     if command == "report":
-        _add_report(parser)
+        add("run_dir", type=Path, metavar="RUN_DIR", help="log folder of the run")
     else:
-        _add_compare(parser)
+        add("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="log folder of a run")
+    default = "RUN_DIR/report" if command == "report" else "comparison"
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help=f"where to write the page and the figures (default: {default})",
+    )
+    if command == "compare":
+        _add_choices(parser)
+    add(
+        "--smooth",
+        type=read_weight,
+        metavar="WEIGHT",
+        help="of the past, in the average drawn over training losses: 0 for none, below 1 "
+        "(default: by the number of points)",
+    )
+    parser.set_defaults(run=_report if command == "report" else _compare)
     return parser
 
 
-def _add_report(parser: CommandParser) -> None:
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="log folder of the run")
-    _add_output(parser, "RUN_DIR/report")
-    _add_smooth(parser)
-    parser.set_defaults(run=_report)
-
-
-def _add_compare(parser: CommandParser) -> None:
-    parser.add_argument(
-        "run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="log folder of a run"
-    )
-    _add_output(parser, "comparison")
+def _add_choices(parser: CommandParser) -> None:
+    """Add what to compare, and how."""
     parser.add_argument(
         "--label",
         nargs="+",
@@ -117,26 +111,24 @@ def _add_compare(parser: CommandParser) -> None:
     parser.add_argument(
         "--steps-only", action="store_true", help="leave out everything that depends on the clock"
     )
-    _add_smooth(parser)
-    parser.set_defaults(run=_compare)
 
 
 def _report(options: argparse.Namespace) -> int:
     new_figure(1, 1)  # fails before the work if there is no matplotlib
     folder = find_run(options.run_dir)
-    output = _output(options.output or folder / "report")
+    output = _checked(options.output or folder / "report")
     (run,) = _read([folder])
     page = report_of(run, options.smooth)
     path = _write(page, output / "report.html")
     rows = [(card.label, f"{card.value} {card.note}".strip()) for card in page.cards]
-    print(format_block(page.title, [*rows, *_where(page, path)]).strip("\n"))
+    print(format_block(page.title, [*rows, *_page_rows(page, path)]).strip("\n"))
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
     new_figure(1, 1)  # fails before the work if there is no matplotlib
     folders = [find_run(folder) for folder in options.run_dirs]
-    output = _output(options.output or Path("comparison"))
+    output = _checked(options.output or Path("comparison"))
     comparison = comparison_of(
         _read(folders),
         labels=options.label,
@@ -149,13 +141,13 @@ def _compare(options: argparse.Namespace) -> int:
     path = _write(page, output / "comparison.html")
     print(f"{comparison.metric}\n\n{text_table(*result_table(comparison))}\n")
     print(wrapped(explain_target(comparison)))
-    print(format_block("", _where(page, path)).strip("\n"))
+    print(format_block("", _page_rows(page, path)).strip("\n"))
     return 0
 
 
 def _read(folders: Sequence[Path]) -> list[Run]:
     size = sum(path.stat().st_size for folder in folders for path in log_files(folder))
-    if size > SLOW_BYTES and sys.stderr.isatty():
+    if size > MAX_QUIET_BYTES and sys.stderr.isatty():
         print(f"reading {size / 1e6:,.0f} MB of logs", file=sys.stderr)
     return [read_run(folder) for folder in progress(folders, "reading")]
 
@@ -164,8 +156,8 @@ def _write(page: Page, path: Path) -> Path:
     return write_page(page, path, partial(progress, doing="drawing"))
 
 
-def _where(page: Page, path: Path) -> list[tuple[str, str]]:
-    """What to know about the page, and where it is."""
+def _page_rows(page: Page, path: Path) -> list[tuple[str, str]]:
+    """Return the page's notes, path and size, as rows with labels."""
     count = len(page.pictures)
     figures = "1 figure" if count == 1 else f"{count} figures"
     size = path.stat().st_size / 1e6
@@ -173,37 +165,7 @@ def _where(page: Page, path: Path) -> list[tuple[str, str]]:
     return [*notes, ("page", f"{path} ({figures}, {size:.1f} MB)")]
 
 
-def _output(folder: Path) -> Path:
+def _checked(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`--output` must be a folder, got the file '{folder}'")
     return folder
-
-
-def _add_output(parser: CommandParser, default: str) -> None:
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help=f"where to write the page and the figures (default: {default})",
-    )
-
-
-def _add_smooth(parser: CommandParser) -> None:
-    parser.add_argument(
-        "--smooth",
-        type=_read_weight,
-        metavar="WEIGHT",
-        help="of the past, in the average drawn over training losses: 0 for none, below 1 "
-        "(default: by the number of points)",
-    )
-
-
-def _read_weight(text: str) -> float:
-    """A weight of at least 0 and below 1."""
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = -1.0
-    if not 0.0 <= weight < 1.0:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {text!r}; 0.9 smooths much")
-    return weight

@@ -1,19 +1,21 @@
-"""The Ascend NPU as an accelerator of Lightning."""
+"""The Ascend NPU as an accelerator of Lightning, and which NPUs a run takes."""
 
+import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from lightning.pytorch.accelerators import Accelerator
 
-from lightning_root.npu import devices as device_list
-from lightning_root.npu.runtime import device_count, npu, problem
+from lightning_root.npu.runtime import VISIBLE_DEVICES, device_count, npu, problem
 from lightning_root.npu.strategies import OnNPU
+
+_RULE: Final = '`devices` must be a number of NPUs, -1 for all, or indices such as [0, 2] or "0,2"'
 
 
 class NPUDevices:
-    """`NPUAccelerator` without Lightning's base class, of which there are two."""
+    """`NPUAccelerator` without a base class: Lightning's packages have one each."""
 
     def __init__(self) -> None:
         npu()  # raises: Lightning's own message would not say why there is none
@@ -21,11 +23,7 @@ class NPUDevices:
         warnings.filterwarnings("ignore", "torch.cuda.amp.GradScaler is enabled, but CUDA is not")
 
     def setup_device(self, device: torch.device) -> None:
-        """Make `device` the current one.
-
-        Raises:
-            ValueError: If it is not an NPU: a strategy that does not know NPUs takes the CPU.
-        """
+        """Make `device` the current one; refuse the CPU, which a strategy for others takes."""
         if device.type != "npu":
             raise ValueError(
                 f"with `accelerator: npu` this strategy would train on the device `{device}`, not "
@@ -35,11 +33,7 @@ class NPUDevices:
         npu().set_device(device)
 
     def setup(self, trainer: Any) -> None:
-        """Check that the strategy is one for NPUs.
-
-        Raises:
-            ValueError: If it is one of Lightning's own, which use CUDA's streams and autocast.
-        """
+        """Refuse Lightning's own strategies, which use CUDA's streams and autocast."""
         if not isinstance(trainer.strategy, OnNPU):
             raise ValueError(
                 f"`{type(trainer.strategy).__name__}` does not know NPUs; set `strategy: "
@@ -51,14 +45,10 @@ class NPUDevices:
         npu().empty_cache()
 
     def get_device_stats(self, device: Any) -> dict[str, Any]:
-        """What `DeviceStatsMonitor` logs.
+        """Return what `DeviceStatsMonitor` logs, all in bytes or counts.
 
-        Args:
-            device: An NPU.
-
-        Returns:
-            The allocator's statistics, by torch's names (`allocated_bytes.all.current`, ...), and
-            the device's `memory.free` and `memory.total`, all in bytes or counts.
+        The allocator's statistics, by torch's names (`allocated_bytes.all.current`, ...), and the
+        device's `memory.free` and `memory.total`.
         """
         module = npu()
         free, total = module.mem_get_info(device)
@@ -66,27 +56,43 @@ class NPUDevices:
 
     @staticmethod
     def parse_devices(devices: int | str | Sequence[int]) -> list[int]:
-        """The indices of the NPUs that `devices` stands for; see `npu.devices.parse_devices`."""
-        return device_list.parse_devices(devices)
+        """Return the indices, in their order, that `devices` means, as Lightning reads it for GPUs.
+
+        A number n is the first n; -1, "-1" and "auto" are all; a sequence, or "0,2", has indices.
+        "2" is two devices, "2," the one with index 2. Raises TypeError for other kinds, ValueError
+        if there is no device, one twice, or one that is not there.
+        """
+        visible = device_count()
+        indices = _indices(devices, visible)
+        if not indices or len(set(indices)) < len(indices):
+            raise ValueError(f"{_RULE}, each once and at least one, got {devices!r}")
+        if not all(0 <= index < visible for index in indices):
+            setting = os.environ.get(VISIBLE_DEVICES)
+            setting = "not set" if setting is None else repr(setting)
+            raise ValueError(
+                f"`devices` must name NPUs that are there, got {devices!r}, which means {indices}, "
+                f"but this process sees {visible}, numbered from 0 ({VISIBLE_DEVICES} is {setting})"
+            )
+        return indices
 
     @staticmethod
     def get_parallel_devices(devices: Sequence[int]) -> list[torch.device]:
-        """The devices of these indices."""
+        """Return the devices of these indices."""
         return [torch.device("npu", index) for index in devices]
 
     @staticmethod
     def auto_device_count() -> int:
-        """How many NPUs are visible; `devices: auto` takes them all."""
+        """Return how many NPUs are visible; `devices: auto` takes them all."""
         return device_count()
 
     @staticmethod
     def is_available() -> bool:
-        """Whether there is an NPU that can be used; never raises."""
+        """Return whether there is an NPU that can be used; never raises."""
         return problem() is None
 
     @staticmethod
     def name() -> str:
-        """What `accelerator` is set to."""
+        """Return what `accelerator` is set to."""
         return "npu"
 
 
@@ -104,3 +110,23 @@ class NPUAccelerator(NPUDevices, Accelerator):
         >>> NPUAccelerator.name()
         'npu'
     """
+
+
+def _indices(devices: object, visible: int) -> list[int]:
+    if isinstance(devices, str):
+        text = devices.strip()
+        try:
+            if "," in text:
+                return [int(index) for index in text.split(",") if index.strip()]
+            return list(range(visible if text in ("auto", "-1") else int(text)))
+        except ValueError:
+            raise ValueError(f"{_RULE}, got {text!r}") from None
+    if isinstance(devices, Sequence) and all(_is_whole(index) for index in devices):
+        return list(devices)
+    if isinstance(devices, int) and _is_whole(devices):
+        return list(range(visible if devices == -1 else devices))
+    raise TypeError(f"{_RULE}, got {devices!r}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -7,90 +7,69 @@ imported, before or after, and costs nothing where it is not.
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final
 
-from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.strategies import StrategyRegistry
-
-from lightning_root.npu.accelerator import NPUAccelerator, NPUDevices
+from lightning_root.npu.accelerator import NPUAccelerator
 from lightning_root.npu.strategies import (
-    DataParallelNPUs,
     NPUDDPStrategy,
     NPUModelParallelStrategy,
     NPUShardedDDPStrategy,
-    OneNPU,
-    ShardedNPUs,
     SingleNPUStrategy,
 )
-from lightning_root.strategies import ShardedDDPStrategy, ShardedState
+from lightning_root.strategies import ShardedDDPStrategy
 
-_TWIN: Final = "pytorch_lightning"
+STRATEGIES: Final[Mapping[str, type]] = {
+    "npu_single": SingleNPUStrategy,
+    "npu_ddp": NPUDDPStrategy,
+    "npu_fsdp2": NPUModelParallelStrategy,
+    "npu_ddp_sharded_state": NPUShardedDDPStrategy,
+    "ddp_sharded_state": ShardedDDPStrategy,
+}
+
+OTHER_PACKAGE: Final = "pytorch_lightning"
 
 
 def register() -> None:
     """Register with `lightning.pytorch`, and with `pytorch_lightning` once that is imported."""
-    strategies: dict[str, type] = {
-        "npu_single": SingleNPUStrategy,
-        "npu_ddp": NPUDDPStrategy,
-        "npu_fsdp2": NPUModelParallelStrategy,
-        "npu_ddp_sharded_state": NPUShardedDDPStrategy,
-        "ddp_sharded_state": ShardedDDPStrategy,
-    }
-    _register(AcceleratorRegistry, NPUAccelerator, StrategyRegistry, strategies)
-    if _TWIN in sys.modules:
-        _register_twin()
+    _register("lightning.pytorch")
+    if OTHER_PACKAGE in sys.modules:
+        _register(OTHER_PACKAGE)
     else:
-        sys.meta_path.insert(0, _TwinFinder())
+        sys.meta_path.insert(0, _OtherPackageFinder())
 
 
-def _register(
-    accelerators: Any, accelerator: type, strategies: Any, named: dict[str, type]
-) -> None:
-    if "npu" not in accelerators:  # where another package was first, its own stays
-        accelerators.register("npu", accelerator, description=accelerator.__name__)
-    for name, strategy in named.items():
-        if name not in strategies:
-            strategies.register(name, strategy, description=strategy.__name__)
+def _register(package: str) -> None:
+    """Register the classes, on the package's own bases, but for names that are taken."""
+    accelerators = importlib.import_module(f"{package}.accelerators")
+    strategies = importlib.import_module(f"{package}.strategies")
+    known: list[tuple[Any, Any, str, type]]
+    known = [(accelerators, accelerators.AcceleratorRegistry, "npu", NPUAccelerator)]
+    known += [(strategies, strategies.StrategyRegistry, *named) for named in STRATEGIES.items()]
+    for module, registry, name, ours in known:
+        if name not in registry:
+            registry.register(name, _on_bases_of(module, ours), description=ours.__name__)
 
 
-def _register_twin() -> None:
-    """The same classes on the bases of `pytorch_lightning`, under the same names."""
-    accelerators = importlib.import_module(f"{_TWIN}.accelerators")
-    strategies = importlib.import_module(f"{_TWIN}.strategies")
-    single = _twin(SingleNPUStrategy, OneNPU, strategies.SingleDeviceStrategy)
-    ddp = _twin(NPUDDPStrategy, DataParallelNPUs, strategies.DDPStrategy)
-    sharded = _twin(NPUModelParallelStrategy, ShardedNPUs, strategies.ModelParallelStrategy)
-    parts = _twin(ShardedDDPStrategy, ShardedState, strategies.DDPStrategy)
-    npu_parts = _twin(NPUShardedDDPStrategy, ShardedState, ddp)
-    _register(
-        accelerators.AcceleratorRegistry,
-        _twin(NPUAccelerator, NPUDevices, accelerators.Accelerator),
-        strategies.StrategyRegistry,
-        {
-            "npu_single": single,
-            "npu_ddp": ddp,
-            "npu_fsdp2": sharded,
-            "npu_ddp_sharded_state": npu_parts,
-            "ddp_sharded_state": parts,
-        },
-    )
+def _on_bases_of(module: ModuleType, ours: type) -> type:
+    """Return the class, made anew if its last base, Lightning's, is not that of the module."""
+    *mixins, base = ours.__bases__
+    other = getattr(module, base.__name__)
+    if other is base:
+        return ours
+    return type(ours.__name__, (*mixins, other), {"__doc__": ours.__doc__, "__module__": __name__})
 
 
-def _twin(of: type, ours: type, base: type) -> type:
-    return type(of.__name__, (ours, base), {"__doc__": of.__doc__, "__module__": __name__})
-
-
-class _TwinFinder(MetaPathFinder):
+class _OtherPackageFinder(MetaPathFinder):
     """Waits for `import pytorch_lightning`, and registers when it is done."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != _TWIN:
+        if name != OTHER_PACKAGE:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         found = (finder.find_spec(name, path, target) for finder in others)
@@ -102,7 +81,7 @@ class _TwinFinder(MetaPathFinder):
                 # Not before: many only ask whether the package is there.
                 sys.meta_path.remove(self)
                 execute(module)
-                _register_twin()
+                _register(OTHER_PACKAGE)
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec

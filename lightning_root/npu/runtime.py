@@ -17,11 +17,7 @@ VISIBLE_DEVICES: Final = "ASCEND_RT_VISIBLE_DEVICES"
 
 
 def npu() -> Any:
-    """The module `torch.npu`.
-
-    Raises:
-        RuntimeError: If there is no NPU that can be used; the message says why and what to do.
-    """
+    """Return the module `torch.npu`; raise RuntimeError, with advice, if no NPU can be used."""
     reason = problem()
     if reason is not None:
         raise RuntimeError(f"`accelerator: npu` cannot be used: {reason}")
@@ -29,7 +25,7 @@ def npu() -> Any:
 
 
 def problem() -> str | None:
-    """Why no NPU can be used, and the next move; None where one can."""
+    """Return why no NPU can be used, and the next move; None where one can."""
     reason = _loading_problem()
     if reason is not None or device_count() > 0:
         return reason
@@ -46,22 +42,18 @@ def problem() -> str | None:
 
 
 def device_count() -> int:
-    """How many NPUs this process sees; 0 where torch_npu cannot be loaded."""
+    """Return how many NPUs this process sees; 0 where torch_npu cannot be loaded."""
     return 0 if _loading_problem() else int(torch.get_device_module("npu").device_count())
 
 
 def supports_bfloat16() -> bool:
-    """Whether the chip computes in bfloat16: Ascend 910B and newer do, 910A and 310P do not.
-
-    Raises:
-        RuntimeError: If there is no NPU that can be used.
-    """
+    """Return whether the chip has bfloat16: Ascend 910B and newer do, 910A and 310P do not."""
     return bool(npu().is_bf16_supported())
 
 
 @cache
 def _loading_problem() -> str | None:
-    """Why torch_npu does not load, and the next move; None if it is loaded, which it is then."""
+    """Load torch_npu; return why that fails and the next move, or None."""
     release = torch.__version__.split("+")[0]
     # Of the build, not of the machine: torch_npu ends the process when it is loaded beside CUDA's.
     other = torch.accelerator.current_accelerator()
@@ -79,13 +71,13 @@ def _loading_problem() -> str | None:
         importlib.import_module("torch_npu")
     except Exception as error:  # whatever a half-installed machine raises
         return (
-            f"torch_npu failed to load ({type(error).__name__}: {error}); {_cure(error, release)}"
+            f"torch_npu failed to load ({type(error).__name__}: {error}); {_advice(error, release)}"
         )
     return None
 
 
-def _cure(error: Exception, release: str) -> str:
-    """What helps against the usual ways in which torch_npu fails to load."""
+def _advice(error: Exception, release: str) -> str:
+    """Return what helps against the usual ways in which torch_npu fails to load."""
     if any(sign in str(error) for sign in ("cannot open shared object file", "set_env.sh")):
         return (
             "CANN's libraries are not on the search path: run `source "

@@ -5,25 +5,49 @@ same class serves `lightning.pytorch` and `pytorch_lightning`.
 """
 
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
-)
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_root.npu.precision import on_npu
-from lightning_root.npu.runtime import npu
+from lightning_root.npu.runtime import npu, supports_bfloat16
 from lightning_root.strategies import ShardedState
+
+Plugin = TypeVar("Plugin")
+
+
+def on_npu(plugin: Plugin) -> Plugin:
+    """Turn the autocast and loss scaling of Lightning's precision plugin to NPUs, in place.
+
+    Lightning makes `precision: bf16-mixed` an autocast of CUDA, which on an NPU is none at all: the
+    forward pass would run in float32 and nobody would say so. Raises ValueError if the chip has no
+    bfloat16 and the plugin needs it, or if it needs float64.
+    """
+    precision = getattr(plugin, "precision", "32-true")
+    if precision == "64-true":
+        raise ValueError(
+            "`precision` must not be 64-true on an NPU: casts to float64 give float32 there; use "
+            "32-true"
+        )
+    if precision in ("bf16-mixed", "bf16-true") and not supports_bfloat16():
+        name = npu().get_device_name()
+        raise ValueError(
+            f"`precision` must not be {precision} on {name}, which has no bfloat16 and would "
+            f"compute in float32; use {precision.replace('bf16', '16')}"
+        )
+    if getattr(plugin, "device", "npu") != "npu":  # only mixed precision has a device
+        plugin.device = "npu"  # type: ignore[attr-defined]
+        if plugin.scaler is not None:  # type: ignore[attr-defined]
+            npu()
+            plugin.scaler = torch.amp.GradScaler(device="npu")  # type: ignore[attr-defined]
+    return plugin
 
 
 class OnNPU:
-    """What all of them share: no other accelerator, and precision on `npu`."""
+    """Mixin of all of them: no other accelerator, and precision on `npu`."""
 
     _accelerator: Any
     _precision_plugin: Any
@@ -98,7 +122,7 @@ class SeveralNPUs(OnNPU):
         return self._process_group_backend or "hccl"
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """Lightning's reduction, also for the mean of whole numbers, such as batch sizes.
+        """Reduce as Lightning does, also to the mean of whole numbers, such as batch sizes.
 
         HCCL has no mean: torch_npu divides the sum in place, which whole numbers do not allow.
         """
@@ -117,10 +141,9 @@ class DataParallelNPUs(SeveralNPUs):
     _ddp_comm_hook: Any
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
-        """Wrap the model, as Lightning does, without the stream of CUDA that it opens for that.
+        """Wrap the model as Lightning does, but for the stream of CUDA that it opens for that.
 
-        Raises:
-            ValueError: If there is a communication hook: Lightning would leave it out in silence.
+        A communication hook, which Lightning would leave out in silence, is refused.
         """
         if self._ddp_comm_hook is not None:
             raise ValueError(
@@ -151,10 +174,7 @@ class ShardedNPUs(SeveralNPUs):
             )
 
     def setup_environment(self) -> None:
-        """Settle what "auto" is: shards on all NPUs, where Lightning would split within a machine.
-
-        Lightning's default is tensor parallelism, which a model has to be written for.
-        """
+        """Make "auto" shards on all NPUs; Lightning's is tensor parallelism within a machine."""
         if self._tensor_parallel_size == "auto":
             self._tensor_parallel_size = 1
         if self._data_parallel_size == "auto":
@@ -163,7 +183,7 @@ class ShardedNPUs(SeveralNPUs):
         super().setup_environment()  # type: ignore[misc]
 
     def _setup_distributed(self) -> None:
-        """Make the process group without a device bound to it, then go on as Lightning does.
+        """Make the process group without a device, then go on as Lightning does.
 
         HCCL's groups cannot be split, and torch splits a group with a device to make a mesh of it.
         """

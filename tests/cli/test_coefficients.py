@@ -12,7 +12,7 @@ import torch
 
 from lightning_root import ROOT, lookup
 from lightning_root.cli import main
-from lightning_root.cli.commands import COMMANDS
+from lightning_root.cli.parser import COMMANDS
 from lightning_root.coefficients import COEFFICIENT_NAMES, SpectrumHistogram, save_spectra
 from lightning_root.coefficients.published import TABLE_1
 from lightning_root.coefficients.store import RATIOS, ROWS
@@ -228,7 +228,7 @@ def test_a_bar_only_for_those_who_watch_several_fits(run, monkeypatch):
     two = ["fit", "20x20", "20x30", "--single"]
     assert run(*two)[2] == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("lightning_root.cli.terminal.sys.stderr", sys.stderr)
+    monkeypatch.setattr("lightning_root.cli.output.sys.stderr", sys.stderr)
     assert run("fit", "20x20", "--single")[2] == ""
     assert "fitting" in run(*two)[2]
 

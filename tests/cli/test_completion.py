@@ -7,9 +7,9 @@ import subprocess
 import pytest
 
 from lightning_root.cli import main
-from lightning_root.cli.commands import COMMANDS
-from lightning_root.cli.completion import parsers
+from lightning_root.cli.entry import parsers
 from lightning_root.cli.lightning import MainCLI
+from lightning_root.cli.parser import COMMANDS
 
 CASES = {
     "do": ["doctor"],

@@ -17,8 +17,8 @@ from torch.distributed import checkpoint as distributed_checkpoint
 from torch.optim import lr_scheduler
 
 from lightning_root import ROOT, ROOTMixin
-from lightning_root.cli.convert.naming import entries_of
-from lightning_root.cli.convert.training import merged_schedules
+from lightning_root.cli.convert.naming import name_states
+from lightning_root.cli.convert.states import merge_schedules
 from tests.integration.models import AdamWNet, PlainNet, ShardedNet, trainer, weights
 from tests.integration.test_cli import PROJECT
 from tests.models import GPT
@@ -291,7 +291,7 @@ def rates(*runs):
 
 def merged(*runs):
     states = [schedule.state_dict() for _, schedule in runs]
-    return merged_schedules(states, [1] * len(runs), {"root": (0, 0), "adamw": (1, 0)})
+    return merge_schedules(states, [1] * len(runs), {"root": (0, 0), "adamw": (1, 0)})
 
 
 @pytest.mark.parametrize("steps", [2, 4])
@@ -315,7 +315,7 @@ def test_schedules_that_do_not_fit_together_start_anew():
     for others in (of_lines, (of_lines[0], shorter)):
         assert merged(of_lambdas, others) == ([], "starts anew: the optimizers had different kinds")
     alone = [of_lines[1].state_dict()]
-    found = merged_schedules(alone, [1, 1], {"root": (0, 0), "adamw": (1, 0)})
+    found = merge_schedules(alone, [1, 1], {"root": (0, 0), "adamw": (1, 0)})
     assert found == ([], "starts anew: it is not known which optimizer each belonged to")
 
 
@@ -544,9 +544,9 @@ def test_names_are_given_if_there_is_one_way_and_only_then(case):
     ]
     if len(all_ways(shapes, groups)) > 1:
         with pytest.raises(ValueError, match="cannot be told from shapes"):
-            entries_of(optimizers, known)
+            name_states(optimizers, known)
     else:
-        found = {entry.name: entry.optimizer for entry in entries_of(optimizers, known)}
+        found = {entry.name: entry.optimizer for entry in name_states(optimizers, known)}
         assert found == {f"p{i}": owner for i, owner in enumerate(owners)}
 
 
@@ -607,7 +607,7 @@ KNOWN = {"a": (2, 3), "b": (3, 2)}
 )
 def test_names_that_cannot_be_given_are_an_error_that_says_why(optimizers, known, order, message):
     with pytest.raises(ValueError, match=message):
-        entries_of(optimizers, known, order)
+        name_states(optimizers, known, order)
 
 
 def test_without_a_model_the_parse_shape_what_never_had_a_gradient_is_unknown(run, convert, saved):

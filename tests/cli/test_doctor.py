@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from lightning_root.cli.doctor import command, devices, packages
-from lightning_root.cli.doctor.selfcheck import SHAPE, check_device
+from lightning_root.cli import devices, doctor
+from lightning_root.cli.devices import SHAPE, check_device
 from lightning_root.kernels import orthogonalize
 from lightning_root.npu import runtime
 from lightning_root.versions import Version
@@ -22,8 +22,8 @@ def run(call):
 @pytest.fixture
 def sound(monkeypatch):
     """Any machine on which the tests pass: versions and devices are as they should be."""
-    monkeypatch.setattr(command, "packages", lambda: [])
-    monkeypatch.setattr(command, "devices", lambda: [devices.Device("cpu", "some chip", ("cpu",))])
+    monkeypatch.setattr(doctor, "packages", lambda: [])
+    monkeypatch.setattr(doctor, "devices", lambda: [devices.Device("cpu", "some chip", ("cpu",))])
 
 
 def test_a_sound_machine_has_nothing_to_do(run, sound):
@@ -127,7 +127,7 @@ def test_the_bound_leaves_little_room():
     ],
 )
 def test_packages_are_marked(version, purpose, note, problem):
-    package = packages.Package(version, purpose, "b")
+    package = doctor.Package(version, purpose, "b")
     assert package.note == note
     assert package.problem is None if problem is None else package.problem.startswith(problem)
 
@@ -143,7 +143,7 @@ def test_packages_are_marked(version, purpose, note, problem):
 def test_an_npu_is_missed_only_where_somebody_wants_one(monkeypatch, wheel, sourced, words, to_do):
     monkeypatch.setattr(runtime, "problem", lambda: "its reason; its cure")
     monkeypatch.setattr(devices, "find_spec", lambda name: object() if wheel else None)
-    monkeypatch.setattr(devices, "_CANN", ())
+    monkeypatch.setattr(devices, "CANN_FOLDERS", ())
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     if sourced:
         monkeypatch.setenv("ASCEND_HOME_PATH", sourced)
@@ -154,7 +154,7 @@ def test_an_npu_is_missed_only_where_somebody_wants_one(monkeypatch, wheel, sour
 
 def test_cann_that_is_not_sourced_is_seen(monkeypatch, tmp_path):
     (tmp_path / "set_env.sh").touch()
-    monkeypatch.setattr(devices, "_CANN", (tmp_path,))
+    monkeypatch.setattr(devices, "CANN_FOLDERS", (tmp_path,))
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     assert devices._cann() == f"CANN in {tmp_path} is not sourced"
 
@@ -164,7 +164,7 @@ def test_a_gpu_is_missed_only_where_there_is_a_driver(monkeypatch, tmp_path, dri
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(devices, "_GPU_DRIVER", tmp_path if driver else tmp_path / "none")
+    monkeypatch.setattr(devices, "GPU_DRIVER", tmp_path if driver else tmp_path / "none")
     found = devices._cuda()
     assert "is built without CUDA" in found.state
     assert (found.problem is not None) is driver
@@ -184,7 +184,7 @@ def test_gpus_are_listed_by_name(monkeypatch):
 def test_a_gpu_that_torch_could_use_and_does_not_see_has_a_next_move(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    monkeypatch.setattr(devices, "_GPU_DRIVER", tmp_path)
+    monkeypatch.setattr(devices, "GPU_DRIVER", tmp_path)
     found = devices._cuda()
     assert (found.state, found.usable) == ("none: torch sees no GPU", ())
     assert "`nvidia-smi` must list one" in found.problem

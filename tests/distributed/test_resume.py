@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from lightning_root import ROOTCLI, ROOTMixin, ShardedDDPStrategy
-from lightning_root.cli.convert import run as convert_checkpoint
+from lightning_root.cli import main
 from tests.integration.models import Batches, trainer, weights
 
 HALF, WHOLE = 4, 8
@@ -139,7 +139,7 @@ def path_for(folder, saved_by, resumed_by):
         return str(path)
     converted = folder / "converted.ckpt"
     if not converted.exists():
-        assert convert_checkpoint([str(path), "--output", str(converted)]) == 0
+        assert main(["convert-checkpoint", str(path), "--output", str(converted)]) == 0
     return str(converted)
 
 

@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lightning_root import ROOT, AtomicCheckpointIO, ROOTMixin, ROOTMonitor, lookup
+from lightning_root.binder import notes_of
 from lightning_root.cli import entry
 from lightning_root.coefficients import (
     Coefficients,
@@ -31,7 +32,6 @@ from lightning_root.coefficients import (
 )
 from lightning_root.diagnostics import ROOTRefit
 from lightning_root.diagnostics.training import SuppressLogWriteErrors
-from lightning_root.full_disk import notes_of
 from lightning_root.kernels import rates
 from lightning_root.strategies import ShardedDDPStrategy
 from tests.integration.models import PlainNet, ShardedNet, trainer, weights

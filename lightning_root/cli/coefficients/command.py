@@ -1,20 +1,21 @@
-"""The arguments of `coefficients`, and its help."""
+"""The parser of `coefficients`: its subcommands, their arguments and help."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+import argparse
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
-from lightning_root.cli.coefficients.arguments import (
+from lightning_root.cli.coefficients.compare import compare, fit
+from lightning_root.cli.coefficients.show import certify, show
+from lightning_root.cli.parser import (
+    CommandParser,
+    add_json,
+    add_plot,
+    program,
     read_json_output,
-    read_output,
     read_shape,
     read_share,
     read_steps,
 )
-from lightning_root.cli.coefficients.certify import certify
-from lightning_root.cli.coefficients.compare import compare
-from lightning_root.cli.coefficients.fit import fit
-from lightning_root.cli.coefficients.show import show
-from lightning_root.cli.parser import CommandParser, program, run_or_help
 from lightning_root.coefficients import COEFFICIENT_NAMES
 
 DESCRIPTION = """\
@@ -39,7 +40,7 @@ In training: --optimizer.coefficients mine.json, or ROOT(..., coefficients="mine
 Shapes are written 768x3072, in either order, and come before the options.
 """
 
-ROWS = """\
+COMPARED_SETS = """\
   Muon           K. Jordan et al., 2024: one triple for all shapes
   paper          ROOT, arXiv:2511.20626: one triple per shape, fitted to Gaussian matrices
   published      the ROOT authors' script: four shapes, Muon's triple elsewhere
@@ -48,27 +49,25 @@ ROWS = """\
   CANS           arXiv:2506.10935: a triple per step
   adaptive       the default: a triple per step and shape"""
 
+SET_HELP = (
+    f"{', '.join(COEFFICIENT_NAMES)}, a .json file of `fit --output`, or "
+    "triples: one for all steps, '3.4445,-4.775,2.0315', or one per step, 'a,b,c a,b,c'"
+)
+SOME_STEPS = "number of steps, one or several"
+STEPS_OF_SETS = f"{SOME_STEPS} (default: 5, or all that a file has)"
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one of the subcommands; without any, show the help.
-
-    Args:
-        arguments: What follows `coefficients`.
-
-    Returns:
-        0, 1 if `certify` found an unbounded set, 2 if no subcommand was given.
-
-    Raises:
-        SystemExit: With status 2 and one line on stderr if the arguments are wrong.
-    """
-    return run_or_help(make_parser(), arguments)
+AddParser: TypeAlias = Callable[..., CommandParser]
 
 
 def make_parser() -> CommandParser:
-    """The parser of all subcommands."""
+    """Return the parser of all subcommands; `certify` exits with 1 if a set is unbounded."""
     name = f"{program()} coefficients"
-    epilog = EXAMPLES.format(program=name)
-    parser = CommandParser(prog=name, description=DESCRIPTION, epilog=epilog)
+    parser = CommandParser(
+        help_if_empty=True,
+        prog=name,
+        description=DESCRIPTION,
+        epilog=EXAMPLES.format(program=name),
+    )
     commands = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
     _add_show(commands.add_parser)
     _add_fit(commands.add_parser)
@@ -77,40 +76,31 @@ def make_parser() -> CommandParser:
     return parser
 
 
-AddParser: TypeAlias = Callable[..., CommandParser]
-
-_SET = (
-    f"{', '.join(COEFFICIENT_NAMES)}, a .json file of `fit --output`, or "
-    "triples: one for all steps, '3.4445,-4.775,2.0315', or one per step, 'a,b,c a,b,c'"
-)
-
-
 def _add_show(add_parser: AddParser) -> None:
     parser = _add(
         add_parser,
-        "show",
+        show,
         "The triples of a set, where they come from and what they can do.",
         'Without a shape: the errors of the table that is shipped as "adaptive", or all sets of '
         "a file.",
     )
     _add_shapes(parser)
     parser.add_argument(
-        "--coefficients", default="adaptive", metavar="SET", help=f"{_SET} (default: adaptive)"
+        "--coefficients", default="adaptive", metavar="SET", help=f"{SET_HELP} (default: adaptive)"
     )
-    _add_steps(parser, [], "number of steps, one or several (default: 5, or all that a file has)")
-    _add_json(parser)
-    parser.set_defaults(run=show)
+    _add_steps(parser, [], STEPS_OF_SETS)
+    add_json(parser)
 
 
 def _add_fit(add_parser: AddParser) -> None:
     parser = _add(
         add_parser,
-        "fit",
+        fit,
         "Fit sets for shapes, less than a second each, and write them to a file.",
         "A fit minimises the error on the spectrum among sets that keep [0, 1.02] within [0, 1.3].",
     )
     _add_shapes(parser, "; without any, all captured ones")
-    _add_steps(parser, [5], "number of steps, one or several, at most 12 (default: 5)")
+    _add_steps(parser, [5], f"{SOME_STEPS}, at most 12 (default: 5)")
     _add_spectrum(parser)
     parser.add_argument(
         "--captured-share",
@@ -130,35 +120,33 @@ def _add_fit(add_parser: AddParser) -> None:
         metavar="FILE.json",
         help="write the sets to a file for `--optimizer.coefficients`",
     )
-    _add_plot(parser)
-    _add_json(parser)
-    parser.set_defaults(run=fit)
+    add_plot(parser, "p_T over log sigma, and the errors")
+    add_json(parser)
 
 
 def _add_certify(add_parser: AddParser) -> None:
     parser = _add(
         add_parser,
-        "certify",
+        certify,
         "Whether sets are bounded: the exact range of p_T, the largest stable input.",
         "A set is bounded if no singular value in [0, 1] is sent outside [-2, 2]; ROOT refuses "
         "others.\nExit status: 0 if all are bounded, 1 if one is not, 2 if the input is wrong.",
     )
-    parser.add_argument("set", metavar="SET", help=_SET)
+    parser.add_argument("set", metavar="SET", help=SET_HELP)
     _add_shapes(parser, ", for sets that depend on it")
-    _add_steps(parser, [], "number of steps, one or several (default: 5, or all that a file has)")
-    _add_json(parser)
-    parser.set_defaults(run=certify)
+    _add_steps(parser, [], STEPS_OF_SETS)
+    add_json(parser)
 
 
 def _add_compare(add_parser: AddParser) -> None:
     parser = _add(
         add_parser,
-        "compare",
+        compare,
         "The error of published sets, the default and your own, by shape.",
-        ROWS,
+        COMPARED_SETS,
     )
     _add_shapes(parser, "; without any, all captured ones")
-    _add_steps(parser, [3, 4, 5, 6], "number of steps, one or several (default: 3 4 5 6)")
+    _add_steps(parser, [3, 4, 5, 6], f"{SOME_STEPS} (default: 3 4 5 6)")
     _add_spectrum(parser)
     parser.add_argument(
         "--with",
@@ -168,29 +156,28 @@ def _add_compare(add_parser: AddParser) -> None:
         metavar="FILE.json",
         help="files of `fit --output` to compare with",
     )
-    _add_plot(parser)
-    _add_json(parser)
-    parser.set_defaults(run=compare)
+    add_plot(parser, "p_T over log sigma, and the errors")
+    add_json(parser)
 
 
-def _add(add_parser: AddParser, name: str, purpose: str, more: str) -> CommandParser:
-    return add_parser(name, help=purpose, description=f"{purpose}\n\n{more}")
+def _add(
+    add_parser: AddParser, command: Callable[[argparse.Namespace], int], purpose: str, more: str
+) -> CommandParser:
+    """Add a subcommand under the name of the function that carries it out."""
+    name = command.__name__
+    parser = add_parser(name, help=purpose, description=f"{purpose}\n\n{more}")
+    parser.set_defaults(run=command)
+    return parser
 
 
 def _add_shapes(parser: CommandParser, more: str = "") -> None:
-    parser.add_argument(
-        "shapes",
-        nargs="*",
-        type=read_shape,
-        metavar="SHAPE",
-        help=f"shape of a matrix, like 768x3072, in either order{more}",
-    )
+    text = f"shape of a matrix, like 768x3072, in either order{more}"
+    parser.add_argument("shapes", nargs="*", type=read_shape, metavar="SHAPE", help=text)
 
 
 def _add_steps(parser: CommandParser, default: list[int], text: str) -> None:
-    parser.add_argument(
-        "--steps", nargs="+", type=read_steps, default=default, metavar="T", help=text
-    )
+    options: dict[str, Any] = {"nargs": "+", "type": read_steps, "metavar": "T"}
+    parser.add_argument("--steps", default=default, help=text, **options)
 
 
 def _add_spectrum(parser: CommandParser) -> None:
@@ -202,16 +189,3 @@ def _add_spectrum(parser: CommandParser) -> None:
         "sigma over [0.001, 1]; or a .json file of captured spectra, as `ROOTRefit` writes it "
         "(default: training)",
     )
-
-
-def _add_plot(parser: CommandParser) -> None:
-    parser.add_argument(
-        "--plot",
-        type=read_output,
-        metavar="FILE.png",
-        help="draw p_T over log sigma, and the errors (needs matplotlib)",
-    )
-
-
-def _add_json(parser: CommandParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

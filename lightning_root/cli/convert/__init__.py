@@ -1,5 +1,5 @@
 """`convert-checkpoint`: optimizer states that load into ROOT, wherever they were saved."""
 
-from lightning_root.cli.convert.command import run
+from lightning_root.cli.convert.command import make_parser
 
-__all__ = ["run"]
+__all__ = ["make_parser"]

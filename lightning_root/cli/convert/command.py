@@ -8,22 +8,29 @@ from typing import Any, Final, get_args
 
 import torch
 
-from lightning_root.cli.convert.files import Source, check_output, read_source, write
-from lightning_root.cli.convert.naming import Entry, Shape, StateDict, entries_of, parameter_names
-from lightning_root.cli.convert.takeover import (
+from lightning_root.cli.convert.checkpoints import SavedRun, check_output, read_run, write
+from lightning_root.cli.convert.naming import (
+    ParameterState,
+    Shape,
+    StateDict,
+    name_states,
+    parameter_names,
+)
+from lightning_root.cli.convert.states import (
     FRESH,
     BufferKind,
+    ConvertedState,
     MomentumStart,
-    Takeover,
+    convert_states,
+    count_steps_once,
     fresh_state,
-    roles_as_they_were,
-    shape_in,
-    take_over,
+    merge_schedules,
+    roles_from_buffers,
+    shape_of,
 )
-from lightning_root.cli.convert.training import count_steps_once, merged_schedules
-from lightning_root.cli.parser import ModelParser, run_or_help
-from lightning_root.cli.plan_model import read_model
-from lightning_root.cli.terminal import text_table, wrapped
+from lightning_root.cli.model import read_model
+from lightning_root.cli.output import text_table, wrapped
+from lightning_root.cli.parser import ModelParser
 from lightning_root.optim.checkpoint import keyed_by_names
 from lightning_root.optim.groups import ROLES
 from lightning_root.partition import partition_named, partition_parameters
@@ -55,22 +62,11 @@ examples:
 """
 
 DEFAULT_MOMENTUM: Final = 0.95
-"""ROOT's."""
-
 _NOT_OPTIONS: Final = ("name", "role", "params", "param_names")
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Convert what the arguments after `convert-checkpoint` name; the help, with status 2, if none.
-
-    Raises:
-        SystemExit: With status 2 and the reason on stderr if it cannot be done.
-    """
-    return run_or_help(make_parser(), arguments)
-
-
 def make_parser() -> ModelParser:
-    """The parser of what LightningCLI's does not know."""
+    """Return the parser of what LightningCLI's does not know."""
     usage = "FILE [FILE ...] --output FILE [--config FILE | --model CLASS] [options]"
     parser = ModelParser("convert-checkpoint", usage, DESCRIPTION, EXAMPLES)
     add = parser.add_argument
@@ -109,117 +105,106 @@ def make_parser() -> ModelParser:
 def _convert(options: argparse.Namespace) -> int:
     check_output(options.output, overwrite=options.overwrite)
     model, chosen = read_model(options.model) if options.model else (None, {})
-    source = read_source(options.files)
+    run = read_run(options.files)
     known: dict[str, Shape] | None = None
     if model is not None:
         known = parameter_names({n: p for n, p in model.named_parameters() if p.requires_grad})
-    elif source.weights is not None:
-        known = parameter_names(source.weights)
+    elif run.weights is not None:
+        known = parameter_names(run.weights)
     order = options.names.read_text("utf-8").split() if options.names else None
-    is_roots = all(_is_roots(optimizer) for optimizer in source.optimizers)
-    entries = entries_of(source.optimizers, None if is_roots else known, order)
-    if options.rekey or is_roots:
-        states = _by_names(source.optimizers, entries, known or {})
-        write(options.output, _content(source, states), overwrite=options.overwrite)
-        print(f"{len(entries)} parameters: their state is kept as it was, under their names")
+    from_root = all(_is_from_root(optimizer) for optimizer in run.optimizers)
+    states = name_states(run.optimizers, None if from_root else known, order)
+    if options.rekey or from_root:
+        renamed = _keyed_by_names(run.optimizers, states, known or {})
+        write(options.output, _content(run, renamed), overwrite=options.overwrite)
+        print(f"{len(states)} parameters: their state is kept as it was, under their names")
     else:
-        roles = _roles(model, chosen, entries, known or {})
-        momentum = chosen.get("momentum", DEFAULT_MOMENTUM)
-        _take_over(options, source, roles, entries, known, momentum)
+        converted = convert_states(
+            states,
+            run.optimizers,
+            _roles(model, chosen, states, known or {}),
+            known or {},
+            start=options.momentum,
+            buffer=options.buffer,
+            momentum=chosen.get("momentum", DEFAULT_MOMENTUM),
+        )
+        schedules = _convert_training(run, converted)
+        write(options.output, _content(run, [converted.state_dict]), overwrite=options.overwrite)
+        _print(converted, schedules)
     print(f"\nwritten to {options.output}")
     return 0
 
 
-def _is_roots(optimizer: StateDict) -> bool:
+def _is_from_root(optimizer: StateDict) -> bool:
     groups = optimizer["param_groups"]
     return all(group.get("role") in ROLES for group in groups if group.get("params"))
 
 
-def _by_names(
-    optimizers: Sequence[StateDict], entries: Sequence[Entry], shapes: Mapping[str, Shape]
+def _keyed_by_names(
+    optimizers: Sequence[StateDict],
+    states: Sequence[ParameterState],
+    shapes: Mapping[str, Shape],
 ) -> list[StateDict]:
-    """The same states with names for keys, which every reader passes on as they are."""
+    """Return the state dicts with names for keys, which every reader passes on as they are."""
     found = []
     for number, optimizer in enumerate(optimizers):
         groups = optimizer["param_groups"]
-        own = [entry for entry in entries if entry.optimizer == number]
-        names = [[e.name for e in own if e.group == place] for place in range(len(groups))]
-        state = keyed_by_names(optimizer, names)
-        for entry in own:
-            role = groups[entry.group].get("role")
-            if not entry.state and role in ROLES and entry.name in shapes:
-                state["state"][entry.name] = fresh_state(role, shapes[entry.name])
-        for group in state["param_groups"]:
+        own = [each for each in states if each.optimizer == number]
+        names = [[each.name for each in own if each.group == place] for place in range(len(groups))]
+        renamed = keyed_by_names(optimizer, names)
+        for each in own:
+            role = groups[each.group].get("role")
+            if not each.state and role in ROLES and each.name in shapes:
+                renamed["state"][each.name] = fresh_state(role, shapes[each.name])
+        for group in renamed["param_groups"]:
             group["param_names"] = list(group["params"])
-        found.append(state)
+        found.append(renamed)
     return found
 
 
 def _roles(
     model: torch.nn.Module | None,
     chosen: Mapping[str, Any],
-    entries: Sequence[Entry],
+    states: Sequence[ParameterState],
     known: Mapping[str, Shape],
 ) -> dict[str, str]:
-    """The rule of each parameter: the model's split, or that of before, or by names and shapes."""
+    """Return each parameter's role: by the model, by buffers, or by names and shapes."""
     if model is not None:
         partition = partition_parameters(model, rules=chosen.get("rules"))
-    elif (before := roles_as_they_were(entries)) is not None:
+    elif (before := roles_from_buffers(states)) is not None:
         return before
     else:
-        shapes = {entry.name: shape_in(known, entry) for entry in entries}
+        shapes = {each.name: shape_of(each, known) for each in states}
         partition = partition_named(
             (name, torch.empty(shape, device="meta")) for name, shape in shapes.items()
         )
     return {route.name: route.role for route in partition.routes}
 
 
-def _take_over(
-    options: argparse.Namespace,
-    source: Source,
-    roles: Mapping[str, str],
-    entries: Sequence[Entry],
-    known: Mapping[str, Shape] | None,
-    momentum: float,
-) -> None:
-    takeover = take_over(
-        entries,
-        source.optimizers,
-        roles,
-        known or {},
-        start=options.momentum,
-        buffer=options.buffer,
-        momentum=momentum,
-    )
-    schedules = _training(source, takeover)
-    write(options.output, _content(source, [takeover.state_dict]), overwrite=options.overwrite)
-    _print(takeover, schedules)
-
-
-def _training(source: Source, takeover: Takeover) -> str | None:
-    """Bring schedules and counters of a Lightning checkpoint along; what became of the former."""
-    if source.checkpoint is None:
+def _convert_training(run: SavedRun, converted: ConvertedState) -> str | None:
+    """Convert schedules and counters of a Lightning checkpoint; say what became of the former."""
+    if run.checkpoint is None:
         return None
-    count_steps_once(source.checkpoint, len(source.optimizers))
-    schedules, words = merged_schedules(
-        source.checkpoint.get("lr_schedulers", []),
-        [len(optimizer["param_groups"]) for optimizer in source.optimizers],
-        takeover.sources,
+    count_steps_once(run.checkpoint, len(run.optimizers))
+    schedules, text = merge_schedules(
+        run.checkpoint.get("lr_schedulers", []),
+        [len(optimizer["param_groups"]) for optimizer in run.optimizers],
+        converted.sources,
     )
-    source.checkpoint["lr_schedulers"] = schedules
-    return words
+    run.checkpoint["lr_schedulers"] = schedules
+    return text
 
 
-def _content(source: Source, states: Sequence[StateDict]) -> Any:
-    """A Lightning checkpoint, or the bare state if there was none."""
-    if source.checkpoint is not None:
-        return {**source.checkpoint, "optimizer_states": list(states)}
+def _content(run: SavedRun, states: Sequence[StateDict]) -> Any:
+    """Return a Lightning checkpoint, or the bare state if there was none."""
+    if run.checkpoint is not None:
+        return {**run.checkpoint, "optimizer_states": list(states)}
     return states[0] if len(states) == 1 else list(states)
 
 
-def _print(takeover: Takeover, schedules: str | None) -> None:
+def _print(converted: ConvertedState, schedules: str | None) -> None:
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for each in takeover.taken:
+    for each in converted.parameters:
         found[each.role, each.origin].append(each.name)
     labels = {"root": "ROOT", "adamw": "AdamW"}
     rows = [
@@ -228,14 +213,14 @@ def _print(takeover: Takeover, schedules: str | None) -> None:
     ]
     print(text_table(("rule", "parameters", "state", "which"), rows))
     print()
-    for group in takeover.state_dict["param_groups"]:
+    for group in converted.state_dict["param_groups"]:
         text = ", ".join(f"{key} {_short(group[key])}" for key in group if key not in _NOT_OPTIONS)
         print(wrapped(f"options of `{group['name']}` from the file: {text}"))
     if schedules is not None:
         print(f"learning rate schedule: {schedules}")
-    fresh = [each.name for each in takeover.taken if each.origin.startswith(FRESH)]
-    for note in takeover.notes:
+    for note in converted.notes:
         print(wrapped(f"note: {note}"))
+    fresh = [each.name for each in converted.parameters if each.origin.startswith(FRESH)]
     if len(fresh) > 2:
         print(wrapped(f"started anew: {', '.join(fresh)}"))
 

@@ -1,4 +1,4 @@
-"""What commands print: plain tables, numbers of a readable length, JSON, progress."""
+"""What commands print and draw: tables, numbers of a readable length, JSON, progress, pictures."""
 
 import json
 import math
@@ -6,25 +6,27 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-_GAP = "  "
+from lightning_root.diagnostics.report.drawing import new_figure as new_figure
+from lightning_root.diagnostics.report.drawing import plain_axes as plain_axes
 
 Item = TypeVar("Item")
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns under a ruled header; numbers below 10 then align at the point."""
+    """Lay out left-aligned columns under a ruled header."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
-        _GAP.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
 
 
-def small(value: float | None) -> str:
-    """An error: at least two significant digits and four decimals; "-" where there is none."""
+def error_text(value: float | None) -> str:
+    """Format an error with two significant digits and four decimals at least; "-" for None."""
     if value is None or math.isnan(value):
         return "-"
     if not 1e-12 < abs(value) < 10:
@@ -32,25 +34,25 @@ def small(value: float | None) -> str:
     return f"{value:.{max(4, 1 - math.floor(math.log10(abs(value))))}f}"
 
 
-def interval(bounds: tuple[float, float]) -> str:
-    """A range, as "0 to 1.15"."""
+def range_text(bounds: tuple[float, float]) -> str:
+    """Format a range, as "0 to 1.15"."""
     return " to ".join(f"{bound:.3g}" for bound in bounds)
 
 
 def print_json(values: Any) -> None:
-    """Print as JSON; what JSON has no number for, an infinity for example, becomes null."""
-    text = json.dumps(_plain(values), indent=1)
+    """Print as JSON, with null for infinity and NaN."""
+    text = json.dumps(_finite(values), indent=1)
     # Lists of numbers take one line; strings hold no line breaks, so they stay as they are.
     print(re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text))
 
 
 def wrapped(text: str) -> str:
-    """The text in lines of at most 100 columns, all but the first indented."""
+    """Break the text into lines of at most 100 columns, all but the first indented."""
     return textwrap.fill(text, 100, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def progress(items: Sequence[Item], doing: str) -> Iterator[Item]:
-    """The items, with a bar on stderr if they are several and somebody is watching."""
+    """Yield the items, with a bar on stderr if they are several and it is a terminal."""
     if len(items) < 2 or not sys.stderr.isatty():
         yield from items
         return
@@ -59,11 +61,21 @@ def progress(items: Sequence[Item], doing: str) -> Iterator[Item]:
     yield from tqdm(items, desc=doing, file=sys.stderr, leave=False)
 
 
-def _plain(value: Any) -> Any:
+def check_picture(path: Path) -> None:
+    """Raise, before the work, if matplotlib is missing or does not know the file's format."""
+    formats = new_figure(1, 1).canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(
+            f"`--plot` must end in one of {', '.join(f'.{name}' for name in sorted(formats))}, "
+            f"got '{path}'"
+        )
+
+
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_finite(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
