@@ -9,7 +9,7 @@ vectors alone. After a few well chosen steps all singular values sit near 1: X i
 polar factor U V' of B (ROOT, arXiv:2511.20626, Eq. 5; Muon, K. Jordan et al., 2024).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias, cast
 
 import torch
@@ -115,24 +115,13 @@ def unit_frobenius(matrix: Tensor) -> Tensor:
     return x.div_(norm.masked_fill_(norm == 0, 1.0))
 
 
-def iterate(
-    x: Tensor,  # (m, n) or (k, m, n), m <= n, of norm 1 or less; not modified
-    triples: Sequence[Triple],
-    gram_of: Callable[[Tensor], Tensor] | None = None,  # x -> x x', if not the plain product
-    quadratic: Callable[[Tensor, float, float], Tensor] | None = None,  # r, b, c -> b r + c r r
-) -> Tensor:
-    """Take one step for each triple; a transposed view gives a result that is laid out alike."""
+def iterate(x: Tensor, triples: Sequence[Triple]) -> Tensor:  # (m, n) or (k, m, n), m <= n
+    """Take the steps of the iteration, on matrices of norm 1 or less."""
     multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
     for a, b, c in triples:
-        gram = gram_of(x) if gram_of else x @ x.mT  # (*, m, m)
-        if quadratic:
-            polynomial = quadratic(gram, b, c)
-        else:
-            polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
-        if x.stride(-1) == 1:
-            x = multiply_add(x, polynomial, x, beta=a)
-        else:
-            x = multiply_add(x.mT, x.mT, polynomial.mT, beta=a).mT
+        gram = x @ x.mT  # (*, m, m)
+        polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
+        x = multiply_add(x, polynomial, x, beta=a)
     return x
 
 

@@ -3,12 +3,11 @@
 from lightning_root.kernels.forms import (
     FORMS,
     Form,
-    FormOption,
-    orthogonalize,
+    orthogonalize_by,
     orthogonalize_unit,
-    resolved_form,
+    symmetric_product,
 )
-from lightning_root.kernels.products import symmetric_product
+from lightning_root.kernels.orthogonalize import FormOption, orthogonalize, resolved_form
 from lightning_root.kernels.triton.tuning import KERNEL_OPTIONS, KernelOption, tuning_for
 from lightning_root.kernels.workers import run_in_order
 
@@ -19,6 +18,7 @@ __all__ = [
     "FormOption",
     "KernelOption",
     "orthogonalize",
+    "orthogonalize_by",
     "orthogonalize_unit",
     "resolved_form",
     "run_in_order",

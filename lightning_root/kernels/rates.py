@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_root._files import atomic_write, cache_folder, read_json, write_json
-from lightning_root.kernels.products import decomposed, quadratic
+from lightning_root.kernels.forms import decomposed, quadratic
 
 _log = logging.getLogger(__name__)
 

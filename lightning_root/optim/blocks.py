@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.coefficients import Coefficients, lookup
+from lightning_root.distributed import is_sharded
 from lightning_root.functional import update_scale
 from lightning_root.partition import MatrixView
 
@@ -33,49 +34,31 @@ PLANNED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:
-    """One entry of a parameter's state, as the stage that owns it declares it.
+    """One entry of a parameter's state, as the stage that owns it declares it."""
 
-    Args:
-        key: In `state[parameter]`.
-        extent: "entries" has the parameter's shape, "neurons" one number for each row or column
-            along the longer side of every matrix, "counter" is a number without dimensions.
-        dtype: Of the entry where it is saved, and kept unless that is in 8 bits.
-        is_on: Whether groups with these options have the entry.
-    """
-
-    key: str
+    key: str  # in `state[parameter]`
+    # "entries" has the parameter's shape, "neurons" one number for each row or column along the
+    # longer side of every matrix, "counter" is a number without dimensions
     extent: Literal["entries", "neurons", "counter"]
+    # of the entry where it is saved, and kept unless that is in 8 bits
     dtype: Callable[[Tensor, Group], torch.dtype]
-    is_on: Callable[[Group], bool]
+    is_on: Callable[[Group], bool]  # whether groups with these options have the entry
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MatrixBlock:
-    """One matrix: where it lies in its parameter, and what a step needs to know of it.
+    """One matrix: where it lies in its parameter, and what a step needs to know of it."""
 
-    Args:
-        name: Of the parameter.
-        number: Of the matrix within the parameter of that name.
-        shape: (rows, columns), as they are stored.
-        index: Of the matrix in a stack; () where there is none.
-        start: First row and column within the flattened parameter.
-        cut: Whether rows, and columns, have to be cut out.
-        by_rows: Whether its neurons are the rows: the longer side, of a square the outputs.
-        first_neuron: Place of its first neuron among all of the parameter.
-        scale: Factor on the learning rate.
-        coefficients: Of the orthogonalization.
-    """
-
-    name: str
-    number: int
-    shape: tuple[int, int]
-    index: tuple[int, ...]
-    start: tuple[int, int]
-    cut: tuple[bool, bool]
-    by_rows: bool
-    first_neuron: int
-    scale: float
-    coefficients: Coefficients
+    name: str  # of the parameter
+    number: int  # of the matrix within the parameter of that name
+    shape: tuple[int, int]  # (rows, columns), as they are stored
+    index: tuple[int, ...]  # of the matrix in a stack; () where there is none
+    start: tuple[int, int]  # first row and column within the flattened parameter
+    cut: tuple[bool, bool]  # whether rows, and columns, have to be cut out
+    by_rows: bool  # whether its neurons are the rows: the longer side, of a square the outputs
+    first_neuron: int  # place of its first neuron among all of the parameter
+    scale: float  # factor on the learning rate
+    coefficients: Coefficients  # of the orthogonalization
 
     @property
     def elements(self) -> int:
@@ -93,21 +76,13 @@ class MatrixBlock:
 
 
 class Operands(NamedTuple):
-    """The tensors of one block in one step.
+    """The tensors of one block in one step."""
 
-    Args:
-        gradient: G, (rows, columns); None where `momentum` is N already.
-        momentum: M before the step, or N; alike.
-        target: W, or the place where U goes; alike.
-        finite: Whether G may be used, on the device; None where it may.
-        neurons: State with one number per neuron, (neurons,), by key.
-    """
-
-    gradient: Tensor | None
-    momentum: Tensor
-    target: Tensor
-    finite: Tensor | None
-    neurons: Mapping[str, Tensor]
+    gradient: Tensor | None  # G, (rows, columns); None where `momentum` is N already
+    momentum: Tensor  # M before the step, or N; alike
+    target: Tensor  # W, or the place where U goes; alike
+    finite: Tensor | None  # whether G may be used, on the device; None where it may
+    neurons: Mapping[str, Tensor]  # state with one number per neuron, (neurons,), by key
 
 
 NO_NEURONS: Final[Mapping[str, Tensor]] = {}
@@ -115,61 +90,45 @@ NO_NEURONS: Final[Mapping[str, Tensor]] = {}
 
 @dataclass(slots=True, eq=False)
 class BoundParameter:
-    """A parameter under its rule, its blocks, and what the present step has of it.
+    """A parameter under its rule, its blocks, and what the present step has of it."""
 
-    Args:
-        name: Of the parameter.
-        parameter: The whole of it, a DTensor, or this rank's matrices of a stack.
-        view: How it is cut into matrices.
-        blocks: Its matrices, in the order of the view; none under AdamW.
-        is_matrix: Whether it is stored as the one matrix that it holds.
-        gradient: G of this step.
-        state: What the optimizer keeps for it.
-        finite: Whether G may be used, on the device; None where it may.
-    """
-
-    name: str
-    parameter: Tensor
-    view: MatrixView
-    blocks: tuple[MatrixBlock, ...]
-    is_matrix: bool
-    gradient: Tensor
-    state: State = field(default_factory=dict)
-    finite: Tensor | None = None
+    name: str  # of the parameter
+    parameter: Tensor  # the whole of it, a DTensor, or this rank's matrices of a stack
+    view: MatrixView  # how it is cut into matrices
+    blocks: tuple[MatrixBlock, ...]  # its matrices, in the order of the view; none under AdamW
+    is_matrix: bool  # whether it is stored as the one matrix that it holds
+    is_sharded: bool  # whether it is a DTensor
+    gradient: Tensor  # G of this step
+    state: State = field(default_factory=dict)  # what the optimizer keeps for it
+    finite: Tensor | None = None  # whether G may be used, on the device; None where it may
 
     def cut(self, tensor: Tensor) -> Sequence[Tensor]:  # (rows, columns) of each block
         """Take every matrix out of a tensor of the parameter's shape."""
         return (tensor,) if self.is_matrix else [block.of(tensor) for block in self.blocks]
 
     def is_in_place(self) -> bool:
-        """Return whether all matrices of parameter and gradient are views of their memory."""
-        if self.is_matrix:
+        """Return whether all matrices of parameter, gradient and momentum are views."""
+        if self.parameter.ndim == self.view.stack + 2:
             return True
-        return self.view.is_view(self.parameter) and self.view.is_view(self.gradient)
+        momentum = self.state["momentum_buffer"]
+        tensors = [self.parameter, self.gradient]
+        tensors += [momentum] if momentum.ndim == self.parameter.ndim else []
+        return all(map(self.view.is_view, tensors))
 
 
 @dataclass(slots=True, eq=False)
 class GroupPlan:
-    """A parameter group with everything about it that stays from step to step.
+    """A parameter group with everything about it that stays from step to step."""
 
-    Args:
-        group: The options, read in every step where they are not in `PLANNED`.
-        parameters: In the order of the group.
-        specs: Of the state that its parameters have.
-        keys: Of that state.
-        neuron_keys: Of what it has per neuron.
-        basis: What the plan rests on; another one calls for another plan.
-        live: The parameters with a usable gradient in this step.
-        schedules: Of lists of blocks that have been updated together.
-    """
-
-    group: Group
-    parameters: list[BoundParameter]
-    specs: tuple[StateSpec, ...]
-    keys: frozenset[str]
-    neuron_keys: tuple[str, ...]
-    basis: list[Any]
+    group: Group  # the options, read in every step where they are not in `PLANNED`
+    parameters: list[BoundParameter]  # in the order of the group
+    specs: tuple[StateSpec, ...]  # of the state that its parameters have
+    keys: frozenset[str]  # of that state
+    neuron_keys: tuple[str, ...]  # of what it has per neuron
+    basis: list[Any]  # what the plan rests on; another one calls for another plan
+    # the parameters with a usable gradient in this step
     live: list[BoundParameter] = field(default_factory=list)
+    # of lists of blocks that have been updated together
     schedules: dict[Hashable, Any] = field(default_factory=dict)
 
     def is_of(self, group: Group) -> bool:
@@ -187,7 +146,9 @@ def plan_group(
         if group["role"] == "root" and parameter.numel():
             parameters.append(bind_parameter(name, parameter, view, group))
         else:
-            parameters.append(BoundParameter(name, parameter, view, (), False, parameter))
+            parameters.append(
+                BoundParameter(name, parameter, view, (), False, is_sharded(parameter), parameter)
+            )
     keys = frozenset(spec.key for spec in specs)
     neuron_keys = tuple(spec.key for spec in specs if spec.extent == "neurons")
     return GroupPlan(group, parameters, specs, keys, neuron_keys, basis_of(group))
@@ -208,9 +169,12 @@ def bind_parameter(
     name: str, parameter: Tensor, view: MatrixView, group: Group, first: int = 0
 ) -> BoundParameter:
     """Settle what steps need to know of a parameter; `first` is the number of its first matrix."""
-    blocks = tuple(blocks_of(name, parameter.shape, view, group, first))
+    blocks: tuple[MatrixBlock, ...] = ()
+    if group["role"] == "root" and parameter.numel():
+        blocks = tuple(blocks_of(name, parameter.shape, view, group, first))
     is_matrix = len(blocks) == 1 and parameter.ndim == 2
-    return BoundParameter(name, parameter, view, blocks, is_matrix, gradient=parameter)
+    sharded = is_sharded(parameter)
+    return BoundParameter(name, parameter, view, blocks, is_matrix, sharded, gradient=parameter)
 
 
 def blocks_of(

@@ -43,19 +43,12 @@ from lightning_root.optim.step import StackHook
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shared:
-    """Blocks of one dtype and device, and how their updates travel.
+    """Blocks of one dtype and device, and how their updates travel."""
 
-    Args:
-        numbers: Their places among the blocks of the step.
-        buckets: Who owns which of these, and what travels together.
-        sizes: Elements of the update of each, and of what travels with it.
-        dtype: In which updates travel.
-    """
-
-    numbers: list[int]
-    buckets: list[Bucket]
-    sizes: list[tuple[int, ...]]
-    dtype: torch.dtype
+    numbers: list[int]  # their places among the blocks of the step
+    buckets: list[Bucket]  # who owns which of these, and what travels together
+    sizes: list[tuple[int, ...]]  # elements of the update of each, and of what travels with it
+    dtype: torch.dtype  # in which updates travel
 
 
 class Replicated(Local):

@@ -48,23 +48,14 @@ Range: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """One block of a parameter whose rows are spread.
+    """One block of a parameter whose rows are spread."""
 
-    Args:
-        block: The matrix.
-        parameter: Place of its parameter among those of the exchange.
-        number: Of the block within the parameter.
-        of_rank: Which rows of the matrix each rank has, counted within the matrix.
-        own: This rank's rows of it, counted within its rows of the parameter.
-        columns: Of the matrix, within the flattened parameter.
-    """
-
-    block: MatrixBlock
-    parameter: int
-    number: int
-    of_rank: list[Range]
-    own: slice
-    columns: slice
+    block: MatrixBlock  # the matrix
+    parameter: int  # place of its parameter among those of the exchange
+    number: int  # of the block within the parameter
+    of_rank: list[Range]  # which rows of the matrix each rank has, counted within the matrix
+    own: slice  # this rank's rows of it, counted within its rows of the parameter
+    columns: slice  # of the matrix, within the flattened parameter
 
     def size(self, rank: int) -> int:
         """Return how many elements of the matrix a rank has."""
@@ -78,23 +69,14 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _RowPlan:
-    """Parameters cut by rows among the same ranks, all of one dtype and device.
+    """Parameters cut by rows among the same ranks, all of one dtype and device."""
 
-    Args:
-        group: The ranks.
-        me: This one among them.
-        rows: Their blocks.
-        buckets: Who owns which of these, and what travels together.
-        extra: Elements that travel with the update of each, to every rank.
-        dtype: In which updates travel.
-    """
-
-    group: dist.ProcessGroup
-    me: int
-    rows: list[_Rows]
-    buckets: list[Bucket]
-    extra: list[tuple[int, ...]]
-    dtype: torch.dtype
+    group: dist.ProcessGroup  # the ranks
+    me: int  # this one among them
+    rows: list[_Rows]  # their blocks
+    buckets: list[Bucket]  # who owns which of these, and what travels together
+    extra: list[tuple[int, ...]]  # elements that travel with the update of each, to every rank
+    dtype: torch.dtype  # in which updates travel
 
 
 class Sharded(Local):

@@ -60,7 +60,8 @@ def take_gradients(
         if not plan.group["capturable"]:
             on_host += plan.live
             headroom += [of_group] * len(plan.live)
-    flags = usable([bound.gradient for bound in on_host], headroom)
+    sharded = any([bound.is_sharded for bound in on_host])
+    flags = usable([bound.gradient for bound in on_host], headroom, sharded)
     skipped: list[str] = []
     if not all(flags):
         refused = {id(b) for b, flag in zip(on_host, flags, strict=True) if not flag}
@@ -108,7 +109,9 @@ def _refuse(name: str, gradient: Tensor) -> None:
         )
 
 
-def usable(gradients: Sequence[Tensor], headroom: Sequence[float]) -> list[bool]:
+def usable(
+    gradients: Sequence[Tensor], headroom: Sequence[float], sharded: bool = False
+) -> list[bool]:
     """Return whether each gradient is finite in float32, also if state grows it by its headroom.
 
     One host synchronisation looks at all: where a norm is finite, so are its entries. It may
@@ -117,7 +120,7 @@ def usable(gradients: Sequence[Tensor], headroom: Sequence[float]) -> list[bool]
     """
     if not gradients:
         return []
-    local = [local_part(gradient) for gradient in gradients]
+    local = [local_part(gradient) for gradient in gradients] if sharded else gradients
     flags = _fit_float32(norms(local), headroom).tolist()
     doubtful = [number for number, flag in enumerate(flags) if not flag]
     if doubtful:
@@ -125,7 +128,7 @@ def usable(gradients: Sequence[Tensor], headroom: Sequence[float]) -> list[bool]
         found = _fit_float32(largest, [headroom[number] for number in doubtful]).tolist()
         for number, flag in zip(doubtful, found, strict=True):
             flags[number] = flag
-    if any(is_sharded(gradient) for gradient in gradients):
+    if sharded:
         device = local[0].device
         flags = all_ranks_agree(torch.tensor(flags, device=device), gradients).tolist()
     return [bool(flag) for flag in flags]

@@ -78,8 +78,9 @@ class Local:
                 self.start_blocks(plan, *self.in_place(plan, portion), hooks)()
         elif in_place:
             finish = self.start_blocks(plan, *self.in_place(plan, in_place), hooks)
-        for portion in portions(copied, WHOLE_ELEMENTS):
-            self.update_whole_(plan, portion, hooks)
+        if copied:
+            for portion in portions(copied, WHOLE_ELEMENTS):
+                self.update_whole_(plan, portion, hooks)
         return finish
 
     def start_blocks(

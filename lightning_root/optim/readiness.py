@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from lightning_root.distributed import is_sharded, reshard
@@ -107,9 +106,7 @@ def check_capturable(groups: Groups, shared: bool) -> None:
 
 
 def check_capturing(groups: Groups, warm: bool) -> None:
-    """Raise RuntimeError if a CUDA graph is captured that cannot hold this step."""
-    if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
-        return
+    """Raise RuntimeError if the CUDA graph that is captured cannot hold this step."""
     if not all(group["capturable"] for group in groups):
         raise RuntimeError("a CUDA graph can hold ROOT's step only with `capturable=True`")
     if not warm:

@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
 from lightning_root.coefficients import CoefficientName
-from lightning_root.distributed import is_sharded, reshard
+from lightning_root.distributed import reshard
 from lightning_root.functional import AdjustLR, Quantile, QuantileMode
 from lightning_root.kernels import FormOption, KernelOption
 from lightning_root.optim.agreement import (
@@ -332,7 +332,8 @@ class ROOT(SharedState, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        check_capturing(self.param_groups, self._checked)
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            check_capturing(self.param_groups, self._checked)
         plans = self._plans()
         hooks = tuple(self._stack_hooks.values())
         skipped = take_gradients(plans, self.state.__getitem__, self._skip_counts)
@@ -369,15 +370,15 @@ class ROOT(SharedState, torch.optim.Optimizer):
                 parts = self._state_parts.get(bound.name)
                 add_fresh_(bound, plan.specs, plan.group, parts, rank)
         if plan.group["role"] == "adamw":
-            if self.shards_state:
+            if self._state_parts:
                 assert isinstance(self._where, Replicated)
                 return self._where.start_adamw(plan)
             adamw_update_(plan.live, plan.group)
             return nothing
-        sharded = [bound for bound in plan.live if is_sharded(bound.parameter)]
+        sharded = [bound for bound in plan.live if bound.is_sharded]
         if not sharded:
             return self._where.start(plan, plan.live, hooks)
-        whole = [bound for bound in plan.live if not is_sharded(bound.parameter)]
+        whole = [bound for bound in plan.live if not bound.is_sharded]
         finish = [self._where.start(plan, whole, hooks), Sharded().start(plan, sharded, hooks)]
         return partial(_run_all, finish)
 

@@ -61,14 +61,10 @@ def neurons_shape(view: MatrixView, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 class StateParts(NamedTuple):
-    """Which rank keeps which part of one parameter's state.
+    """Which rank keeps which part of one parameter's state."""
 
-    Args:
-        parts: Owner and number of entries of each.
-        view: How the parameter is cut into matrices, a part each; None for ranges of entries.
-    """
-
-    parts: Parts
+    parts: Parts  # owner and number of entries of each
+    # how the parameter is cut into matrices, a part each; None for ranges of entries
     view: MatrixView | None
 
     def pieces(self, key: str, whole: Tensor, like: Tensor) -> list[Tensor]:

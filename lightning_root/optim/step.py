@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from lightning_root.coefficients import Coefficients
+from lightning_root.functional.outliers import clamp_each
 from lightning_root.kernels.triton.tiles import Tuning
 from lightning_root.optim.blocks import Group, MatrixBlock, Operands, state_dtype
 from lightning_root.optim.stages import adamw, momentum, normalize
 from lightning_root.optim.stages.apply import apply_by_kernels_, apply_update_
-from lightning_root.optim.stages.clip import bounds_by_kernels, clamp_each, clip
+from lightning_root.optim.stages.clip import Clip, bounds_by_kernels, plan_clip
 from lightning_root.optim.stages.momentum import look_ahead, look_ahead_by_kernels
 from lightning_root.optim.stages.orthogonalize import (
     Orthogonalization,
@@ -63,25 +64,16 @@ StackHook: TypeAlias = Callable[[Stack], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StackPlan:
-    """Equal blocks that are updated together, and how.
+    """Equal blocks that are updated together, and how."""
 
-    Args:
-        members: Their places among the blocks that were planned together.
-        blocks: As many.
-        in_place: Whether the targets are the matrices themselves; else U goes there as it is.
-        dtype: Of N: float32, or float64 for float64 parameters.
-        orthogonalization: Form, dtype and kernels.
-        normalizes: Whether U is normalized neuron by neuron.
-        may_fuse: Whether Triton's kernels do all that comes before and after the iteration.
-    """
-
-    members: tuple[int, ...]
-    blocks: tuple[MatrixBlock, ...]
-    in_place: bool
-    dtype: torch.dtype
-    orthogonalization: Orthogonalization
-    normalizes: bool
-    may_fuse: bool
+    members: tuple[int, ...]  # their places among the blocks that were planned together
+    blocks: tuple[MatrixBlock, ...]  # as many
+    in_place: bool  # whether the targets are the matrices themselves; else U goes there as it is
+    dtype: torch.dtype  # of N: float32, or float64 for float64 parameters
+    clip: Clip | None  # None without a threshold
+    orthogonalization: Orthogonalization  # form, dtype and kernels
+    normalizes: bool  # whether U is normalized neuron by neuron
+    may_fuse: bool  # whether Triton's kernels do all that comes before and after the iteration
 
 
 def plan_stack(
@@ -99,6 +91,7 @@ def plan_stack(
         tuple(blocks),
         in_place,
         state_dtype(like),
+        plan_clip(group),
         how,
         normalize.is_on(group),
         have_kernels(like, group, how.tuning),
@@ -133,7 +126,9 @@ def update_stack_(
         update = orthogonalize_by_kernels(direction, bounds, how)
     else:
         direction = look_ahead(operands, plan.dtype, group)  # N (k, m, n)
-        clipped, largest = clip(direction, group, keep)  # B (k, m, n), max |B| (k,)
+        clipped, largest = direction, None
+        if plan.clip is not None:
+            clipped, largest = plan.clip(direction, keep=keep)  # B (k, m, n), max |B| (k,)
         update = how.run(clipped, largest=largest)  # U (k, m, n)
     step = update
     if plan.normalizes:

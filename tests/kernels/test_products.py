@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_root.kernels import symmetric_product
-from lightning_root.kernels.products import quadratic
+from lightning_root.kernels.forms import quadratic
 
 
 @pytest.mark.parametrize("m", [5, 255, 256, 300, 384, 513, 800])

@@ -7,7 +7,7 @@ import torch
 
 from lightning_root import lookup
 from lightning_root.kernels import rates as rates_module
-from lightning_root.kernels.forms import cheapest_form, costs
+from lightning_root.kernels.orthogonalize import cheapest_form, costs
 from lightning_root.kernels.rates import DEFAULT_RATES, SIZES, Rates, rates, rates_file
 
 IDEAL = Rates(eigh=(9.0,) * len(SIZES), symmetric=(0.5,) * len(SIZES), fused=(1.0,) * len(SIZES))

@@ -14,7 +14,7 @@ import torch
 
 from lightning_root import ROOT
 from lightning_root.kernels import orthogonalize
-from lightning_root.kernels.products import PLAIN, products_for
+from lightning_root.kernels.forms import PLAIN, products_for
 from lightning_root.kernels.triton import language, measurement, tuning
 from lightning_root.kernels.triton.tiles import ALL_KERNELS, NO_KERNELS, SIZES, TILES, TORCH, Tuning
 from lightning_root.optim.blocks import Operands

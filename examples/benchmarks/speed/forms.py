@@ -12,7 +12,7 @@ from examples.benchmarks.speed.muon import fused_newton_schulz
 from examples.benchmarks.speed.operations import Count, standard, standard_symmetric
 from lightning_root.functional import Triple, newton_schulz
 from lightning_root.kernels import orthogonalize, tuning_for
-from lightning_root.kernels.products import MIN_ROWS, block_rows
+from lightning_root.kernels.forms import MIN_ROWS, block_rows
 from lightning_root.kernels.triton.tuning import can_run
 
 Orthogonalize: TypeAlias = Callable[[Tensor, Sequence[Triple]], Tensor]

@@ -6,11 +6,19 @@ Entries beyond their own quantile are held to it. No state. Cost: a selection an
 Source: arXiv:2511.20626, Eq. 9 (soft threshold): N - sign(N) max(|N| - q, 0) is the clamp.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from lightning_root.functional import outlier_threshold
+from lightning_root.functional.outliers import clip_each
 from lightning_root.optim.blocks import Group
+
+Clip: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+"""Takes N, (k, m, n), and whether to keep it; returns B and the thresholds, (k,)."""
 
 
 def clip_twin(direction: Tensor, quantile: float) -> Tensor:  # (m, n)
@@ -19,25 +27,10 @@ def clip_twin(direction: Tensor, quantile: float) -> Tensor:  # (m, n)
     return direction - direction.sign() * excess.clamp(min=0.0)
 
 
-def clip(direction: Tensor, group: Group, keep: bool) -> tuple[Tensor, Tensor | None]:
-    """Return B, (k, m, n), in the place of N unless that is kept, and its largest entries, (k,)."""
-    quantile = group["outlier_quantile"]
-    if quantile is None:
-        return direction, None
-    bounds = outlier_threshold(direction, quantile, mode=group["outlier_quantile_mode"])
-    return clamp_each(direction, bounds, out=None if keep else direction), bounds
-
-
-def clamp_each(matrices: Tensor, bounds: Tensor, out: Tensor | None) -> Tensor:
-    """Hold each of the matrices (k, m, n) within its own bound (k,); None is fresh memory."""
-    if bounds.device.type != "cpu":
-        limits = bounds[:, None, None].to(matrices.dtype)
-        return torch.clamp(matrices, -limits, limits, out=out)
-    if out is None:
-        out = matrices.clone()
-    for matrix, bound in zip(out.unbind(), bounds.tolist(), strict=True):
-        matrix.clamp_(-bound, bound)  # three times as fast as with tensors
-    return out
+def plan_clip(group: Group) -> Clip | None:
+    """Return how the matrices of a group are clipped, None where they are not."""
+    quantile, mode = group["outlier_quantile"], group["outlier_quantile_mode"]
+    return None if quantile is None else partial(clip_each, quantile=quantile, mode=mode)
 
 
 def bounds_by_kernels(directions: Tensor, largest: Tensor, group: Group) -> Tensor:  # (k,)

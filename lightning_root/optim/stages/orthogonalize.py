@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.functional import Triple
-from lightning_root.kernels import orthogonalize, orthogonalize_unit, resolved_form, tuning_for
+from lightning_root.kernels import orthogonalize_by, orthogonalize_unit, resolved_form, tuning_for
 from lightning_root.kernels.triton.tiles import Tuning
 from lightning_root.optim.blocks import Group, MatrixBlock
 from lightning_root.optim.options import iteration_dtype
@@ -23,19 +23,13 @@ from lightning_root.optim.options import iteration_dtype
 
 @dataclass(frozen=True, slots=True)
 class Orthogonalization:
-    """How matrices of one shape, dtype and device are orthogonalized.
+    """How matrices of one shape, dtype and device are orthogonalized."""
 
-    Args:
-        run: Takes B, (k, m, n), and its largest magnitudes as `largest`; returns U.
-        triples: One per step.
-        dtype: Of the iteration.
-        tuning: Of Triton's kernels, where they are used.
-    """
-
+    # takes B, (k, m, n), and its largest magnitudes as `largest`; returns U
     run: Callable[..., Tensor]
-    triples: tuple[Triple, ...]
-    dtype: torch.dtype
-    tuning: Tuning | None
+    triples: tuple[Triple, ...]  # one per step
+    dtype: torch.dtype  # of the iteration
+    tuning: Tuning | None  # of Triton's kernels, where they are used
 
 
 def plan_orthogonalization(
@@ -46,7 +40,7 @@ def plan_orthogonalization(
     dtype = iteration_dtype(group["ns_dtype"], like)
     tuning = tuning_for(group["kernels"], like.device, dtype)
     form = resolved_form(group["ns_form"], block.shape, triples, dtype, like.device, threads)
-    run = partial(orthogonalize, triples=triples, form=form, dtype=dtype, tuning=tuning)
+    run = partial(orthogonalize_by, triples=triples, form=form, dtype=dtype, tuning=tuning)
     return Orthogonalization(run, triples, dtype, tuning)
 
 
