@@ -17,12 +17,7 @@ from lightning_root.coefficients.published import MUON, TABLE_1
 from lightning_root.coefficients.record import Coefficients, certified
 from lightning_root.coefficients.shapes import check_shape
 from lightning_root.coefficients.solver import Targets, descend, greedy_schedule
-from lightning_root.coefficients.spectra import (
-    Spectrum,
-    log_uniform,
-    marchenko_pastur,
-    mixture,
-)
+from lightning_root.coefficients.spectra import Spectrum, log_uniform, marchenko_pastur, mixture
 from lightning_root.functional import Triple
 
 MAX_INPUT = 1.02
@@ -107,10 +102,11 @@ def fit_schedule(
     added and the fit goes on (the exchange method of semi-infinite programming). Values are rounded
     to nine digits before they are judged.
     """
-    first = [*starts, *_starting_points(steps, per_step)]
+    single: Sequence[Sequence[Triple]] = [(triple,) * steps for triple in (MUON, *TABLE_1.values())]
+    first = [*starts, *(minimax_schedules(steps) if per_step else single)]
     schedules = torch.tensor(first, dtype=torch.float64, device="cpu")
-    bounds = _bounds(per_step, steps)
-    demands = _wanted(spectrum) + _thinned(bounds)
+    bounds, one = _bounds(per_step, steps), torch.ones_like(spectrum.sigma)
+    demands = Targets(spectrum.sigma, one, one, spectrum.weight, one) + _thinned(bounds)
     muon = torch.tensor([(MUON,) * steps], dtype=torch.float64, device="cpu")
     found = _ranked(muon, spectrum, bounds)  # bounded at any length: there is always a result
     found += _ranked(schedules, spectrum, bounds)
@@ -130,12 +126,6 @@ def is_bounded(triples: Sequence[Triple]) -> bool:
     slack = SLACK if len(set(triples)) > 1 else 0.0
     low, high = output_range(triples, upper=MAX_INPUT / (1.0 + slack), slack=slack)
     return low >= 0.0 and high <= MAX_OUTPUT
-
-
-def _wanted(spectrum: Spectrum) -> Targets:
-    """Return the targets of a spectrum: 1 at every node."""
-    one = torch.ones_like(spectrum.sigma)
-    return Targets(spectrum.sigma, one, one, spectrum.weight, one)
 
 
 @lru_cache(maxsize=16)
@@ -201,13 +191,6 @@ def _broken(schedules: Tensor, bounds: Targets) -> Tensor:  # (k, nodes), bool
     inner = excess[:, 1:-1]
     peak[:, 1:-1] = (inner >= excess[:, :-2]) & (inner >= excess[:, 2:])
     return peak & (excess > _MARGIN)
-
-
-def _starting_points(steps: int, per_step: bool) -> tuple[tuple[Triple, ...], ...]:
-    """Return the schedules that every fit starts from."""
-    if not per_step:
-        return tuple((triple,) * steps for triple in (MUON, *TABLE_1.values()))
-    return minimax_schedules(steps)
 
 
 @lru_cache(maxsize=16)

@@ -172,12 +172,7 @@ def load_coefficients(path: str | Path) -> list[Coefficients]:
             f"`{path}` is not a file of coefficients: it needs `format` {FORMAT!r} and a list "
             "`coefficients`. `python -m lightning_root coefficients fit --output FILE` writes one"
         )
-    return [_entry(path, row) for row in rows]
-
-
-def _entry(path: str | Path, row: Any) -> Coefficients:
-    """Read one set of a file, which an error names."""
     try:
-        return Coefficients.from_dict(row)
+        return [Coefficients.from_dict(row) for row in rows]
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"`{path}` has a malformed entry: {error}") from error

@@ -19,6 +19,12 @@ from lightning_root.coefficients.certificate import compose
 from lightning_root.coefficients.shapes import Shape, parse_shape, shape_text
 from lightning_root.functional import Triple
 
+BINS: Final = 240
+LOWEST: Final = -16.0
+"""Natural logarithm of the smallest singular value that a histogram tells apart: 1.1e-7."""
+
+FORMAT: Final = "lightning_root spectra 1"
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -194,13 +200,6 @@ def training_model(rows: int, columns: int, steps: int = 5) -> Spectrum:
 _SHORT, _USUAL, _LONG = _Model(0.1, 0.2, 0.15), _Model(0.2, 0.2, 0.2), _Model(0.7, 0.05, 0.2)
 
 
-BINS: Final = 240
-LOWEST: Final = -16.0
-"""Natural logarithm of the smallest singular value that is told apart: 1.1e-7."""
-
-FORMAT: Final = "lightning_root spectra 1"
-
-
 @dataclass
 class SpectrumHistogram:
     """Counts of log(sigma / ||.||_F) in 240 bins from -16 to 0.
@@ -229,11 +228,8 @@ class SpectrumHistogram:
             singular_values: Shape (*batch, m), one row per matrix; zero and non-finite rows are
                 left out.
         """
-        rows = (
-            singular_values.detach()
-            .to("cpu", torch.float64)
-            .reshape(-1, *singular_values.shape[-1:])
-        )
+        rows = singular_values.detach().to("cpu", torch.float64)
+        rows = rows.reshape(-1, *rows.shape[-1:])
         norm = torch.linalg.vector_norm(rows, dim=1)
         rows, norm = rows[norm.isfinite() & (norm > 0)], norm[norm.isfinite() & (norm > 0)]
         logarithm = (rows / norm[:, None]).log().clamp_(LOWEST, 0.0)

@@ -27,7 +27,7 @@ QuantileMode: TypeAlias = Literal["auto", "exact", "sampled"]
 QUANTILE_MODES: Final[tuple[str, ...]] = get_args(QuantileMode)
 
 SAMPLED_ENTRIES: Final = 1 << 16
-"""Of each matrix, where the threshold is estimated."""
+"""Entries of each matrix in a sample."""
 
 CLIPPED_PER_EXCESS: Final = 0.1
 """Share of the entries that `"auto"` clips for a tail of twice the Gaussian kurtosis."""
