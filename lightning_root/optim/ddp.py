@@ -33,10 +33,9 @@ from lightning_root.optim.blocks import (
     shared_dtype,
 )
 from lightning_root.optim.local import Finish, Local, nothing, update_blocks_
-from lightning_root.optim.low_precision import is_float8
 from lightning_root.optim.stages.adamw import adamw_update_
 from lightning_root.optim.stages.apply import apply_update_
-from lightning_root.optim.stages.momentum import advance_momentum_, look_ahead_float8
+from lightning_root.optim.stages.momentum import advance_momentum_, in_float8, look_ahead_float8
 from lightning_root.optim.state import StateParts
 from lightning_root.optim.step import StackHook
 
@@ -185,7 +184,7 @@ class Replicated(Local):
             return super().sources(bound, plan)
         parts, flat = self._owners.parts(bound.name), bound.state["momentum_buffer"]
         gradients: Sequence[Tensor | None]
-        if is_float8(flat):
+        if in_float8(plan.group):
             own_gradient = StateParts(parts, bound.view).part(
                 "momentum_buffer", bound.gradient, bound.parameter, self._me
             )

@@ -100,12 +100,14 @@ class Sharded(Local):
             else:
                 kind = shards.group, state_dtype(bound.parameter), bound.parameter.device
                 rows[kind].append(bound)
-        Local().start(plan, [own for own in stacks if own.parameter.numel()], hooks)
+        if stacks:
+            Local().start(plan, [own for own in stacks if own.parameter.numel()], hooks)
         finish = [
             self._start_rows(plan, alike, group, hooks) for (group, *_), alike in rows.items()
         ]
-        for portion in portions(gathered, WHOLE_ELEMENTS):
-            self.update_whole_(plan, portion, hooks)
+        if gathered:
+            for portion in portions(gathered, WHOLE_ELEMENTS):
+                self.update_whole_(plan, portion, hooks)
         return partial(_run_all, finish)
 
     def _start_rows(

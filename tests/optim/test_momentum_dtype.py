@@ -65,8 +65,8 @@ def test_increments_far_below_the_spacing_add_up():
     assert kept.float().mean().item() == pytest.approx(1.2, abs=0.005)
 
 
-def steps_of(momentum_dtype, steps=60, dtype=torch.float32, saved_at=None):
-    torch.manual_seed(0)
+def steps_of(momentum_dtype, steps=60, dtype=torch.float32, saved_at=None, seed=0):
+    torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(24, 48), nn.Tanh(), nn.Linear(48, 24), nn.Linear(24, 4))
     model = model.to(dtype)
     optimizer = ROOT(model.parameters(), lr=1e-2, momentum_dtype=momentum_dtype)
@@ -101,7 +101,11 @@ def test_fewer_bytes_and_nearly_the_same_losses(dtype, name, bytes_each):
                 assert kept.nbytes == parameter.numel() * bytes_each
             else:
                 assert kept.dtype == whole.dtype
-    assert after[-1] == pytest.approx(before[-1], rel=0.03)
+    ends = [(before[-1], after[-1])]
+    for seed in range(1, 8):  # one fit is within 5 %, up or down with the processor's rounding
+        ends.append(tuple(steps_of(n, dtype=dtype, seed=seed)[2][-1] for n in ("auto", name)))
+    exact_loss, loss = torch.tensor(ends, dtype=torch.float64).mean(0).tolist()
+    assert loss == pytest.approx(exact_loss, rel=0.03)
     assert before[-1] < 0.5 * before[0]
 
 

@@ -28,7 +28,6 @@ from lightning_root.optim.low_precision import (
     float8_chunks,
     float8_read,
     float8_write,
-    is_float8,
     write_rounded_,
 )
 from lightning_root.optim.options import iteration_dtype
@@ -148,7 +147,7 @@ def look_ahead_by_kernels(operands: Sequence[Operands], group: Group) -> tuple[T
 def whole_look_ahead(bound: BoundParameter, group: Group) -> Tensor:
     """Advance the momentum of a whole parameter and return N, laid out as the parameter is."""
     buffer: Tensor = bound.state["momentum_buffer"]
-    if is_float8(buffer):
+    if in_float8(group):
         gradient = local_part(placed_like(bound.gradient, bound.parameter))
         return shard_like(look_ahead_float8(gradient, bound, group), bound.parameter)
     direction = torch.empty_like(buffer, dtype=state_dtype(buffer))
@@ -159,7 +158,7 @@ def whole_look_ahead(bound: BoundParameter, group: Group) -> Tensor:
 def local_look_ahead(bound: BoundParameter, group: Group) -> Tensor:
     """Advance this rank's part of the momentum and return N of it, contiguous."""
     gradient, buffer = local_part(bound.gradient), local_part(bound.state["momentum_buffer"])
-    if is_float8(buffer):
+    if in_float8(group):
         return look_ahead_float8(gradient, bound, group)
     direction = torch.empty_like(
         buffer, dtype=state_dtype(buffer), memory_format=torch.contiguous_format
