@@ -40,7 +40,7 @@ class Statistic:
         heat_map_log: Draw its logarithm: beside decades in time layers would not differ.
         section: Of the report that has its panel.
         card: Have the last mean among the key numbers of a report.
-        title: Of the panel; those with equal ones share a panel.
+        title: Of the panel; those with equal ones share a panel, the last of them on top.
         unit: Label of the panel's vertical axis.
         about: The definition, in the caption.
         line: Its name in a panel that it shares.
@@ -85,15 +85,15 @@ class Statistic:
         return ~(absent | values.isinf() & self.infinite_is_undefined)
 
 
-_SIGMA_MAX: Final = Statistic(
-    name="sigma_max",
-    reductions=("max",),
+_SIGMA_MIN: Final = Statistic(
+    name="sigma_min",
+    reductions=("min",),
     chart="singular values of the updates, least and greatest",
     section="orthogonalization",
     title="Singular values",
     unit="sigma of the updates",
     about="The least and the greatest singular value of any update.",
-    line="greatest",
+    line="least",
     from_zero=True,
 )
 
@@ -113,13 +113,13 @@ _TABLE: Final = (
         compared=1,
         largest="highest error",
     ),
-    _SIGMA_MAX,
+    _SIGMA_MIN,
     replace(
-        _SIGMA_MAX,
-        name="sigma_min",
-        reductions=("min",),
+        _SIGMA_MIN,
+        name="sigma_max",
+        reductions=("max",),
         note="singular values of the update",
-        line="least",
+        line="greatest",
     ),
     Statistic(name="orthogonal_rms"),  # of U, for alerts
     Statistic(

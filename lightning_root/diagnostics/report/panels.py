@@ -195,7 +195,7 @@ def _section_panels(
     titles: defaultdict[str, list[Statistic]] = defaultdict(list)
     for name, statistic in STATISTICS.items():
         if statistic.section == section and name not in without:
-            titles[statistic.title].append(statistic)
+            titles[statistic.title].insert(0, statistic)
     panels = [_panel(run, s, references.get(s[0].name, References(()))) for s in titles.values()]
     return [panel for panel in panels if panel.lines]
 
