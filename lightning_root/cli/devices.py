@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -152,7 +153,8 @@ def check_device(device: str, iterate: Callable[..., Tensor] = orthogonalize) ->
         kind = str(dtype).removeprefix("torch.")
         try:
             given = matrix.to(device, torch.float32)
-            error, seconds = _measure(given, left @ right, triples, form, dtype, iterate)
+            run = partial(iterate, given, triples, form=form, dtype=dtype)
+            error, seconds = _measure(run, left @ right)
             found.append(Check(device, form, kind, error, bound, seconds))
         except RuntimeError as failed:
             reason = str(failed).strip().partition("\n")[0]
@@ -160,18 +162,11 @@ def check_device(device: str, iterate: Callable[..., Tensor] = orthogonalize) ->
     return found
 
 
-def _measure(
-    matrix: Tensor,  # (m, n)
-    polar: Tensor,  # (m, n), float64 on the CPU
-    triples: Sequence[tuple[float, float, float]],
-    form: Form,
-    dtype: torch.dtype,
-    iterate: Callable[..., Tensor],
-) -> tuple[float, float]:
+def _measure(run: Callable[[], Tensor], polar: Tensor) -> tuple[float, float]:
     """Return the error, infinite if the result is not finite, and the seconds of a warm call."""
-    iterate(matrix, triples, form=form, dtype=dtype).sum().item()  # what a first call sets up
+    run().sum().item()  # what a first call sets up
     start = time.perf_counter()
-    result = iterate(matrix, triples, form=form, dtype=dtype)
+    result = run()
     result.sum().item()  # waits for the device
     seconds = time.perf_counter() - start
     difference = result.to("cpu", torch.float64) - polar

@@ -84,11 +84,8 @@ def program() -> str:
 
 def add_allocate(parser: CommandParser) -> None:
     """Add `--allocate`, for models that cannot be made on the meta device."""
-    parser.add_argument(
-        "--allocate",
-        action="store_true",
-        help="make the model in memory after all, if it cannot be made without",
-    )
+    text = "make the model in memory after all, if it cannot be made without"
+    parser.add_argument("--allocate", action="store_true", help=text)
 
 
 def add_json(parser: CommandParser, what: str = "print JSON instead of tables") -> None:

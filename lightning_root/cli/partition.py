@@ -3,7 +3,7 @@
 import argparse
 from typing import Final
 
-from lightning_root.cli.model import read_model
+from lightning_root.cli.lightning import read_model
 from lightning_root.cli.parser import ModelParser, add_allocate
 from lightning_root.partition import partition_parameters
 

@@ -4,10 +4,11 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
-from lightning_root.cli.model import read_model
+from lightning_root.cli.lightning import read_model
 from lightning_root.cli.output import (
     check_picture,
     new_figure,
@@ -29,7 +30,6 @@ from lightning_root.diagnostics.report.drawing import colour
 from lightning_root.distributed import (
     COSTS,
     CostForm,
-    Matrices,
     OwnershipPlan,
     Placement,
     Shape,
@@ -64,6 +64,7 @@ the least balance that any plan of whole matrices could have. Bytes: {dtype} tha
 receives in a step, the one that receives most; at least: what no exchange between owners can do
 without, on average (DDP: all updates but one's own; FSDP2: rows to owners, updates back)."""
 
+PLACEMENTS: Final[tuple[Placement, Placement]] = ("replicated", "rows")
 ELEMENT_BYTES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2}
 MAX_BARS: Final = 64
 """Ranks that have a bar each in a picture; more are drawn as an area."""
@@ -71,28 +72,15 @@ MAX_BARS: Final = 64
 
 @dataclass(frozen=True)
 class Plans:
-    """The ownership plans of one model, by placement and number of ranks."""
+    """The ownership plans of one model, by number of ranks."""
 
     model: str  # name of its class
-    matrices: tuple[Matrices, ...]
+    shapes: Counter[Shape]  # number of matrices of each (m, n), m <= n
     steps: int
     form: CostForm  # whose operations are counted
     dtype: str  # of what travels
-    plans: Mapping[tuple[Placement, int], OwnershipPlan]
-
-    @property
-    def ranks(self) -> list[int]:
-        """The numbers of ranks, each once."""
-        return list(dict.fromkeys(ranks for _, ranks in self.plans))
-
-    @property
-    def shapes(self) -> Counter[Shape]:
-        """How many matrices of each shape (m, n), m <= n."""
-        counted: Counter[Shape] = Counter()
-        for entry in self.matrices:
-            m, n = sorted(entry.shape)
-            counted[m, n] += entry.count
-        return counted
+    replicated: Mapping[int, OwnershipPlan]  # for DDP
+    rows: Mapping[int, OwnershipPlan]  # for FSDP2
 
 
 def make_parser() -> ModelParser:
@@ -101,24 +89,15 @@ def make_parser() -> ModelParser:
     parser = ModelParser("plan", usage, DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("--ranks", nargs="+", type=read_ranks, required=True, metavar="N", help="numbers of ranks")
-    add(
-        "--steps",
-        type=read_steps,
-        metavar="T",
-        help="of the iteration (default: the optimizer's `ns_steps`)",
+    text = "of the iteration (default: the optimizer's `ns_steps`)"
+    add("--steps", type=read_steps, metavar="T", help=text)
+    text = (
+        "count the operations of the form with the fewest, or those of the standard form, which "
+        "accelerators run (default: cheapest, unless the optimizer's `ns_form` is standard)"
     )
-    add(
-        "--form",
-        choices=get_args(CostForm),
-        help="count the operations of the form with the fewest, or those of the standard form, "
-        "which accelerators run (default: cheapest, unless the optimizer's `ns_form` is standard)",
-    )
-    add(
-        "--dtype",
-        choices=tuple(ELEMENT_BYTES),
-        default="float32",
-        help="of what travels between ranks (default: float32)",
-    )
+    add("--form", choices=get_args(CostForm), help=text)
+    text = "of what travels between ranks (default: float32)"
+    add("--dtype", choices=tuple(ELEMENT_BYTES), default="float32", help=text)
     add_allocate(parser)
     add_plot(parser, "the load of each rank")
     add_json(parser, "print JSON, with every rank, instead of a table")
@@ -131,7 +110,7 @@ def _plan(options: argparse.Namespace) -> int:
         check_picture(options.plot)
     plans = _make_plans(options)
     if options.json:
-        _print_as_json(plans)
+        print_json(_as_dict(plans))
     else:
         _print(plans)
     if options.plot:
@@ -150,24 +129,22 @@ def _make_plans(options: argparse.Namespace) -> Plans:
     steps: int = options.steps or chosen.get("ns_steps", 5)
     usual = "standard" if chosen.get("ns_form") == "standard" else "cheapest"
     form = cast("CostForm", options.form or usual)
-    plans = {
-        (placement, ranks): plan_ownership(
-            matrices,
-            ranks,
-            steps=steps,
-            placement=placement,
-            element_bytes=ELEMENT_BYTES[options.dtype],
-            cost=COSTS[form],
-        )
-        for placement in cast("tuple[Placement, ...]", get_args(Placement))
-        for ranks in sorted(set(options.ranks))
-    }
-    return Plans(type(model).__name__, tuple(matrices), steps, form, options.dtype, plans)
+    shapes: Counter[Shape] = Counter()
+    for entry in matrices:
+        m, n = sorted(entry.shape)
+        shapes[m, n] += entry.count
+    size = ELEMENT_BYTES[options.dtype]
+    plan = partial(plan_ownership, matrices, steps=steps, element_bytes=size, cost=COSTS[form])
+    replicated, rows = (
+        {ranks: plan(ranks, placement=placement) for ranks in sorted(set(options.ranks))}
+        for placement in PLACEMENTS
+    )
+    return Plans(type(model).__name__, shapes, steps, form, options.dtype, replicated, rows)
 
 
 def _print(plans: Plans) -> None:
     """Print a row for each number of ranks, what it means, and where more ranks do not help."""
-    plan = plans.plans["replicated", plans.ranks[0]]
+    plan = next(iter(plans.replicated.values()))
     count, shapes = plan.matrices, len(plans.shapes)
     elements = sum(m * n * number for (m, n), number in plans.shapes.items())
     print(
@@ -176,7 +153,7 @@ def _print(plans: Plans) -> None:
         f"{with_prefix(sum(plan.operations))} operations in {plans.steps} steps "
         f"({plans.form} form)\n"
     )
-    print(text_table(HEADER, [_row(plans, ranks) for ranks in plans.ranks]))
+    print(text_table(HEADER, [_row(plans, ranks) for ranks in plans.replicated]))
     print(f"\n{LEGEND.format(dtype=plans.dtype)}")
     limit = _limit_text(plans)
     if limit:
@@ -185,10 +162,10 @@ def _print(plans: Plans) -> None:
 
 def _limit_text(plans: Plans) -> str:
     """Say from which number of ranks on one matrix alone determines the time."""
-    limited = [n for n in plans.ranks if plans.plans["replicated", n].limited_by_largest]
+    limited = [ranks for ranks, plan in plans.replicated.items() if plan.limited_by_largest]
     if not limited:
         return ""
-    plan = plans.plans["replicated", limited[0]]
+    plan = plans.replicated[limited[0]]
     shape = max(plans.shapes, key=lambda shape: COSTS[plans.form](shape, plans.steps))
     text = (
         f"With {limited[0]:,} ranks{' and more' if len(limited) > 1 else ''} the busiest has one "
@@ -216,7 +193,7 @@ def with_prefix(value: float, unit: str = "") -> str:
 
 
 def _row(plans: Plans, ranks: int) -> list[str]:
-    replicated, rows = plans.plans["replicated", ranks], plans.plans["rows", ranks]
+    replicated, rows = plans.replicated[ranks], plans.rows[ranks]
     fewest, most = min(_counts(replicated)), max(_counts(replicated))
     return [
         f"{ranks:,}",
@@ -240,28 +217,22 @@ def _counts(plan: OwnershipPlan) -> list[int]:
     return counts
 
 
-def _print_as_json(plans: Plans) -> None:
-    print_json(
-        {
-            "model": plans.model,
-            "shapes": {shape_text(shape): count for shape, count in plans.shapes.items()},
-            "steps": plans.steps,
-            "form": plans.form,
-            "dtype": plans.dtype,
-            "plans": [_as_dict(plans, ranks) for ranks in plans.ranks],
-        }
-    )
+def _as_dict(plans: Plans) -> dict[str, Any]:
+    return {
+        "model": plans.model,
+        "shapes": {shape_text(shape): count for shape, count in plans.shapes.items()},
+        "steps": plans.steps,
+        "form": plans.form,
+        "dtype": plans.dtype,
+        "plans": [_ranks_as_dict(plans, ranks) for ranks in plans.replicated],
+    }
 
 
-def _as_dict(plans: Plans, ranks: int) -> dict[str, Any]:
-    plan = plans.plans["replicated", ranks]
+def _ranks_as_dict(plans: Plans, ranks: int) -> dict[str, Any]:
+    plan = plans.replicated[ranks]
     traffic = {
-        name: {
-            "bytes_bound": of.bytes_bound,
-            "sent": list(of.sent),
-            "received": list(of.received),
-        }
-        for name, of in (("ddp", plan), ("fsdp2", plans.plans["rows", ranks]))
+        name: {"bytes_bound": of.bytes_bound, "sent": list(of.sent), "received": list(of.received)}
+        for name, of in (("ddp", plan), ("fsdp2", plans.rows[ranks]))
     }
     return {
         "ranks": ranks,
@@ -278,12 +249,11 @@ def _as_dict(plans: Plans, ranks: int) -> dict[str, Any]:
 
 def draw_loads(path: Path, plans: Plans) -> None:
     """Draw each rank's operations over the mean, busiest first: a panel for each number."""
-    columns = min(len(plans.ranks), 3)
-    rows = -(-len(plans.ranks) // columns)
+    columns = min(len(plans.replicated), 3)
+    rows = -(-len(plans.replicated) // columns)
     figure = new_figure(max(4.2 * columns, 6.0), 3.2 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, ranks in zip(panels, plans.ranks, strict=False):
-        plan = plans.plans["replicated", ranks]
+    for axes, (ranks, plan) in zip(panels, plans.replicated.items(), strict=False):
         mean = sum(plan.operations) / ranks
         loads = sorted((load / mean for load in plan.operations), reverse=True)
         if ranks <= MAX_BARS:
@@ -297,7 +267,7 @@ def draw_loads(path: Path, plans: Plans) -> None:
         axes.set(xlabel="ranks, the busiest first", ylim=(0.0, 1.15 * max(loads)))
         axes.set_xticks([])
         plain_axes(axes)
-    for axes in list(figure.axes)[len(plans.ranks) :]:
+    for axes in list(figure.axes)[len(plans.replicated) :]:
         axes.set_visible(False)
     first = figure.axes[0]
     first.set_ylabel("operations of a rank over the mean")

@@ -71,46 +71,30 @@ def make_parser(command: Literal["report", "compare"]) -> CommandParser:
     else:
         add("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="log folder of a run")
     default = "RUN_DIR/report" if command == "report" else "comparison"
-    add(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help=f"where to write the page and the figures (default: {default})",
-    )
+    text = f"where to write the page and the figures (default: {default})"
+    add("--output", type=Path, metavar="FOLDER", help=text)
     if command == "compare":
         _add_choices(parser)
-    add(
-        "--smooth",
-        type=read_weight,
-        metavar="WEIGHT",
-        help="of the past, in the average drawn over training losses: 0 for none, below 1 "
-        "(default: by the number of points)",
+    text = (
+        "of the past, in the average drawn over training losses: 0 for none, below 1 "
+        "(default: by the number of points)"
     )
+    add("--smooth", type=read_weight, metavar="WEIGHT", help=text)
     parser.set_defaults(run=_report if command == "report" else _compare)
     return parser
 
 
 def _add_choices(parser: CommandParser) -> None:
     """Add what to compare, and how."""
-    parser.add_argument(
-        "--label",
-        nargs="+",
-        metavar="TEXT",
-        help="names of the runs, in their order (default: optimizer and learning rate)",
-    )
-    parser.add_argument(
-        "--metric",
-        metavar="TAG",
-        help="curve to compare, such as val/accuracy (default: the validation loss)",
-    )
-    parser.add_argument(
-        "--mode",
-        choices=("min", "max"),
-        help="whether less or more of the metric is better (default: by its name)",
-    )
-    parser.add_argument(
-        "--steps-only", action="store_true", help="leave out everything that depends on the clock"
-    )
+    add = parser.add_argument
+    text = "names of the runs, in their order (default: optimizer and learning rate)"
+    add("--label", nargs="+", metavar="TEXT", help=text)
+    text = "curve to compare, such as val/accuracy (default: the validation loss)"
+    add("--metric", metavar="TAG", help=text)
+    text = "whether less or more of the metric is better (default: by its name)"
+    add("--mode", choices=("min", "max"), help=text)
+    text = "leave out everything that depends on the clock"
+    add("--steps-only", action="store_true", help=text)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -119,7 +103,7 @@ def _report(options: argparse.Namespace) -> int:
     output = _checked(options.output or folder / "report")
     (run,) = _read([folder])
     page = report_of(run, options.smooth)
-    path = _write(page, output / "report.html")
+    path = write_page(page, output / "report.html", partial(progress, doing="drawing"))
     rows = [(card.label, f"{card.value} {card.note}".strip()) for card in page.cards]
     print(format_block(page.title, [*rows, *_page_rows(page, path)]).strip("\n"))
     return 0
@@ -138,7 +122,7 @@ def _compare(options: argparse.Namespace) -> int:
         smooth=options.smooth,
     )
     page = page_of(comparison)
-    path = _write(page, output / "comparison.html")
+    path = write_page(page, output / "comparison.html", partial(progress, doing="drawing"))
     print(f"{comparison.metric}\n\n{text_table(*result_table(comparison))}\n")
     print(wrapped(explain_target(comparison)))
     print(format_block("", _page_rows(page, path)).strip("\n"))
@@ -150,10 +134,6 @@ def _read(folders: Sequence[Path]) -> list[Run]:
     if size > MAX_QUIET_BYTES and sys.stderr.isatty():
         print(f"reading {size / 1e6:,.0f} MB of logs", file=sys.stderr)
     return [read_run(folder) for folder in progress(folders, "reading")]
-
-
-def _write(page: Page, path: Path) -> Path:
-    return write_page(page, path, partial(progress, doing="drawing"))
 
 
 def _page_rows(page: Page, path: Path) -> list[tuple[str, str]]:

@@ -110,7 +110,7 @@ def test_the_papers_run_has_the_papers_settings(config, monkeypatch):
     ("config", "millions"), [("text_3m", 3), ("fineweb_edu_30m", 30), ("fineweb_edu_124m", 124)]
 )
 def test_each_member_has_the_size_of_its_name(config, millions, monkeypatch):
-    from lightning_root.cli.model import read_model
+    from lightning_root.cli.lightning import read_model
 
     monkeypatch.chdir(ROOT_FOLDER)
     model, _ = read_model([f"--config=configs/llm/{config}.yaml"])

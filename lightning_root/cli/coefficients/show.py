@@ -14,12 +14,7 @@ from lightning_root.cli.coefficients.sets import (
     why_unbounded,
 )
 from lightning_root.cli.output import error_text, print_json, range_text, text_table, wrapped
-from lightning_root.coefficients import (
-    Coefficients,
-    marchenko_pastur,
-    output_range,
-    training_model,
-)
+from lightning_root.coefficients import Coefficients, marchenko_pastur, output_range, training_model
 from lightning_root.coefficients.record import FORMAT
 from lightning_root.coefficients.store import RATIOS, ROWS, grid_shape
 from lightning_root.functional import Triple

@@ -28,7 +28,7 @@ from lightning_root.cli.convert.states import (
     roles_from_buffers,
     shape_of,
 )
-from lightning_root.cli.model import read_model
+from lightning_root.cli.lightning import read_model
 from lightning_root.cli.output import text_table, wrapped
 from lightning_root.cli.parser import ModelParser
 from lightning_root.optim.checkpoint import keyed_by_names
@@ -73,31 +73,20 @@ def make_parser() -> ModelParser:
     add("files", nargs="+", type=Path, metavar="FILE", help="of one run")
     add("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
     add("--overwrite", action="store_true", help="replace the output if it is there")
-    add(
-        "--momentum",
-        choices=get_args(MomentumStart),
-        default="from-averages",
-        help="of matrices that were AdamW's: its first moment as a sum of gradients, or none "
-        "(default: from-averages)",
+    text = (
+        "of matrices that were AdamW's: its first moment as a sum of gradients, or none "
+        "(default: from-averages)"
     )
-    add(
-        "--buffer",
-        choices=get_args(BufferKind),
-        default="average",
-        help="what `momentum_buffer` is: torch.optim.Muon's and Keller Jordan's is an average of "
-        "gradients, that of torch.optim.SGD and Moonlight's Muon a sum (default: average)",
+    add("--momentum", choices=get_args(MomentumStart), default="from-averages", help=text)
+    text = (
+        "what `momentum_buffer` is: torch.optim.Muon's and Keller Jordan's is an average of "
+        "gradients, that of torch.optim.SGD and Moonlight's Muon a sum (default: average)"
     )
-    add(
-        "--names",
-        type=Path,
-        metavar="FILE",
-        help="parameter names, one a line, in the order of the optimizers' groups",
-    )
-    add(
-        "--rekey",
-        action="store_true",
-        help="keep the optimizers that are in it, only put names in the place of numbers",
-    )
+    add("--buffer", choices=get_args(BufferKind), default="average", help=text)
+    text = "parameter names, one a line, in the order of the optimizers' groups"
+    add("--names", type=Path, metavar="FILE", help=text)
+    text = "keep the optimizers that are in it, only put names in the place of numbers"
+    add("--rekey", action="store_true", help=text)
     parser.set_defaults(run=_convert)
     return parser
 
@@ -141,9 +130,7 @@ def _is_from_root(optimizer: StateDict) -> bool:
 
 
 def _keyed_by_names(
-    optimizers: Sequence[StateDict],
-    states: Sequence[ParameterState],
-    shapes: Mapping[str, Shape],
+    optimizers: Sequence[StateDict], states: Sequence[ParameterState], shapes: Mapping[str, Shape]
 ) -> list[StateDict]:
     """Return the state dicts with names for keys, which every reader passes on as they are."""
     found = []

@@ -11,6 +11,7 @@ which is M itself if mu = beta1, and of M's size, with the same direction to com
 AdamW's own state is ROOT's for all other parameters, bit for bit.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
@@ -176,16 +177,11 @@ def _copy(value: Tensor) -> Tensor:
 
 def _sources(parameters: Sequence[ConvertedParameter]) -> dict[str, tuple[int, int]]:
     """Return for each role the optimizer and group that most of its elements are from."""
-    found: dict[str, tuple[int, int]] = {}
-    for role in ROLES:
-        sizes: dict[tuple[int, int], int] = {}
-        for each in parameters:
-            if each.role == role:
-                place = (each.before.optimizer, each.before.group)
-                elements = sum(v.numel() for v in each.state.values() if isinstance(v, Tensor))
-                sizes[place] = sizes.get(place, 0) + elements
-        if sizes:
-            found[role] = max(sizes, key=lambda place: sizes[place])
+    sizes: dict[str, Counter[tuple[int, int]]] = {role: Counter() for role in ROLES}
+    for each in parameters:
+        elements = sum(v.numel() for v in each.state.values() if isinstance(v, Tensor))
+        sizes[each.role][each.before.optimizer, each.before.group] += elements
+    found = {role: counts.most_common(1)[0][0] for role, counts in sizes.items() if counts}
     other = next(iter(found.values()))
     return {role: found.get(role, other) for role in ROLES}
 
@@ -215,11 +211,9 @@ def _notes(
     notes = []
     for group in groups:
         before = [each.before for each in parameters if each.role == group["role"]]
+        options = [optimizers[e.optimizer]["param_groups"][e.group] for e in before]
         for key in ("lr", "weight_decay"):
-            values = {
-                float(optimizers[e.optimizer]["param_groups"][e.group].get(key, 0.0))
-                for e in before
-            }
+            values = {float(each.get(key, 0.0)) for each in options}
             if len(values) > 1:
                 found = ", ".join(f"{value:g}" for value in sorted(values))
                 notes.append(

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from lightning_root.cli.coefficients.compare import compare, fit
 from lightning_root.cli.coefficients.show import certify, show
@@ -63,10 +63,7 @@ def make_parser() -> CommandParser:
     """Return the parser of all subcommands; `certify` exits with 1 if a set is unbounded."""
     name = f"{program()} coefficients"
     parser = CommandParser(
-        help_if_empty=True,
-        prog=name,
-        description=DESCRIPTION,
-        epilog=EXAMPLES.format(program=name),
+        help_if_empty=True, prog=name, description=DESCRIPTION, epilog=EXAMPLES.format(program=name)
     )
     commands = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
     _add_show(commands.add_parser)
@@ -85,9 +82,8 @@ def _add_show(add_parser: AddParser) -> None:
         "a file.",
     )
     _add_shapes(parser)
-    parser.add_argument(
-        "--coefficients", default="adaptive", metavar="SET", help=f"{SET_HELP} (default: adaptive)"
-    )
+    text = f"{SET_HELP} (default: adaptive)"
+    parser.add_argument("--coefficients", default="adaptive", metavar="SET", help=text)
     _add_steps(parser, [], STEPS_OF_SETS)
     add_json(parser)
 
@@ -102,24 +98,15 @@ def _add_fit(add_parser: AddParser) -> None:
     _add_shapes(parser, "; without any, all captured ones")
     _add_steps(parser, [5], f"{SOME_STEPS}, at most 12 (default: 5)")
     _add_spectrum(parser)
-    parser.add_argument(
-        "--captured-share",
-        type=read_share,
-        metavar="SHARE",
-        help="weight of captured singular values in what is fitted to, the rest are Gaussian; the "
-        "paper's is 0.25 (default: 0.75)",
+    text = (
+        "weight of captured singular values in what is fitted to, the rest are Gaussian; the "
+        "paper's is 0.25 (default: 0.75)"
     )
-    parser.add_argument(
-        "--single",
-        action="store_true",
-        help="one triple for all steps, as in the paper, instead of one per step",
-    )
-    parser.add_argument(
-        "--output",
-        type=read_json_output,
-        metavar="FILE.json",
-        help="write the sets to a file for `--optimizer.coefficients`",
-    )
+    parser.add_argument("--captured-share", type=read_share, metavar="SHARE", help=text)
+    text = "one triple for all steps, as in the paper, instead of one per step"
+    parser.add_argument("--single", action="store_true", help=text)
+    text = "write the sets to a file for `--optimizer.coefficients`"
+    parser.add_argument("--output", type=read_json_output, metavar="FILE.json", help=text)
     add_plot(parser, "p_T over log sigma, and the errors")
     add_json(parser)
 
@@ -148,13 +135,9 @@ def _add_compare(add_parser: AddParser) -> None:
     _add_shapes(parser, "; without any, all captured ones")
     _add_steps(parser, [3, 4, 5, 6], f"{SOME_STEPS} (default: 3 4 5 6)")
     _add_spectrum(parser)
+    text = "files of `fit --output` to compare with"
     parser.add_argument(
-        "--with",
-        dest="files",
-        nargs="+",
-        default=[],
-        metavar="FILE.json",
-        help="files of `fit --output` to compare with",
+        "--with", dest="files", nargs="+", default=[], metavar="FILE.json", help=text
     )
     add_plot(parser, "p_T over log sigma, and the errors")
     add_json(parser)
@@ -176,16 +159,15 @@ def _add_shapes(parser: CommandParser, more: str = "") -> None:
 
 
 def _add_steps(parser: CommandParser, default: list[int], text: str) -> None:
-    options: dict[str, Any] = {"nargs": "+", "type": read_steps, "metavar": "T"}
-    parser.add_argument("--steps", default=default, help=text, **options)
+    parser.add_argument(
+        "--steps", nargs="+", type=read_steps, default=default, metavar="T", help=text
+    )
 
 
 def _add_spectrum(parser: CommandParser) -> None:
-    parser.add_argument(
-        "--spectrum",
-        default="training",
-        metavar="SPECTRUM",
-        help="training: a model of momentum in training; gaussian; log-uniform: evenly in log "
-        "sigma over [0.001, 1]; or a .json file of captured spectra, as `ROOTRefit` writes it "
-        "(default: training)",
+    text = (
+        "training: a model of momentum in training; gaussian; log-uniform: evenly in log sigma "
+        "over [0.001, 1]; or a .json file of captured spectra, as `ROOTRefit` writes it (default: "
+        "training)"
     )
+    parser.add_argument("--spectrum", default="training", metavar="SPECTRUM", help=text)
