@@ -25,7 +25,7 @@ def configure_optimizers(
     min_lr_ratio: float = 0.1,
     **root_options: Any,
 ) -> dict[str, Any]:
-    """What a LightningModule's `configure_optimizers` returns: ROOT, with a schedule per step.
+    """Return what a LightningModule's `configure_optimizers` does: ROOT, with a schedule per step.
 
     Args:
         module: The module to train; its parameters are split by `partition_parameters`.
@@ -129,7 +129,7 @@ class ROOTMixin:
         return state
 
     def configure_optimizers(self) -> Any:
-        """ROOT with warm-up and cosine decay, as `root_options` say."""
+        """Return ROOT with warm-up and cosine decay, as `root_options` say."""
         inherited = getattr(super(), "configure_optimizers", None)
         if inherited is None or inherited.__qualname__ == "LightningModule.configure_optimizers":
             return configure_optimizers(self, **self.root_options)  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ class ROOTMixin:
         )
 
     def configure_callbacks(self) -> list[Any]:
-        """The callbacks of the other bases, and the one that binds."""
+        """Return the callbacks of the other bases, and the one that binds."""
         inherited = super().configure_callbacks()  # type: ignore[misc]
         others = inherited if isinstance(inherited, list | tuple) else [inherited]
         return [*others, ROOTBinder()]

@@ -63,7 +63,7 @@ class ROOTCLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer, with the binding callback.
+        """Make the Trainer, with the binding callback.
 
         Raises:
             ValueError: If its strategy would start processes that do not get `--optimizer`.

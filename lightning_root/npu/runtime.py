@@ -46,11 +46,6 @@ def device_count() -> int:
     return 0 if _loading_problem() else int(torch.get_device_module("npu").device_count())
 
 
-def supports_bfloat16() -> bool:
-    """Return whether the chip has bfloat16: Ascend 910B and newer do, 910A and 310P do not."""
-    return bool(npu().is_bf16_supported())
-
-
 @cache
 def _loading_problem() -> str | None:
     """Load torch_npu; return why that fails and the next move, or None."""

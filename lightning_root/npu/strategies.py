@@ -5,7 +5,7 @@ same class serves `lightning.pytorch` and `pytorch_lightning`.
 """
 
 import os
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,13 +13,11 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_root.npu.runtime import npu, supports_bfloat16
+from lightning_root.npu.runtime import npu
 from lightning_root.strategies import ShardedState
 
-Plugin = TypeVar("Plugin")
 
-
-def on_npu(plugin: Plugin) -> Plugin:
+def on_npu(plugin: Any) -> Any:
     """Turn the autocast and loss scaling of Lightning's precision plugin to NPUs, in place.
 
     Lightning makes `precision: bf16-mixed` an autocast of CUDA, which on an NPU is none at all: the
@@ -32,17 +30,18 @@ def on_npu(plugin: Plugin) -> Plugin:
             "`precision` must not be 64-true on an NPU: casts to float64 give float32 there; use "
             "32-true"
         )
-    if precision in ("bf16-mixed", "bf16-true") and not supports_bfloat16():
+    # Ascend 910B and newer have bfloat16, 910A and 310P do not.
+    if precision in ("bf16-mixed", "bf16-true") and not npu().is_bf16_supported():
         name = npu().get_device_name()
         raise ValueError(
             f"`precision` must not be {precision} on {name}, which has no bfloat16 and would "
             f"compute in float32; use {precision.replace('bf16', '16')}"
         )
     if getattr(plugin, "device", "npu") != "npu":  # only mixed precision has a device
-        plugin.device = "npu"  # type: ignore[attr-defined]
-        if plugin.scaler is not None:  # type: ignore[attr-defined]
+        plugin.device = "npu"
+        if plugin.scaler is not None:
             npu()
-            plugin.scaler = torch.amp.GradScaler(device="npu")  # type: ignore[attr-defined]
+            plugin.scaler = torch.amp.GradScaler(device="npu")
     return plugin
 
 
