@@ -53,6 +53,6 @@ def normalize(
     inverse = torch.stack(moments).rsqrt_()
     inverse.masked_fill_(inverse.isinf(), 0.0)  # a neuron that was never updated
     before = mean_squares.sum(1)
-    after = (mean_squares * inverse.square()).sum(1)
+    after = (mean_squares * inverse * inverse).sum(1)  # 1 / v would overflow for tiny v
     inverse *= (before / after.masked_fill(after == 0, 1.0)).sqrt_()[:, None]
     return wide * inverse.unsqueeze(shorter)
