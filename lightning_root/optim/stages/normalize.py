@@ -49,7 +49,8 @@ def normalize(
     shorter = 2 if by_rows else 1
     mean_squares = wide.square().mean(shorter)
     for moment, mean_square, flag in zip(moments, mean_squares, finite, strict=True):
-        moment.lerp_(mean_square, 1.0 - BETA if flag is None else (1.0 - BETA) * flag)
+        new = mean_square if flag is None else torch.where(flag, mean_square, moment)
+        moment.lerp_(new, 1.0 - BETA)
     inverse = torch.stack(moments).rsqrt_()
     inverse.masked_fill_(inverse.isinf(), 0.0)  # a neuron that was never updated
     before = mean_squares.sum(1)
