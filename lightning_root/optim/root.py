@@ -58,7 +58,7 @@ from lightning_root.optim.readiness import (
 )
 from lightning_root.optim.shared_state import SharedState
 from lightning_root.optim.stages.adamw import adamw_update_
-from lightning_root.optim.state import StateParts, add_fresh_, specs_of
+from lightning_root.optim.state import StateParts, add_fresh_, drop_neurons_, specs_of
 from lightning_root.optim.step import StackHook
 from lightning_root.partition import MatrixView, Partition, Rules, partition_parameters
 from lightning_root.partition.names import canonical
@@ -481,11 +481,16 @@ class ROOT(SharedState, torch.optim.Optimizer):
 
     def _assign(self, partition: Partition) -> None:
         """Take the parameters of a partition; what is no longer bound loses its state."""
+        views = views_of(partition)
+        cut = {p: self._views.get(name) for _, name, p in members(self.param_groups)}
         fill(self.param_groups, partition)
-        bound = {parameter for _, _, parameter in members(self.param_groups)}
+        bound = {p: views.get(name) for _, name, p in members(self.param_groups)}
         kept = {parameter: state for parameter, state in self.state.items() if parameter in bound}
+        for parameter, state in kept.items():
+            if bound[parameter] != cut.get(parameter):
+                drop_neurons_(state)
         self.state = defaultdict(dict, kept)
-        self.partition, self._views = partition, views_of(partition)
+        self.partition, self._views = partition, views
 
     def _report(self, skipped: Sequence[str]) -> None:
         new = [name for name in skipped if name not in self._skipped]

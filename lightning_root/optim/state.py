@@ -132,6 +132,13 @@ def add_fresh_(
             bound.state[spec.key] = fresh
 
 
+def drop_neurons_(state: State) -> None:
+    """Forget what belongs to the rows and columns of matrices, where these are cut otherwise."""
+    for key, extent in EXTENTS.items():
+        if extent == "neurons":
+            state.pop(key, None)
+
+
 def fresh_saved(
     parameter: Tensor, view: MatrixView, group: Group, device: torch.device | None
 ) -> State:
