@@ -53,18 +53,53 @@ def automatic_p(n):
     return 1 - min(max(0.1 * excess, 0), 0.2)
 
 
-def root_step(w, g, m, *, lr, weight_decay, momentum, nesterov, p, triples, adjust, maximize=False):
-    """One step of one parameter: the new weight and momentum. Convolutions are flattened."""
+def normalize_neurons(u, v, outputs="rows"):
+    """NorMuon (arXiv:2510.05491): U / sqrt(v), with the norm that U had, and the new v.
+
+    A neuron is a row or a column, whichever are along the longer side; of a square an output.
+    """
+    rows = u.shape[0] > u.shape[1] or (u.shape[0] == u.shape[1] and outputs == "rows")
+    neurons = u if rows else u.T
+    v = 0.95 * v + 0.05 * neurons.square().mean(dim=1)
+    scaled = torch.where(v[:, None] > 0, neurons / v[:, None].sqrt(), 0)
+    if scaled.any():
+        scaled = scaled * (torch.linalg.norm(u) / torch.linalg.norm(scaled))
+    return scaled if rows else scaled.T, v
+
+
+def root_step(
+    w,
+    g,
+    m,
+    v=None,
+    *,
+    lr,
+    weight_decay,
+    momentum,
+    nesterov,
+    p,
+    triples,
+    adjust,
+    maximize=False,
+    outputs="rows",
+):
+    """One step of one parameter: the new weight and momentum, and v where it is given.
+
+    Convolutions are flattened.
+    """
     g = -g if maximize else g
     m = momentum * m + g
     n = (g + momentum * m if nesterov else m).reshape(len(w), -1)
     p = automatic_p(n) if p == "auto" else p
     base = n if p is None else remove_outliers(n, p)
     u = orthogonalize(base, triples)
-    rows, columns = u.shape
+    if v is not None:
+        u, v = normalize_neurons(u, v, outputs)
+    rows, columns = u.shape if outputs == "rows" else u.T.shape
     scale = math.sqrt(max(1, rows / columns))
     if adjust == "match_rms_adamw":
         scale = 0.2 * math.sqrt(max(rows, columns))
     elif adjust == "spectral_unclamped":
         scale = math.sqrt(rows / columns)
-    return w * (1 - lr * weight_decay) - lr * scale * u.reshape(w.shape), m
+    w = w * (1 - lr * weight_decay) - lr * scale * u.reshape(w.shape)
+    return (w, m) if v is None else (w, m, v)
