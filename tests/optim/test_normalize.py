@@ -333,16 +333,18 @@ def test_a_neuron_that_dies_and_one_that_wakes_leave_weights_finite(momentum):
     """v halves every 13 steps: after 1700 its inverse is beyond float32, its update long zero."""
     weight, optimizer = one_matrix(6, 4, momentum=momentum, lr=1e-3, outlier_quantile=None)
     generator = torch.Generator().manual_seed(0)
-    for step in range(2200):
+    for step in range(250):
         weight.grad = torch.randn(6, 4, generator=generator)
-        if 5 <= step < 2190:
+        if 5 <= step < 240:
             weight.grad[0] = 0
-        if step == 2190:
-            assert optimizer.state[weight][KEY][0] < 1e-38
+        if step == 10:  # as it is after another 1600 steps
+            optimizer.state[weight][KEY][0] = 1e-37
+            optimizer.state[weight]["momentum_buffer"][0] *= 0.95**1600
+        if step == 240:
+            assert 0 < optimizer.state[weight][KEY][0] < 1e-40
         before = weight.detach().clone()
         optimizer.step()
         assert (weight.detach() - before).norm() < 2e-3
-    assert weight.isfinite().all()
     assert optimizer.state[weight][KEY].min() > 1e-3
 
 
@@ -486,7 +488,7 @@ def test_only_matrices_with_the_option_have_v():
 
 
 def test_the_option_may_change_between_steps():
-    """v begins at zero, so that the next update is that of a first step; off again it is as ever."""
+    """v begins at zero, as in a first step; off again, the step is what it was."""
     weight, optimizer = one_matrix(6, 4, normalize="none")
     plain, of_plain = one_matrix(6, 4, normalize="none")
     step_(weight, optimizer, range(3))
@@ -642,14 +644,15 @@ def test_v_of_a_wrong_shape_is_refused_by_name_and_nothing_is_loaded(name):
 
 def test_a_state_with_another_cut_is_refused_by_name():
     weight = nn.Parameter(torch.randn(12, 6))
-    for columns in (2, 1):
-        rules = {"w": {"columns": columns}, "*": "root"}
-        optimizer = optimizer_of({"w": weight}, rules=rules, coefficients="muon")
-        if columns == 1:
-            with pytest.raises(ValueError, match=r"shape \(24,\), but its matrices need \(12,\)"):
-                optimizer.load_state_dict(saved)
-        step_(weight, optimizer, range(1))
-        saved = optimizer.state_dict()
+    of_halves, of_whole = (
+        optimizer_of({"w": weight}, rules={"w": rule, "*": "root"}, coefficients="muon")
+        for rule in ({"columns": 2}, "root")
+    )
+    step_(weight, of_halves, range(1))
+    with pytest.raises(
+        ValueError, match=r"of `w` has shape \(24,\), but its matrices need \(12,\)"
+    ):
+        of_whole.load_state_dict(of_halves.state_dict())
 
 
 # ---- hooks ----
