@@ -85,6 +85,12 @@ class Statistic:
         return ~(absent | values.isinf() & self.infinite_is_undefined)
 
 
+def neuron_spread(stack: Stack) -> Tensor:  # (k,)
+    """Compute how far apart the sizes of the neurons' updates are, before they are normalized."""
+    roots = stack.neurons["neuron_exp_avg_sq"].sqrt()
+    return roots.amax(1) / roots.amin(1)
+
+
 _SIGMA_MIN: Final = Statistic(
     name="sigma_min",
     reductions=("min",),
@@ -163,6 +169,22 @@ _TABLE: Final = (
         unit="cos(N, U)",
         about="Cosine of momentum N and update U: sum(N * U) / (||N|| ||U||).",
         compared=7,
+    ),
+    Statistic(
+        name="neuron_spread",
+        compute=neuron_spread,
+        stage=lambda group: group.get("normalize") == "neuron",
+        infinite_is_undefined=True,  # a neuron without any gradient so far
+        reductions=("mean", "max"),
+        per_parameter=True,
+        note="largest by smallest root of the neurons' mean squares, with `normalize`",
+        chart="spread of the neurons' updates",
+        section="updates",
+        title="Spread of neurons",
+        unit="largest / smallest",
+        about="The largest root of a matrix's neuron-wise second moment v over the smallest: what "
+        "the normalization evens out.",
+        compared=10,
     ),
     Statistic(
         name="momentum_rms",

@@ -21,14 +21,14 @@ from lightning_root import ROOT
 PACKAGE = Path(lightning_root.__file__).parent
 COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>")
 
-MAX_FILES = 30
-MAX_FUNCTIONS = 88
-MAX_CALLS = 410
+MAX_FILES = 10
+MAX_FUNCTIONS = 55
+MAX_CALLS = 160
 
 MAX_FILES_OF_DDP = 2
 """Beyond those of one process."""
 
-MAX_FILES_OF_FSDP2 = 3
+MAX_FILES_OF_FSDP2 = 2
 """Beyond those of one process."""
 
 
