@@ -2,7 +2,7 @@
 
 import errno
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 from zipfile import is_zipfile
@@ -158,20 +158,17 @@ def _note_full_disk(error: BaseException, trainer: Trainer) -> None:
     free = {folder: shutil.disk_usage(folder).free for folder in folders}
     fullest = min(free, key=free.__getitem__, default=None)
     left = "" if fullest is None else f": {free[fullest] / 1e6:,.1f} MB are left in '{fullest}'"
-    last = max(_whole_checkpoints(trainer), key=lambda path: path.stat().st_mtime, default=None)
+    paths = [
+        getattr(callback, name, None)
+        for callback in trainer.checkpoint_callbacks
+        for name in ("last_model_path", "best_model_path")
+    ]  # a file that was cut short lacks its end and is no zip file
+    whole = [Path(path) for path in paths if path and (Path(path).is_dir() or is_zipfile(path))]
+    last = max(whole, key=lambda path: path.stat().st_mtime, default=None)
     then = (
         "begin again: no checkpoint is whole" if last is None else f"go on with ckpt_path='{last}'"
     )
     error.add_note(f"The disk is full{left}. Make room, then {then}")
-
-
-def _whole_checkpoints(trainer: Trainer) -> Iterator[Path]:
-    """Yield the run's last and best checkpoints but for files that were cut short."""
-    for callback in trainer.checkpoint_callbacks:
-        for name in ("last_model_path", "best_model_path"):
-            path = getattr(callback, name, None)
-            if path and (Path(path).is_dir() or is_zipfile(path)):
-                yield Path(path)
 
 
 def _roots(trainer: Trainer) -> list[ROOT]:
@@ -180,11 +177,8 @@ def _roots(trainer: Trainer) -> list[ROOT]:
 
 def _replica_group(trainer: Trainer) -> dist.ProcessGroup | None:
     """Return the ranks with the same parameters and, after the backward pass, gradients."""
-    model = trainer.strategy.model
-    if not isinstance(model, DistributedDataParallel):
-        return None
-    group: dist.ProcessGroup = model.process_group
-    return group
+    model: Any = trainer.strategy.model
+    return model.process_group if isinstance(model, DistributedDataParallel) else None
 
 
 def _first_binder(trainer: Trainer) -> ROOTBinder:

@@ -85,8 +85,6 @@ class HSDPStrategy(ModelParallelStrategy):
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """Each rank of every replica has data of its own, but for those that share layers."""
         shards = self.device_mesh[SHARD]
-        rank = self.device_mesh[REPLICATE].get_local_rank() * shards.size()
-        return {
-            "num_replicas": self.device_mesh["data_parallel"].size(),
-            "rank": rank + shards.get_local_rank(),
-        }
+        first = self.device_mesh[REPLICATE].get_local_rank() * shards.size()
+        size = self.device_mesh["data_parallel"].size()
+        return {"num_replicas": size, "rank": first + shards.get_local_rank()}
