@@ -32,7 +32,7 @@ def fits_needed(groups: Groups, views: Mapping[str, MatrixView]) -> list[tuple[S
 
 
 def sync_coefficients_across_ranks(groups: Groups, views: Mapping[str, MatrixView]) -> None:
-    """Make the fits that the groups need, and take over those of the lowest rank that has them.
+    """Make the fits that the groups need; take over those of the lowest rank that has them.
 
     Fits on different machines, or from different caches, may differ in the last digits. Shapes
     decide whether ranks talk at all, so that either all of them do or none.

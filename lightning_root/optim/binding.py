@@ -15,11 +15,10 @@ _GENERATORS = (nn.Module.parameters.__code__, nn.Module.named_parameters.__code_
 
 
 def module_behind(params: object) -> nn.Module | None:
-    """The module whose `parameters()` or `named_parameters()` this untouched generator is, if any.
+    """Return the module whose `parameters()` or `named_parameters()` an untouched generator is.
 
     LightningCLI passes `model.parameters()`, from which names and module types cannot be told; the
-    generator's frame still knows the module. Only torch's own two methods are recognised, so
-    nothing is guessed.
+    generator's frame still knows the module. Only torch's own two methods are recognised.
     """
     if not inspect.isgenerator(params) or params.gi_code not in _GENERATORS:
         return None
@@ -31,11 +30,7 @@ def module_behind(params: object) -> nn.Module | None:
 
 
 def check_params(params: object) -> None:
-    """Refuse what is not an ordered collection of parameters.
-
-    Raises:
-        TypeError: If it is one tensor, a module, a set, or nothing that can be walked.
-    """
+    """Raise TypeError for what is not an ordered collection of parameters."""
     hint = "pass `model.parameters()`, or a list of tensors, (name, tensor) pairs or groups"
     if isinstance(params, Tensor):
         raise TypeError("`params` must be an iterable of tensors, got a tensor; pass [tensor]")
@@ -50,12 +45,7 @@ def check_params(params: object) -> None:
 
 
 def group_params(param_group: object) -> list[Any]:
-    """What a new parameter group holds, one tensor or several.
-
-    Raises:
-        TypeError: If the group is not a dict, or its `params` are not an ordered collection.
-        ValueError: If it has no `params`.
-    """
+    """Return what a new parameter group holds, one tensor or several, or raise."""
     if not isinstance(param_group, Mapping):
         raise TypeError(
             f"`param_group` must be a dict with a key 'params', got a {type(param_group).__name__}"
@@ -70,16 +60,7 @@ def group_params(param_group: object) -> list[Any]:
 
 
 def split(params: Sequence[Any], rules: Rules | None, start: int = 0) -> Partition:
-    """Route tensors, or (name, tensor) pairs, by what their names and shapes tell.
-
-    Args:
-        params: Tensors or pairs, not mixed.
-        rules: User rules, as in `partition_parameters`.
-        start: Number of the first nameless parameter.
-
-    Raises:
-        TypeError: If an entry is neither a tensor nor a (str, tensor) pair.
-    """
+    """Route tensors, or (name, tensor) pairs, by what their names and shapes tell."""
     named = names_of(params, start)
     if any(isinstance(entry, Tensor) for entry in params):
         warnings.warn(
@@ -93,7 +74,7 @@ def split(params: Sequence[Any], rules: Rules | None, start: int = 0) -> Partiti
 
 
 def names_of(params: Iterable[Any], start: int = 0) -> Named:
-    """(name, tensor) pairs; tensors without a name become `parameter.<number>`."""
+    """Return (name, tensor) pairs; tensors without a name become `parameter.<number>`."""
     named: Named = []
     for number, entry in enumerate(params, start):
         name, tensor = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, entry)

@@ -82,10 +82,10 @@ def take_gradients(
 
 
 def release_gradients(plans: Sequence[GroupPlan]) -> None:
-    """Forget the gradients, so that they can be freed before the next step."""
+    """Forget gradients and state, so that they can be freed before the next step."""
     for plan in plans:
-        for bound in plan.live:
-            bound.gradient, bound.finite = bound.parameter, None
+        for bound in plan.parameters:
+            bound.gradient, bound.state, bound.finite = bound.parameter, {}, None
         plan.live = []
 
 

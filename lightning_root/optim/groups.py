@@ -34,12 +34,7 @@ def members(groups: Iterable[Group]) -> list[tuple[Group, str, Tensor]]:
 
 
 def name_params(params: Sequence[Any], groups: Groups, module: nn.Module | None) -> Named:
-    """(name, tensor) pairs for a new group; tensors without a name get the module's or a number.
-
-    Raises:
-        TypeError: If an entry is neither a tensor nor a (str, tensor) pair.
-        ValueError: If a name would appear twice.
-    """
+    """Return (name, tensor) pairs for a new group; the nameless get the module's or a number."""
     known = {id(p): name for name, p in module.named_parameters()} if module is not None else {}
     entries = [(known[id(entry)], entry) if id(entry) in known else entry for entry in params]
     present = [name for _, name, _ in members(groups)]
@@ -52,7 +47,7 @@ def name_params(params: Sequence[Any], groups: Groups, module: nn.Module | None)
 
 
 def free_name(name: str, groups: Groups) -> str:
-    """`name`, or `name.1`, `name.2`, ...: learning rate monitors need one name per group."""
+    """Return `name`, or `name.1`, ...: learning rate monitors need one name per group."""
     taken = {group["name"] for group in groups}
     numbered = (f"{name}.{number}" for number in range(1, len(taken) + 1))
     return name if name not in taken else next(n for n in numbered if n not in taken)
@@ -74,13 +69,13 @@ def partition_from_groups(groups: Groups, views: Mapping[str, MatrixView]) -> Pa
 
 
 def stale_names(groups: Groups, module: nn.Module) -> list[str]:
-    """Names of bound parameters that are no longer the module's."""
+    """Return the names of bound parameters that are no longer the module's."""
     live = {id(parameter) for parameter in module.parameters()}
     return [name for _, name, parameter in members(groups) if id(parameter) not in live]
 
 
 def select(partition: Partition, parameters: Iterable[Tensor]) -> Partition:
-    """The part of a partition that is about these parameters."""
+    """Return the part of a partition that is about these parameters."""
     wanted = {id(parameter) for parameter in parameters}
     pairs = zip(partition.routes, partition.parameters, strict=True)
     chosen = [(route, parameter) for route, parameter in pairs if id(parameter) in wanted]
@@ -88,7 +83,7 @@ def select(partition: Partition, parameters: Iterable[Tensor]) -> Partition:
 
 
 def selected(partition: Partition, groups: Groups, module: nn.Module) -> Partition:
-    """The part of `partition` that was given as tensors, if those are the module's."""
+    """Return the part of a partition that was given as tensors, if those are the module's."""
     bound = [parameter for group in groups for parameter in group["params"]]
     if not bound or stale_names(groups, module):
         return partition
@@ -98,17 +93,7 @@ def selected(partition: Partition, groups: Groups, module: nn.Module) -> Partiti
 def split_new(
     named: Named, groups: Groups, module: nn.Module | None, rules: Rules | None
 ) -> Partition:
-    """Split parameters without a role: as the module's are where it has them, else by name.
-
-    Args:
-        named: What is to be added to `groups`.
-        groups: Those that there are.
-        module: Whose parameters these are, where that is known.
-        rules: As in `partition_parameters`.
-
-    Raises:
-        ValueError: If there are none.
-    """
+    """Split new parameters without a role: as the module's are where it has them, else by name."""
     parameters = [parameter for _, parameter in named]
     if not parameters:
         raise ValueError(
@@ -124,12 +109,7 @@ def split_new(
 
 
 def fill(groups: Groups, partition: Partition) -> None:
-    """Put the parameters of a partition into the standing groups; added groups keep theirs.
-
-    Raises:
-        TypeError: If a parameter is not a floating point tensor; nothing has changed then.
-        ValueError: If one cannot have its role; nothing has changed then.
-    """
+    """Put the parameters of a partition into the standing groups, all or none; others keep theirs."""
     added = {id(p) for group in groups[len(ROLES) :] for p in group["params"]}
     pairs = [
         (group, [(name, p) for name, p in new["params"] if id(p) not in added])
@@ -143,11 +123,7 @@ def fill(groups: Groups, partition: Partition) -> None:
 
 
 def replace_stale(groups: Groups, module: nn.Module, stale: Iterable[str]) -> None:
-    """Put the live parameter of the same name in the place of each stale one.
-
-    Raises:
-        ValueError: If a name is not the model's.
-    """
+    """Put the live parameter of the same name in the place of each stale one, or raise."""
     live = {canonical(name): parameter for name, parameter in module.named_parameters()}
     names = set(stale)
     lost = sorted(name for name in names if canonical(name) not in live)
@@ -163,7 +139,7 @@ def replace_stale(groups: Groups, module: nn.Module, stale: Iterable[str]) -> No
 
 
 def views_of(partition: Partition) -> dict[str, MatrixView]:
-    """How parameters are cut into matrices, by name, where they are not taken whole."""
+    """Return how parameters are cut into matrices, by name, where they are not taken whole."""
     return {route.name: route.view for route in partition.routes if route.view is not None}
 
 
@@ -172,13 +148,7 @@ def check_parameters(
     named: Iterable[tuple[str, Tensor]],
     views: Mapping[str, MatrixView],
 ) -> None:
-    """Check that parameters fit the role of their group.
-
-    Raises:
-        TypeError: If one is not a real floating point tensor.
-        ValueError: If one is computed from others, or one in a "root" group is not a matrix, or
-            its coefficients are unbounded.
-    """
+    """Raise TypeError or ValueError if parameters do not fit the role of their group."""
     for name, parameter in named:
         if not parameter.is_floating_point():
             raise TypeError(f"`{name}` must be a real floating point tensor, got {parameter.dtype}")

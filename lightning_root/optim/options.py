@@ -27,18 +27,12 @@ Normalize: TypeAlias = Literal["none", "neuron"]
 ShareDtype: TypeAlias = Literal["auto", "bfloat16"]
 """float32 (float64 for float64 parameters), or half the bytes."""
 
-MOST_STEPS: Final = 100
+MAX_STEPS: Final = 100
 """Of the iteration. Nothing is gained beyond a tenth of it, and a slip of the hand would hang."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Check every option of one parameter group.
-
-    Raises:
-        ValueError: If a value is out of range. The message names the option, the rule and the
-            value.
-        TypeError: If a value is not of the right kind.
-    """
+    """Raise ValueError or TypeError, with option, rule and value, for a wrong one of a group."""
     _check_lr(options["lr"])
     _check_number("weight_decay", options["weight_decay"], "decoupled decay; 0.1 is the default")
     _check_number("momentum", options["momentum"], "0.95 is the paper's value", below=1.0)
@@ -69,12 +63,9 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def plain_coefficients(coefficients: object, steps: object) -> Any:
-    """What a parameter group keeps: a name, or tuples of floats, in a dict where shapes differ.
+    """Return what a group keeps: a name, or tuples of floats, in a dict where shapes differ.
 
     A JSON file is read here, once, so that a state dict does not depend on it.
-
-    Raises:
-        ValueError: If the file is not readable or holds no schedule of `steps` triples.
     """
     if isinstance(coefficients, Path) or (
         isinstance(coefficients, str) and coefficients.endswith(".json")
@@ -101,24 +92,19 @@ def _plain_number(value: object) -> float:
 
 
 def checked_steps(steps: object) -> int:
-    """`ns_steps`, if it is a whole number from 1 to `MOST_STEPS`.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Return `ns_steps`, or raise ValueError unless it is a whole number in its range."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"`ns_steps` must be a whole number >= 1, got {steps!r}; 5 is the default")
-    if steps > MOST_STEPS:
-        raise ValueError(f"`ns_steps` must be at most {MOST_STEPS}, got {steps}; 5 is the default")
+    if steps > MAX_STEPS:
+        raise ValueError(f"`ns_steps` must be at most {MAX_STEPS}, got {steps}; 5 is the default")
     return steps
 
 
 def iteration_dtype(name: OrthogonalizationDtype, direction: Tensor) -> torch.dtype:
-    """Arithmetic of the iteration: for `"auto"` bfloat16 where devices are made for it.
+    """Return the dtype of the iteration: bfloat16 for "auto" where devices are made for it.
 
-    Those are CUDA devices, and NPUs from Ascend 910B on; elsewhere it is float32. float64
-    parameters are iterated in float64. CPUs without bfloat16 instructions are five times slower in
-    it, whatever the parameters' dtype.
+    Those are CUDA devices, and NPUs from Ascend 910B on; elsewhere it is float32, and float64 for
+    float64 parameters. CPUs without bfloat16 instructions are five times slower in it.
     """
     if name != "auto":
         return {
@@ -223,7 +209,7 @@ def _check_schedule(schedule: object, steps: object, where: str) -> None:
 
 
 def _shape(key: object) -> tuple[int, int]:
-    """The shape that a key of a coefficient mapping stands for."""
+    """Return the shape that a key of a coefficient mapping stands for."""
     match = re.fullmatch(r"(\d+)x(\d+)", key) if isinstance(key, str) else None
     if match is None or int(match[1]) > int(match[2]):
         raise ValueError(

@@ -336,11 +336,13 @@ class ROOT(SharedState, torch.optim.Optimizer):
             check_capturing(self.param_groups, self._checked)
         plans = self._plans()
         hooks = tuple(self._stack_hooks.values())
-        skipped = take_gradients(plans, self.state.__getitem__, self._skip_counts)
-        finish = [self._start(plan, hooks) for plan in plans if plan.live]
-        for end_of_group in finish:
-            end_of_group()
-        release_gradients(plans)
+        try:
+            skipped = take_gradients(plans, self.state.__getitem__, self._skip_counts)
+            finish = [self._start(plan, hooks) for plan in plans if plan.live]
+            for end_of_group in finish:
+                end_of_group()
+        finally:
+            release_gradients(plans)
         self._report(skipped)
         return loss
 
