@@ -75,9 +75,10 @@ class MatrixBlock:
         return matrix.narrow(1, self.start[1], self.shape[1]) if self.cut[1] else matrix
 
 
-class Operands(NamedTuple):
-    """The tensors of one block in one step."""
+class BlockStep(NamedTuple):
+    """One block in one step: the tensors that it takes and gives."""
 
+    block: MatrixBlock
     gradient: Tensor | None  # G, (rows, columns); None where `momentum` is N already
     momentum: Tensor  # M before the step, or N; alike
     target: Tensor  # W, or the place where U goes; alike
@@ -215,3 +216,8 @@ def momentum_dtype(parameter: Tensor, group: Group) -> torch.dtype:
 def shared_dtype(momentum: Tensor, group: Group) -> torch.dtype:
     """Return in which dtype the updates of matrices travel between ranks."""
     return torch.bfloat16 if group["share_dtype"] == "bfloat16" else state_dtype(momentum)
+
+
+def bits_of(dtype: torch.dtype) -> int:
+    """Return the size of one number."""
+    return 8 * dtype.itemsize

@@ -6,7 +6,7 @@ have it. Where each rank keeps a part of the state, AdamW's parameters travel li
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,14 +25,15 @@ from lightning_root.distributed import (
     send_streams,
 )
 from lightning_root.optim.blocks import (
+    BlockStep,
     BoundParameter,
     Group,
     GroupPlan,
-    MatrixBlock,
-    Operands,
+    bits_of,
     shared_dtype,
+    state_dtype,
 )
-from lightning_root.optim.local import Finish, Local, nothing, update_blocks_
+from lightning_root.optim.local import Finish, Local, run_all, update_blocks_
 from lightning_root.optim.stages.adamw import adamw_update_
 from lightning_root.optim.stages.apply import apply_update_
 from lightning_root.optim.stages.momentum import advance_momentum_, in_float8, look_ahead_float8
@@ -51,11 +52,7 @@ class _Shared:
 
 
 class Replicated(Local):
-    """Each rank updates its share of the matrices for all.
-
-    Args:
-        ranks: That hold the same parameters and gradients, and who keeps which part of the state.
-    """
+    """Each rank updates its share of the matrices for all ranks, which hold the same."""
 
     def __init__(self, ranks: Replicas) -> None:
         self._group, self._owners = ranks.group, ranks.owners
@@ -64,48 +61,36 @@ class Replicated(Local):
     def start_blocks(
         self,
         plan: GroupPlan,
-        blocks: Sequence[MatrixBlock],
-        operands: Sequence[Operands],
+        steps: Sequence[BlockStep],
         hooks: Sequence[StackHook],
         in_place: bool = True,
     ) -> Finish:
         """Compute what this rank owns and send it; what is returned applies the updates of all."""
-        if not blocks:
-            return nothing
         finish = []
-        for shared in self._shared(plan, blocks, operands):
-            some = [blocks[number] for number in shared.numbers]
-            of_some = [operands[number] for number in shared.numbers]
-            finish.append(self._start(plan, shared, some, of_some, hooks, in_place))
-        return partial(_run_all, finish)
+        for shared in self._shared(plan, steps):
+            some = [steps[number] for number in shared.numbers]
+            finish.append(self._start(plan, shared, some, hooks, in_place))
+        return partial(run_all, finish)
 
-    def _shared(
-        self, plan: GroupPlan, blocks: Sequence[MatrixBlock], operands: Sequence[Operands]
-    ) -> list[_Shared]:
+    def _shared(self, plan: GroupPlan, steps: Sequence[BlockStep]) -> list[_Shared]:
         """Return who owns what, planned when these blocks are first updated together."""
-        key = ("shared", *map(id, blocks))
+        key = ("shared", *[id(one.block) for one in steps])
         if key not in plan.schedules:
             kinds: defaultdict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
-            for number, one in enumerate(operands):
+            for number, one in enumerate(steps):
                 kinds[one.momentum.dtype, one.momentum.device].append(number)
-            plan.schedules[key] = [
-                self._plan(plan, blocks, numbers, operands[numbers[0]].momentum)
-                for numbers in kinds.values()
-            ]
+            plan.schedules[key] = [self._plan(plan, steps, alike) for alike in kinds.values()]
         found: list[_Shared] = plan.schedules[key]
         return found
 
-    def _plan(
-        self, plan: GroupPlan, blocks: Sequence[MatrixBlock], numbers: list[int], like: Tensor
-    ) -> _Shared:
-        some = [blocks[number] for number in numbers]
+    def _plan(self, plan: GroupPlan, steps: Sequence[BlockStep], numbers: list[int]) -> _Shared:
+        blocks, like = [steps[number].block for number in numbers], steps[numbers[0]].momentum
         dtype = shared_dtype(like, plan.group)
         travelling = plan.neuron_keys if self._owners is None else ()
-        width = torch.finfo(torch.promote_types(like.dtype, torch.float32)).bits
-        each = width // torch.finfo(dtype).bits
-        sizes = [(b.elements, *(each * max(b.shape) for _ in travelling)) for b in some]
+        each = bits_of(state_dtype(like)) // bits_of(dtype)
+        sizes = [(b.elements, *(each * max(b.shape) for _ in travelling)) for b in blocks]
         buckets = self._ranks.buckets(
-            [Matrices(block.name, block.number, block.shape) for block in some],
+            [Matrices(block.name, block.number, block.shape) for block in blocks],
             [sum(of_block) for of_block in sizes],
             plan.group["ns_steps"],
             like.device,
@@ -117,114 +102,73 @@ class Replicated(Local):
         self,
         plan: GroupPlan,
         shared: _Shared,
-        blocks: Sequence[MatrixBlock],
-        operands: Sequence[Operands],
+        steps: Sequence[BlockStep],
         hooks: Sequence[StackHook],
         in_place: bool,
     ) -> Finish:
         under_way: list[tuple[Bucket, Tensor, Tensor, dist.Work]] = []
-        device = operands[0].momentum.device
+        device = steps[0].momentum.device
         for bucket in shared.buckets:
             whole = torch.zeros(self._size, bucket.width, dtype=shared.dtype, device=device)
             part = torch.zeros_like(whole[0])
-            own = bucket.members[self._me]
-            slots = self._slots(part, shared, blocks, own)
-            given = [
-                operands[i]._replace(target=slot[0]) for i, slot in zip(own, slots, strict=True)
-            ]
-            update_blocks_(plan, [blocks[i] for i in own], given, hooks, in_place=False)
-            for one, (_, *bits) in zip(given, slots, strict=True):
-                for values, place in zip(one.neurons.values(), bits, strict=False):
+            slots = _slots(part, shared, steps, bucket.members[self._me])
+            own = [one._replace(target=update) for one, update, _ in slots]
+            update_blocks_(plan, own, hooks, in_place=False)
+            for one, _, places in slots:
+                for values, place in zip(one.neurons.values(), places, strict=False):
                     place.copy_(values.view(shared.dtype))
             # The sent part is kept until it has been sent.
             under_way.append((bucket, whole, part, all_gather(part, whole, self._group)))
             if self._owners is None:
-                others = set(range(self._size)) - {self._me}
-                self._advance_([operands[i] for r in others for i in bucket.members[r]], plan.group)
+                for rank, members in enumerate(bucket.members):
+                    if rank != self._me:
+                        _advance_([steps[i] for i in members], plan.group)
 
         def finish() -> None:
             for bucket, whole, _, work in under_way:
                 work.wait()
                 for rank, (members, part) in enumerate(zip(bucket.members, whole, strict=True)):
-                    slots = self._slots(part, shared, blocks, members)
-                    received = [operands[i] for i in members]
-                    if rank != self._me:
-                        _take_neurons_(received, slots, shared.dtype)
-                    updates = [slot[0] for slot in slots]
-                    scales = [blocks[i].scale for i in members]
-                    _apply_all_(received, updates, scales, plan.group, in_place)
+                    slots = _slots(part, shared, steps, members)
+                    for one, _, places in slots if rank != self._me else ():
+                        for values, place in zip(one.neurons.values(), places, strict=False):
+                            values.view(shared.dtype).copy_(place)
+                    _apply_all_([slot[:2] for slot in slots], plan.group, in_place)
 
         return finish
 
-    def _slots(
-        self,
-        part: Tensor,  # (width,), of one rank
-        shared: _Shared,
-        blocks: Sequence[MatrixBlock],
-        members: Sequence[int],
-    ) -> list[list[Tensor]]:
-        """Return for each member the places of its update and of what travels with it: views."""
-        pieces = iter(pieces_of(part, [size for i in members for size in shared.sizes[i]]))
-        found = [[next(pieces) for _ in shared.sizes[i]] for i in members]
-        for i, slot in zip(members, found, strict=True):
-            slot[0] = slot[0].view(blocks[i].shape)
-        return found
-
-    def _advance_(self, operands: Sequence[Operands], group: Group) -> None:
-        """Advance the momentum of matrices that are orthogonalized elsewhere."""
-        for one in operands:
-            if one.gradient is not None:
-                advance_momentum_(one.gradient, one.momentum, group, one.finite)
-
     def sources(
-        self, bound: BoundParameter, plan: GroupPlan
-    ) -> tuple[Sequence[Tensor | None], Sequence[Tensor]]:
+        self, plan: GroupPlan, bound: BoundParameter, whole: bool
+    ) -> tuple[Sequence[Tensor] | None, Sequence[Tensor]]:
         """Return G and M of each block; of those that others keep a stand-in without memory."""
         if self._owners is None:
-            return super().sources(bound, plan)
+            return super().sources(plan, bound, whole)
         parts, flat = self._owners.parts(bound.name), bound.state["momentum_buffer"]
-        gradients: Sequence[Tensor | None]
+        gradients: Sequence[Tensor] | None = None
         if in_float8(plan.group):
             own_gradient = StateParts(parts, bound.view).part(
                 "momentum_buffer", bound.gradient, bound.parameter, self._me
             )
-            gradients = [None] * len(bound.blocks)
             flat = look_ahead_float8(own_gradient, bound, plan.group)
         else:
             gradients = bound.cut(bound.gradient)
-        nothing_kept = flat.new_zeros(())
+        stand_in = flat.new_zeros(())
         own = iter(pieces_of(flat, [parts.sizes[number] for number in parts.of(self._me)]))
         return gradients, [
-            next(own).view(block.shape) if owner == self._me else nothing_kept.expand(block.shape)
+            next(own).view(block.shape) if owner == self._me else stand_in.expand(block.shape)
             for block, owner in zip(bound.blocks, parts.owners, strict=True)
         ]
 
-    def neurons(self, bound: BoundParameter, plan: GroupPlan) -> Sequence[Mapping[str, Tensor]]:
+    def neurons(self, plan: GroupPlan, bound: BoundParameter) -> Sequence[Mapping[str, Tensor]]:
         """Return the state per neuron of each block that this rank has: views."""
         if self._owners is None:
-            return super().neurons(bound, plan)
-        owners = self._owners.parts(bound.name).owners
-        own = [
-            block for block, owner in zip(bound.blocks, owners, strict=True) if owner == self._me
-        ]
-        sizes = [max(block.shape) for block in own]
+            return super().neurons(plan, bound)
+        parts = self._owners.parts(bound.name)
+        sizes = [max(bound.blocks[number].shape) for number in parts.of(self._me)]
         pieces = {key: iter(pieces_of(bound.state[key], sizes)) for key in plan.neuron_keys}
         return [
             {key: next(of_key) for key, of_key in pieces.items()} if owner == self._me else {}
-            for owner in owners
+            for owner in parts.owners
         ]
-
-    def append_whole(
-        self,
-        plan: GroupPlan,
-        bound: BoundParameter,
-        targets: Sequence[Tensor],
-        blocks: list[MatrixBlock],
-        operands: list[Operands],
-    ) -> None:
-        """Add the blocks of a parameter that is copied; of its own N where ranks keep parts."""
-        add = super().append_whole if self._owners is None else self.append
-        add(plan, bound, targets, blocks, operands)
 
     def start_adamw(self, plan: GroupPlan) -> Finish:
         """Update this rank's part of AdamW's parameters and send it; what is returned ends it."""
@@ -232,7 +176,7 @@ class Replicated(Local):
         kinds = defaultdict(list)
         for bound in plan.live:
             kinds[bound.parameter.dtype, bound.parameter.device].append(bound)
-        return partial(_run_all, [self._adamw(alike, plan.group) for alike in kinds.values()])
+        return partial(run_all, [self._adamw(alike, plan.group) for alike in kinds.values()])
 
     def _adamw(self, parameters: Sequence[BoundParameter], group: Group) -> Finish:
         assert self._owners is not None
@@ -267,33 +211,35 @@ class Replicated(Local):
         return finish
 
 
-def _take_neurons_(
-    operands: Sequence[Operands], slots: Sequence[Sequence[Tensor]], dtype: torch.dtype
-) -> None:
-    """Write the state per neuron that came with updates, bit for bit, over this rank's own."""
-    for one, (_, *bits) in zip(operands, slots, strict=True):
-        for values, place in zip(one.neurons.values(), bits, strict=False):
-            values.view(dtype).copy_(place)
+def _slots(
+    part: Tensor,  # (width,), of one rank
+    shared: _Shared,
+    steps: Sequence[BlockStep],
+    members: Sequence[int],
+) -> list[tuple[BlockStep, Tensor, list[Tensor]]]:
+    """Return members with the places of their update and of what travels with it: views."""
+    pieces = iter(pieces_of(part, [size for i in members for size in shared.sizes[i]]))
+    found = []
+    for i in members:
+        update, *places = [next(pieces) for _ in shared.sizes[i]]
+        found.append((steps[i], update.view(steps[i].block.shape), places))
+    return found
 
 
-def _apply_all_(
-    operands: Sequence[Operands],
-    updates: Sequence[Tensor],
-    scales: Sequence[float],
-    group: Group,
-    in_place: bool,
-) -> None:
+def _advance_(steps: Sequence[BlockStep], group: Group) -> None:
+    """Advance the momentum of matrices that are orthogonalized elsewhere."""
+    for one in steps:
+        if one.gradient is not None:
+            advance_momentum_(one.gradient, one.momentum, group, one.finite)
+
+
+def _apply_all_(updates: Sequence[tuple[BlockStep, Tensor]], group: Group, in_place: bool) -> None:
     """Apply updates to their matrices, alike ones at once, or copy them to their places."""
     alike: defaultdict[tuple[float, torch.dtype], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for one, update, scale in zip(operands, updates, scales, strict=True):
+    for one, update in updates:
         if in_place:
-            alike[scale, one.target.dtype].append((one.target, update))
+            alike[one.block.scale, one.target.dtype].append((one.target, update))
         else:
             one.target.copy_(update)
     for (scale, _), pairs in alike.items():
         apply_update_([t for t, _ in pairs], [u for _, u in pairs], scale, group)
-
-
-def _run_all(finish: Sequence[Callable[[], None]]) -> None:
-    for end in finish:
-        end()

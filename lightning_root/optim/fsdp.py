@@ -30,15 +30,23 @@ from lightning_root.distributed import (
     row_shards,
 )
 from lightning_root.optim.blocks import (
+    BlockStep,
     BoundParameter,
     GroupPlan,
     MatrixBlock,
-    Operands,
     bind_parameter,
+    bits_of,
     shared_dtype,
     state_dtype,
 )
-from lightning_root.optim.local import WHOLE_ELEMENTS, Finish, Local, portions, update_blocks_
+from lightning_root.optim.local import (
+    WHOLE_ELEMENTS,
+    Finish,
+    Local,
+    portions,
+    run_all,
+    update_blocks_,
+)
 from lightning_root.optim.stages.apply import apply_update_
 from lightning_root.optim.stages.momentum import local_look_ahead
 from lightning_root.optim.step import StackHook
@@ -108,7 +116,7 @@ class Sharded(Local):
         if gathered:
             for portion in portions(gathered, WHOLE_ELEMENTS):
                 self.update_whole_(plan, portion, hooks)
-        return partial(_run_all, finish)
+        return partial(run_all, finish)
 
     def _start_rows(
         self,
@@ -127,7 +135,7 @@ class Sharded(Local):
             columns = bound.parameter.shape[1:].numel()
             values.append(local_part(bound.parameter).view(-1, columns))
             directions.append(local_look_ahead(bound, plan.group).view(-1, columns))
-        neurons = [self.neurons(bound, plan) for bound in parameters]
+        neurons = [self.neurons(plan, bound) for bound in parameters]
         state = [neurons[rows.parameter][rows.number] for rows in planned.rows]
         exchanges = [
             (bucket, _send_back(plan, planned, bucket, directions, state, hooks))
@@ -173,16 +181,16 @@ def _send_back(
         pieces_of(received, [one.size(rank) for one in own])
         for rank, received in zip(ranks, there.wait(), strict=True)
     ]
-    operands = []
+    steps = []
     for number, (i, one) in enumerate(zip(bucket.members[planned.me], own, strict=True)):
         whole = torch.cat([pieces[number] for pieces in from_ranks]).view(one.block.shape)
         target = torch.empty_like(whole, dtype=planned.dtype)
-        operands.append(Operands(None, whole, target, None, state[i]))
-    update_blocks_(plan, [one.block for one in own], operands, hooks, in_place=False)
+        steps.append(BlockStep(one.block, None, whole, target, None, state[i]))
+    update_blocks_(plan, steps, hooks, in_place=False)
     back = [
         [
             piece
-            for one, given in zip(own, operands, strict=True)
+            for one, given in zip(own, steps, strict=True)
             for piece in (
                 given.target[slice(*one.of_rank[rank])],
                 *(values.view(planned.dtype) for values in given.neurons.values()),
@@ -205,7 +213,7 @@ def _planned(
     shards, me = RowShards(group), group.rank()
     like = parameters[0].parameter
     dtype = shared_dtype(like, plan.group)
-    each = torch.finfo(state_dtype(like)).bits // torch.finfo(dtype).bits
+    each = bits_of(state_dtype(like)) // bits_of(dtype)
     rows = []
     for place, bound in enumerate(parameters):
         of_rank = shards.rows(bound.parameter.shape[0])
@@ -248,8 +256,3 @@ def _own_matrices(plan: GroupPlan, bound: BoundParameter, shards: RowShards) -> 
         gradient = gradient.contiguous()
     state = {name: local_part(entry) for name, entry in bound.state.items()}
     return replace(planned, parameter=value, gradient=gradient, state=state)
-
-
-def _run_all(finish: Sequence[Finish]) -> None:
-    for end in finish:
-        end()

@@ -93,7 +93,7 @@ def selected(partition: Partition, groups: Groups, module: nn.Module) -> Partiti
 def split_new(
     named: Named, groups: Groups, module: nn.Module | None, rules: Rules | None
 ) -> Partition:
-    """Split new parameters without a role: as the module's are where it has them, else by name."""
+    """Split parameters without a role: as the module's are where it has them, else by name."""
     parameters = [parameter for _, parameter in named]
     if not parameters:
         raise ValueError(
@@ -109,7 +109,7 @@ def split_new(
 
 
 def fill(groups: Groups, partition: Partition) -> None:
-    """Put the parameters of a partition into the standing groups, all or none; others keep theirs."""
+    """Put a partition's parameters into the standing groups, all or none; others keep theirs."""
     added = {id(p) for group in groups[len(ROLES) :] for p in group["params"]}
     pairs = [
         (group, [(name, p) for name, p in new["params"] if id(p) not in added])

@@ -19,10 +19,10 @@ from lightning_root.distributed import cut_by_size, gather, local_part, scatter_
 from lightning_root.kernels import run_in_order
 from lightning_root.optim.blocks import (
     NO_NEURONS,
+    BlockStep,
     BoundParameter,
     GroupPlan,
     MatrixBlock,
-    Operands,
     state_dtype,
 )
 from lightning_root.optim.stages import normalize
@@ -31,7 +31,6 @@ from lightning_root.optim.stages.momentum import in_float8, whole_look_ahead
 from lightning_root.optim.step import Stack, StackHook, StackPlan, plan_stack, update_stack_
 
 Finish: TypeAlias = Callable[[], None]
-Blocks: TypeAlias = tuple[list[MatrixBlock], list[Operands]]
 
 SMALL_ELEMENTS: Final = 1 << 17
 """Of a matrix; below it a CPU is faster with several at a time."""
@@ -75,9 +74,13 @@ class Local:
         finish: Finish = nothing
         if in_float8(plan.group):  # each has a whole N until it is updated
             for portion in portions(in_place, _ahead_elements(in_place)):
-                self.start_blocks(plan, *self.in_place(plan, portion), hooks)()
+                steps = [
+                    s for bound in portion for s in self.steps_of(plan, bound, bound.parameter)
+                ]
+                self.start_blocks(plan, steps, hooks)()
         elif in_place:
-            finish = self.start_blocks(plan, *self.in_place(plan, in_place), hooks)
+            steps = [s for bound in in_place for s in self.steps_of(plan, bound, bound.parameter)]
+            finish = self.start_blocks(plan, steps, hooks)
         if copied:
             for portion in portions(copied, WHOLE_ELEMENTS):
                 self.update_whole_(plan, portion, hooks)
@@ -86,24 +89,48 @@ class Local:
     def start_blocks(
         self,
         plan: GroupPlan,
-        blocks: Sequence[MatrixBlock],
-        operands: Sequence[Operands],
+        steps: Sequence[BlockStep],
         hooks: Sequence[StackHook],
         in_place: bool = True,
     ) -> Finish:
-        """Begin the step of blocks; what is returned ends it."""
-        update_blocks_(plan, blocks, operands, hooks, in_place)
+        """Begin the step of blocks, or of their updates alone; what is returned ends it."""
+        update_blocks_(plan, steps, hooks, in_place)
         return nothing
 
-    def sources(
-        self, bound: BoundParameter, plan: GroupPlan
-    ) -> tuple[Sequence[Tensor | None], Sequence[Tensor]]:
-        """Return G and M of each block; None and N where M is kept in 8 bits."""
-        if not in_float8(plan.group):
-            return bound.cut(bound.gradient), bound.cut(bound.state["momentum_buffer"])
-        return [None] * len(bound.blocks), bound.cut(whole_look_ahead(bound, plan.group))
+    def steps_in_place(
+        self, plan: GroupPlan, parameters: Sequence[BoundParameter]
+    ) -> list[BlockStep]:
+        """Return the blocks of parameters, to be updated where they lie."""
+        return [step for b in parameters for step in self.steps_of(plan, b, b.parameter)]
 
-    def neurons(self, bound: BoundParameter, plan: GroupPlan) -> Sequence[Mapping[str, Tensor]]:
+    def steps_of(
+        self, plan: GroupPlan, bound: BoundParameter, target: Tensor, whole: bool = False
+    ) -> list[BlockStep]:
+        """Return the blocks of a parameter; with `whole` its N is made before it is cut."""
+        gradients, momenta = self.sources(plan, bound, whole)
+        targets = bound.cut(target)
+        neurons = self.neurons(plan, bound) if plan.neuron_keys else None
+        return [
+            BlockStep(
+                block,
+                gradients[number] if gradients is not None else None,
+                momenta[number],
+                targets[number],
+                bound.finite,
+                neurons[number] if neurons is not None else NO_NEURONS,
+            )
+            for number, block in enumerate(bound.blocks)
+        ]
+
+    def sources(
+        self, plan: GroupPlan, bound: BoundParameter, whole: bool
+    ) -> tuple[Sequence[Tensor] | None, Sequence[Tensor]]:
+        """Return G and M of each block; None and N where that is made of the whole parameter."""
+        if whole or in_float8(plan.group):
+            return None, bound.cut(gather(whole_look_ahead(bound, plan.group)))
+        return bound.cut(bound.gradient), bound.cut(bound.state["momentum_buffer"])
+
+    def neurons(self, plan: GroupPlan, bound: BoundParameter) -> Sequence[Mapping[str, Tensor]]:
         """Return the state per neuron of each block: views."""
         flat = {key: local_part(bound.state[key]).view(-1) for key in plan.neuron_keys}
         return [
@@ -111,71 +138,33 @@ class Local:
             for b in bound.blocks
         ]
 
-    def in_place(self, plan: GroupPlan, parameters: Sequence[BoundParameter]) -> Blocks:
-        """Return the blocks of parameters, to be updated where they lie."""
-        blocks: list[MatrixBlock] = []
-        operands: list[Operands] = []
-        for bound in parameters:
-            self.append(plan, bound, bound.cut(bound.parameter), blocks, operands)
-        return blocks, operands
-
-    def append(
-        self,
-        plan: GroupPlan,
-        bound: BoundParameter,
-        targets: Sequence[Tensor],
-        blocks: list[MatrixBlock],
-        operands: list[Operands],
-    ) -> None:
-        """Add the blocks of a parameter, and what a step has of each."""
-        gradients, momenta = self.sources(bound, plan)
-        neurons = self.neurons(bound, plan) if plan.neuron_keys else None
-        for number, block in enumerate(bound.blocks):
-            of_block = NO_NEURONS if neurons is None else neurons[number]
-            given = gradients[number], momenta[number], targets[number]
-            blocks.append(block)
-            operands.append(Operands(*given, bound.finite, of_block))
-
     def update_whole_(
         self, plan: GroupPlan, parameters: Sequence[BoundParameter], hooks: Sequence[StackHook]
     ) -> None:
         """Update parameters that are copied, or gathered from shards: all U, then each W."""
-        blocks: list[MatrixBlock] = []
-        operands: list[Operands] = []
-        updates: list[tuple[BoundParameter, Tensor, Sequence[Tensor]]] = []
+        steps: list[BlockStep] = []
+        updates: list[tuple[BoundParameter, Tensor]] = []
         for bound in parameters:
             dtype = state_dtype(bound.parameter)
             whole = torch.empty(bound.parameter.shape, dtype=dtype, device=bound.gradient.device)
-            targets = bound.cut(whole)
-            updates.append((bound, whole, targets))
-            self.append_whole(plan, bound, targets, blocks, operands)
-        self.start_blocks(plan, blocks, operands, hooks, in_place=False)()
-        for bound, whole, targets in updates:
-            scale = _common_scale_(bound.blocks, targets)
+            updates.append((bound, whole))
+            steps += self.steps_of(plan, bound, whole, whole=True)
+        self.start_blocks(plan, steps, hooks, in_place=False)()
+        for bound, whole in updates:
+            scale = _common_scale_(bound, whole)
             update = local_part(scatter_like(whole, bound.parameter))
             flags = None if bound.finite is None else [bound.finite]
             apply_update_([local_part(bound.parameter)], [update], scale, plan.group, flags)
 
-    def append_whole(
-        self,
-        plan: GroupPlan,
-        bound: BoundParameter,
-        targets: Sequence[Tensor],
-        blocks: list[MatrixBlock],
-        operands: list[Operands],
-    ) -> None:
-        """Add the blocks of a parameter whose N is made whole before it is cut."""
-        momenta = bound.cut(gather(whole_look_ahead(bound, plan.group)))
-        neurons = self.neurons(bound, plan)
-        for block, momentum, target, of_block in zip(
-            bound.blocks, momenta, targets, neurons, strict=True
-        ):
-            blocks.append(block)
-            operands.append(Operands(None, momentum, target, bound.finite, of_block))
-
 
 def nothing() -> None:
     """Do what is left of a step that has been taken."""
+
+
+def run_all(finish: Sequence[Finish]) -> None:
+    """End what has been begun, in that order."""
+    for end in finish:
+        end()
 
 
 def portions(parameters: Sequence[BoundParameter], elements: int) -> list[list[BoundParameter]]:
@@ -188,12 +177,12 @@ def _ahead_elements(parameters: Sequence[BoundParameter]) -> int:
     return AHEAD_ELEMENTS * torch.get_num_threads() if on_cpu else WHOLE_ELEMENTS
 
 
-def _common_scale_(blocks: Sequence[MatrixBlock], updates: Sequence[Tensor]) -> float:
-    """Return the scale of all blocks; where they differ, put it into the updates and return 1."""
-    if len({block.scale for block in blocks}) == 1:
-        return blocks[0].scale
-    for block, update in zip(blocks, updates, strict=True):
-        update.mul_(block.scale)
+def _common_scale_(bound: BoundParameter, update: Tensor) -> float:
+    """Return the scale of all blocks; where they differ, put it into the update and return 1."""
+    if len({block.scale for block in bound.blocks}) == 1:
+        return bound.blocks[0].scale
+    for block, part in zip(bound.blocks, bound.cut(update), strict=True):
+        part.mul_(block.scale)
     return 1.0
 
 
@@ -206,21 +195,17 @@ class Schedule:
 
 
 def update_blocks_(
-    plan: GroupPlan,
-    blocks: Sequence[MatrixBlock],
-    operands: Sequence[Operands],
-    hooks: Sequence[StackHook],
-    in_place: bool,
+    plan: GroupPlan, steps: Sequence[BlockStep], hooks: Sequence[StackHook], in_place: bool
 ) -> None:
     """Update blocks here, on several threads where the matrices are on a CPU."""
-    key = (in_place, torch.get_num_threads(), *map(id, blocks))
+    key = (in_place, torch.get_num_threads(), *[id(one.block) for one in steps])
     schedule: Schedule | None = plan.schedules.get(key)
     if schedule is None:
         if len(plan.schedules) >= MAX_SCHEDULES:
             plan.schedules.clear()
-        schedule = plan.schedules[key] = _scheduled(plan, blocks, operands, in_place)
+        schedule = plan.schedules[key] = _scheduled(plan, steps, in_place)
     jobs = [
-        partial(update_stack_, stack, [operands[i] for i in stack.members], plan.group, bool(hooks))
+        partial(update_stack_, stack, [steps[i] for i in stack.members], plan.group, bool(hooks))
         for stack in schedule.stacks
     ]
     if schedule.workers == 1:
@@ -233,46 +218,29 @@ def update_blocks_(
             hook(seen)
 
 
-def _scheduled(
-    plan: GroupPlan,
-    blocks: Sequence[MatrixBlock],
-    operands: Sequence[Operands],
-    in_place: bool,
-) -> Schedule:
+def _scheduled(plan: GroupPlan, steps: Sequence[BlockStep], in_place: bool) -> Schedule:
     """Put blocks that are alike into stacks and those in order.
 
     What is first finishes last where threads share the work, so that they end together.
     """
     alike: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
     normalizes = normalize.is_on(plan.group)
-    for number, (block, one) in enumerate(zip(blocks, operands, strict=True)):
-        kind = one.momentum.dtype, one.target.dtype, one.momentum.device
-        alike[*block.shape, *kind, block.scale, normalizes and block.by_rows].append(number)
-    stacks = [
-        part for equal in alike.values() for part in _parts(equal, operands[equal[0]].momentum)
-    ]
-    stacks.sort(key=lambda part: _work(blocks, part), reverse=True)
-    on_cpu = all(operands[part[0]].momentum.device.type == "cpu" for part in stacks)
-    workers = _workers([_work(blocks, part) for part in stacks]) if on_cpu else 1
+    for number, one in enumerate(steps):
+        kind = one.momentum.dtype, one.target.dtype, one.momentum.device, one.block.scale
+        alike[*one.block.shape, *kind, normalizes and one.block.by_rows].append(number)
+    stacks = [part for equal in alike.values() for part in _parts(equal, steps[equal[0]].momentum)]
+    stacks.sort(key=lambda part: _work(steps[part[0]].block, len(part)), reverse=True)
+    on_cpu = all(steps[part[0]].momentum.device.type == "cpu" for part in stacks)
+    work = [_work(steps[part[0]].block, len(part)) for part in stacks]
+    workers = _workers(work) if on_cpu else 1
     threads = torch.get_num_threads() if workers == 1 else 1  # of one operation
-    planned = [
-        plan_stack(
-            part,
-            [blocks[number] for number in part],
-            operands[part[0]].momentum,
-            plan.group,
-            in_place,
-            threads,
-        )
-        for part in stacks
-    ]
+    planned = [plan_stack(p, steps[p[0]], plan.group, in_place, threads) for p in stacks]
     return Schedule(tuple(planned), workers)
 
 
-def _work(blocks: Sequence[MatrixBlock], members: Sequence[int]) -> int:
+def _work(block: MatrixBlock, count: int) -> int:
     """Return the multiplications of one product of each matrix with its own transpose."""
-    rows, columns = blocks[members[0]].shape
-    return len(members) * rows * columns * min(rows, columns)
+    return count * block.shape[0] * block.shape[1] * min(block.shape)
 
 
 def _parts(members: Sequence[int], like: Tensor) -> Iterator[Sequence[int]]:

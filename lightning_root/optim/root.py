@@ -41,7 +41,7 @@ from lightning_root.optim.groups import (
     stale_names,
     views_of,
 )
-from lightning_root.optim.local import Finish, Local, nothing
+from lightning_root.optim.local import Finish, Local, nothing, run_all
 from lightning_root.optim.options import (
     MomentumDtype,
     Normalize,
@@ -382,7 +382,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
             return self._where.start(plan, plan.live, hooks)
         whole = [bound for bound in plan.live if not bound.is_sharded]
         finish = [self._where.start(plan, whole, hooks), Sharded().start(plan, sharded, hooks)]
-        return partial(_run_all, finish)
+        return partial(run_all, finish)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; without a `role` its parameters are split and may make two groups.
@@ -504,8 +504,3 @@ class ROOT(SharedState, torch.optim.Optimizer):
                 "Said once per parameter; `optimizer.skipped` counts",
                 stacklevel=7,
             )
-
-
-def _run_all(finish: Sequence[Finish]) -> None:
-    for end in finish:
-        end()

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_root.coefficients import Coefficients
 from lightning_root.functional.outliers import clamp_each
 from lightning_root.kernels.triton.tiles import Tuning
-from lightning_root.optim.blocks import Group, MatrixBlock, Operands, state_dtype
+from lightning_root.optim.blocks import BlockStep, Group, MatrixBlock, state_dtype
 from lightning_root.optim.stages import adamw, momentum, normalize
 from lightning_root.optim.stages.apply import apply_by_kernels_, apply_update_
 from lightning_root.optim.stages.clip import Clip, bounds_by_kernels, plan_clip
@@ -67,7 +67,7 @@ class StackPlan:
     """Equal blocks that are updated together, and how."""
 
     members: tuple[int, ...]  # their places among the blocks that were planned together
-    blocks: tuple[MatrixBlock, ...]  # as many
+    block: MatrixBlock  # one of them
     in_place: bool  # whether the targets are the matrices themselves; else U goes there as it is
     dtype: torch.dtype  # of N: float32, or float64 for float64 parameters
     clip: Clip | None  # None without a threshold
@@ -77,24 +77,19 @@ class StackPlan:
 
 
 def plan_stack(
-    members: Sequence[int],
-    blocks: Sequence[MatrixBlock],
-    like: Tensor,  # momentum of one of them
-    group: Group,
-    in_place: bool,
-    threads: int,
+    members: Sequence[int], like: BlockStep, group: Group, in_place: bool, threads: int
 ) -> StackPlan:
-    """Settle how equal blocks are updated, by operations of so many threads."""
-    how = plan_orthogonalization(blocks[0], like, group, threads)
+    """Settle how blocks like this one are updated, by operations of so many threads."""
+    how = plan_orthogonalization(like.block, like.momentum, group, threads)
     return StackPlan(
         tuple(members),
-        tuple(blocks),
+        like.block,
         in_place,
-        state_dtype(like),
+        state_dtype(like.momentum),
         plan_clip(group),
         how,
         normalize.is_on(group),
-        have_kernels(like, group, how.tuning),
+        have_kernels(like.momentum, group, how.tuning),
     )
 
 
@@ -107,72 +102,54 @@ def have_kernels(momentum: Tensor, group: Group, tuning: Tuning | None) -> bool:
 
 
 def update_stack_(
-    plan: StackPlan, operands: Sequence[Operands], group: Group, keep: bool
+    plan: StackPlan, steps: Sequence[BlockStep], group: Group, keep: bool
 ) -> Stack | None:
-    """Take the step of equal blocks: of those that are not in place only U is computed.
-
-    Args:
-        plan: From `plan_stack`.
-        operands: Of its blocks.
-        group: The options of their parameter group.
-        keep: Return what happened, for hooks.
-    """
-    how, first = plan.orthogonalization, plan.blocks[0]
-    fused = plan.may_fuse and are_readable(operands)
+    """Update equal blocks; return what happened where that is to be kept, for hooks."""
+    how, scale = plan.orthogonalization, plan.block.scale
+    fused = plan.may_fuse and are_readable(steps)
     if fused:
-        direction, bounds = look_ahead_by_kernels(operands, group)  # N (k, m, n), max |N| (k,)
+        direction, bounds = look_ahead_by_kernels(steps, group)  # N (k, m, n), max |N| (k,)
         bounds = bounds_by_kernels(direction, bounds, group)
         clipped = clamp_each(direction, bounds, out=None) if keep else direction
         update = orthogonalize_by_kernels(direction, bounds, how)
     else:
-        direction = look_ahead(operands, plan.dtype, group)  # N (k, m, n)
+        direction = look_ahead(steps, plan.dtype, group)  # N (k, m, n)
         clipped, largest = direction, None
         if plan.clip is not None:
             clipped, largest = plan.clip(direction, keep=keep)  # B (k, m, n), max |B| (k,)
         update = how.run(clipped, largest=largest)  # U (k, m, n)
-    step = update
+    normalized = update
     if plan.normalizes:
-        step = normalize.normalize(
-            update, [o.neurons for o in operands], first.by_rows, [o.finite for o in operands]
-        )
-    targets = [one.target for one in operands]
+        neurons, flags = [one.neurons for one in steps], [one.finite for one in steps]
+        normalized = normalize.normalize(update, neurons, plan.block.by_rows, flags)
+    targets = [one.target for one in steps]  # W, or the places of U: k of (m, n)
     if not plan.in_place:
-        torch._foreach_copy_(targets, list(step))
+        torch._foreach_copy_(targets, list(normalized))
     elif fused:
-        apply_by_kernels_(operands, step, first.scale, group)
+        apply_by_kernels_(steps, normalized, scale, group)
     else:
-        flags = [one.finite for one in operands] if group["capturable"] else None
-        apply_update_(targets, list(step), first.scale, group, flags)
-    return _seen_by_hooks(plan, operands, group, direction, clipped, update) if keep else None
+        finite = [one.finite for one in steps] if group["capturable"] else None
+        apply_update_(targets, list(normalized), scale, group, finite)
+    return _stack_of(steps, group, direction, clipped, update) if keep else None
 
 
-def are_readable(operands: Sequence[Operands]) -> bool:
+def are_readable(steps: Sequence[BlockStep]) -> bool:
     """Return whether Triton's kernels can read gradients and momentum as they lie."""
-    given = [tensor for one in operands for tensor in (one.gradient, one.momentum)]
-    if all(one.gradient is None for one in operands):
+    given = [tensor for one in steps for tensor in (one.gradient, one.momentum)]
+    if all(one.gradient is None for one in steps):
         return True
     return all(tensor is not None and tensor.is_contiguous() for tensor in given)
 
 
-def _seen_by_hooks(
-    plan: StackPlan,
-    operands: Sequence[Operands],
-    group: Group,
-    direction: Tensor,
-    clipped: Tensor,
-    update: Tensor,
+def _stack_of(
+    steps: Sequence[BlockStep], group: Group, direction: Tensor, clipped: Tensor, update: Tensor
 ) -> Stack:
-    update = update.to(direction.dtype)
+    """Return what hooks see of blocks that have been updated: wide matrices."""
+    update, blocks = update.to(direction.dtype), [one.block for one in steps]
     if direction.shape[1] > direction.shape[2]:
         direction, clipped, update = direction.mT, clipped.mT, update.mT
-    keys = operands[0].neurons
-    return Stack(
-        tuple((block.name, block.number) for block in plan.blocks),
-        direction,
-        clipped,
-        update,
-        tuple(block.scale for block in plan.blocks),
-        plan.blocks[0].coefficients,
-        group,
-        {key: torch.stack([one.neurons[key] for one in operands]) for key in keys},
-    )
+    names = tuple((block.name, block.number) for block in blocks)
+    scales = tuple(block.scale for block in blocks)
+    neurons = {key: torch.stack([one.neurons[key] for one in steps]) for key in steps[0].neurons}
+    coefficients = blocks[0].coefficients
+    return Stack(names, direction, clipped, update, scales, coefficients, group, neurons)

@@ -17,7 +17,7 @@ from lightning_root.kernels import orthogonalize
 from lightning_root.kernels.forms import PLAIN, products_for
 from lightning_root.kernels.triton import language, measurement, tuning
 from lightning_root.kernels.triton.tiles import ALL_KERNELS, NO_KERNELS, SIZES, TILES, TORCH, Tuning
-from lightning_root.optim.blocks import Operands
+from lightning_root.optim.blocks import BlockStep
 from lightning_root.optim.stages import momentum
 from lightning_root.optim.step import are_readable, have_kernels
 from tests.kernels.interpreted import CASES
@@ -171,8 +171,8 @@ def test_what_is_fused_depends_on_what_was_measured():
     weight = torch.ones(4, 8)
 
     def fused(tuning, gradient, momentum, **options):
-        operands = [Operands(gradient, momentum, weight, None, {})]
-        return have_kernels(momentum, {**group, **options}, tuning) and are_readable(operands)
+        steps = [BlockStep(None, gradient, momentum, weight, None, {})]
+        return have_kernels(momentum, {**group, **options}, tuning) and are_readable(steps)
 
     half = weight.bfloat16()
     assert fused(single, weight, weight)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_root.optim.blocks import Group, Operands, state_dtype
+from lightning_root.optim.blocks import BlockStep, Group, state_dtype
 
 
 def apply_twin(
@@ -46,7 +46,7 @@ def apply_update_(
 
 
 def apply_by_kernels_(
-    operands: Sequence[Operands], update: Tensor, scale: float, group: Group
+    steps: Sequence[BlockStep], update: Tensor, scale: float, group: Group
 ) -> None:
     """Do as `apply_update_` by Triton; by torch where W is not contiguous, or float64."""
     from lightning_root.kernels.triton import passes
@@ -54,7 +54,7 @@ def apply_by_kernels_(
     lr, decay = group["lr"], group["weight_decay"]
     if isinstance(lr, Tensor) and lr.device.type == "cpu":
         lr = float(lr)  # no kernel can read it there
-    for one, values in zip(operands, update, strict=True):
+    for one, values in zip(steps, update, strict=True):
         in_single = state_dtype(one.target) == torch.float32
         if in_single and one.target.is_contiguous() and values.is_contiguous():
             passes.decay_and_descend_(one.target, values, lr, decay, scale, one.finite)

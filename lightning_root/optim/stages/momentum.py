@@ -16,9 +16,9 @@ from torch import Tensor
 from lightning_root.distributed import is_sharded, local_part, placed_like, shard_like
 from lightning_root.kernels import tuning_for
 from lightning_root.optim.blocks import (
+    BlockStep,
     BoundParameter,
     Group,
-    Operands,
     StateSpec,
     momentum_dtype,
     state_dtype,
@@ -106,11 +106,11 @@ def advance_momentum_(
     return gradient, exact
 
 
-def look_ahead(operands: Sequence[Operands], dtype: torch.dtype, group: Group) -> Tensor:
+def look_ahead(steps: Sequence[BlockStep], dtype: torch.dtype, group: Group) -> Tensor:
     """Advance the momentum of equal blocks and return N, (k, rows, columns); G stays as it is."""
-    matrix = operands[0].momentum
-    out = torch.empty(len(operands), *matrix.shape, dtype=dtype, device=matrix.device)
-    for (gradient, momentum, _, finite, _), direction in zip(operands, out.unbind(), strict=True):
+    matrix = steps[0].momentum
+    out = torch.empty(len(steps), *matrix.shape, dtype=dtype, device=matrix.device)
+    for (_, gradient, momentum, _, finite, _), direction in zip(steps, out, strict=True):
         if gradient is None:
             direction.copy_(momentum)
         else:
@@ -118,18 +118,18 @@ def look_ahead(operands: Sequence[Operands], dtype: torch.dtype, group: Group) -
     return out
 
 
-def look_ahead_by_kernels(operands: Sequence[Operands], group: Group) -> tuple[Tensor, Tensor]:
+def look_ahead_by_kernels(steps: Sequence[BlockStep], group: Group) -> tuple[Tensor, Tensor]:
     """Do as `look_ahead` by Triton's kernels; return N and its largest magnitudes, (k,)."""
     from lightning_root.kernels.triton import passes
 
-    matrix = operands[0].momentum
-    shape = (len(operands), *matrix.shape)
+    matrix = steps[0].momentum
+    shape = (len(steps), *matrix.shape)
     directions = torch.empty(shape, dtype=torch.float32, device=matrix.device)
-    if operands[0].gradient is None:
-        torch._foreach_copy_(list(directions), [one.momentum for one in operands])
+    if steps[0].gradient is None:
+        torch._foreach_copy_(list(directions), [one.momentum for one in steps])
         return directions, torch.linalg.vector_norm(directions, torch.inf, dim=(1, 2))
-    peaks = directions.new_empty(len(operands), passes.blocks(matrix))
-    for one, direction, peak in zip(operands, directions, peaks, strict=True):
+    peaks = directions.new_empty(len(steps), passes.blocks(matrix))
+    for one, direction, peak in zip(steps, directions, peaks, strict=True):
         assert one.gradient is not None
         passes.look_ahead_(
             one.gradient,
