@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_root.optim.blocks import WHOLE, State, state_dtype
 from lightning_root.optim.groups import Groups, members
-from lightning_root.optim.options import check_options, plain_coefficients
+from lightning_root.optim.options import ADDED_OPTIONS, check_options, plain_coefficients
 from lightning_root.optim.stages import adamw
 from lightning_root.optim.state import EXTENTS, fresh_saved, neurons_shape, specs_of, to_kept_
 from lightning_root.partition import MatrixView
@@ -66,17 +66,17 @@ def keyed_by_names(state_dict: StateDict, names: Sequence[Sequence[str]]) -> Sta
 
 
 def packed(state_dict: StateDict) -> StateDict:
-    """Write coefficients by shape as one string, which JSON reads back to the last digit.
+    """Write groups as every checkpoint can hold them.
 
-    Distributed checkpoints take a dict apart, and then cannot load it into a group that has a name
-    in its place.
+    Coefficients by shape become one string, which JSON reads back to the last digit: distributed
+    checkpoints take a dict apart, and cannot load it into a group that has a name in its place.
     """
-    groups = [
-        {**group, "coefficients": json.dumps(group["coefficients"])}
-        if isinstance(group["coefficients"], Mapping)
-        else group
-        for group in state_dict["param_groups"]
-    ]
+    groups = []
+    for group in state_dict["param_groups"]:
+        kept = {k: v for k, v in group.items() if k not in ADDED_OPTIONS or v != ADDED_OPTIONS[k]}
+        if isinstance(group["coefficients"], Mapping):
+            kept["coefficients"] = json.dumps(group["coefficients"])
+        groups.append(kept)
     return {**state_dict, "param_groups": groups}
 
 

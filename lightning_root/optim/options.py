@@ -27,6 +27,10 @@ Normalize: TypeAlias = Literal["none", "neuron"]
 ShareDtype: TypeAlias = Literal["auto", "bfloat16"]
 """float32 (float64 for float64 parameters), or half the bytes."""
 
+ADDED_OPTIONS: Final = {"normalize": "none"}
+"""Younger than the oldest checkpoints that load, and what they are where they are off. A saved
+state leaves them out then: distributed checkpoints load nothing that a file does not have."""
+
 MAX_STEPS: Final = 100
 """Of the iteration. Nothing is gained beyond a tenth of it, and a slip of the hand would hang."""
 

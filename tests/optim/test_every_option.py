@@ -212,7 +212,7 @@ def test_a_state_from_before_an_option_takes_the_one_that_stands(option):
     train(model, optimizer, 1)
     old = optimizer.state_dict()
     for group in old["param_groups"]:
-        del group[option]
+        group.pop(option, None)  # younger ones are left out where they are off
     optimizer.load_state_dict(old)
     value = optimizer.defaults[option]
     assert [group[option] for group in optimizer.param_groups] == [value, value]
