@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -76,18 +77,21 @@ class Replicated(Local):
         """Return who owns what, planned when these blocks are first updated together."""
         key = ("shared", *[id(one.block) for one in steps])
         if key not in plan.schedules:
-            kinds: defaultdict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
+            kinds: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
             for number, one in enumerate(steps):
-                kinds[one.momentum.dtype, one.momentum.device].append(number)
+                kind = one.momentum.dtype, state_dtype(one.target), one.momentum.device
+                kinds[kind].append(number)
             plan.schedules[key] = [self._plan(plan, steps, alike) for alike in kinds.values()]
         found: list[_Shared] = plan.schedules[key]
         return found
 
     def _plan(self, plan: GroupPlan, steps: Sequence[BlockStep], numbers: list[int]) -> _Shared:
-        blocks, like = [steps[number].block for number in numbers], steps[numbers[0]].momentum
+        blocks = [steps[number].block for number in numbers]
+        like, target = steps[numbers[0]].momentum, steps[numbers[0]].target
         dtype = shared_dtype(like, plan.group)
         travelling = plan.neuron_keys if self._owners is None else ()
-        each = bits_of(state_dtype(like)) // bits_of(dtype)
+        # State per neuron has the parameter's precision, whatever momentum is kept in.
+        each = bits_of(state_dtype(target)) // bits_of(dtype)
         sizes = [(b.elements, *(each * max(b.shape) for _ in travelling)) for b in blocks]
         buckets = self._ranks.buckets(
             [Matrices(block.name, block.number, block.shape) for block in blocks],
