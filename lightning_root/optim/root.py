@@ -130,7 +130,8 @@ class ROOT(SharedState, torch.optim.Optimizer):
         normalize: "neuron" divides each row or column of a matrix's update, whichever are along its
             longer side, by the root of a running mean of its squares (0.95 of it is kept in each
             step) and rescales the whole to the norm it had (NorMuon, arXiv:2510.05491). State:
-            max(m, n) numbers in float32. "none" leaves updates as they are.
+            max(m, n) numbers in float32. "none" leaves updates as they are. Under FSDP2 a state
+            that was saved with it loads into an optimizer that has it.
         rules: Globs on parameter names that override the split, first match wins. The value is
             "adamw", "root", or how a matrix rule cuts the parameter: {"*.qkv.weight": {"rows": 3}}
             for three equal row blocks, {"rows": [256, 64, 64]} for unequal ones, "columns"

@@ -183,7 +183,7 @@ def test_a_state_without_v_goes_on_with_v_of_zero(shard):
     """What an optimizer saved that did not know the option, on one process and on ranks."""
     (old,) = parts.trained_alone("fused")
     for group in old.state["param_groups"]:
-        del group["normalize"]
+        assert "normalize" not in group  # left out where it is off
     rest = range(4, 6)
     expected = parts.trained(None, [parts.made("fused", **NEURON)], False, old, rest)
     found = parts.on_ranks(2, "fused", shard, old, rest, **NEURON)
@@ -404,7 +404,11 @@ def test_every_placement_saves_the_same_names_and_shapes(saved):
             expected = values(found["one"][0])[entry]
             torch.testing.assert_close(value, expected, **ROUNDING, msg=str(entry))
         assert values(half).keys() == values(found["one"][0]).keys()
-        v = {name: state[KEY].shape for name, state in half["optimizer"]["state"].items() if KEY in state}
+        v = {
+            name: state[KEY].shape
+            for name, state in half["optimizer"]["state"].items()
+            if KEY in state
+        }
         assert v == {
             "patches.weight": (18,),
             "groups.weight": (16,),
@@ -456,9 +460,9 @@ def test_v_is_a_sharded_tensor_for_experts_alone(gloo_pool):
 
 
 def loaded_into_the_defaults(rank, ranks, half):
-    """The option comes from the state; and a state without v into an optimizer with it."""
+    """A state with v, and one without; torch's loading asks for an optimizer with the option."""
     torch.set_num_threads(1)
-    run = run_of("fsdp", normalize="none")
+    run = run_of("fsdp")
     run.load(copy.deepcopy(half))  # torch writes into what it is given
     normalizes = [group["normalize"] for group in run.optimizer.param_groups]
     run.steps(REST)
