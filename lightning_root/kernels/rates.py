@@ -30,9 +30,14 @@ Parse = Callable[[Mapping[str, Any]], Measured | None]
 SIZES: Final = (64, 128, 256, 384, 512, 768, 1024)
 
 
+STACKED_ELEMENTS: Final = 1 << 16
+"""Of small matrices so many are timed at once, as a step takes them: alone, what a call costs hides
+what they cost, and that is not the same for all operations."""
+
+
 @dataclass(frozen=True)
 class Rates:
-    """Times in units of the plain product of two m x m matrices, at each of `SIZES`."""
+    """Times per matrix in units of the plain product of two m x m matrices, at each of `SIZES`."""
 
     eigh: tuple[float, ...]  # an eigendecomposition
     symmetric: tuple[float, ...]  # b R + c R^2, whose product is symmetric
@@ -92,7 +97,10 @@ def measure() -> Rates:
     found: dict[str, list[float]] = {name: [] for name in _COMPARED}
     for m in SIZES:
         x = torch.randn(m, m, generator=torch.Generator().manual_seed(m))
-        times = _seconds({"product": lambda x: x @ x, **_COMPARED}, x @ x.mT / x.square().sum())
+        x = x @ x.mT / x.square().sum()
+        count = STACKED_ELEMENTS // m**2
+        x = x.repeat(count, 1, 1) if count > 1 else x
+        times = _seconds({"product": lambda x: x @ x, **_COMPARED}, x)
         for name, values in found.items():
             values.append(times[name] / times["product"])
     return Rates(**{name: tuple(values) for name, values in found.items()})
@@ -101,7 +109,7 @@ def measure() -> Rates:
 _COMPARED: Final[Mapping[str, Callable[[Tensor], object]]] = {
     "eigh": decomposed,
     "symmetric": lambda x: quadratic(x, 1.0, 1.0),
-    "fused": lambda x: torch.addmm(x, x, x, beta=2.0),
+    "fused": lambda x: (torch.addmm if x.ndim == 2 else torch.baddbmm)(x, x, x, beta=2.0),
 }
 
 
@@ -155,7 +163,7 @@ def machine_file(description: str) -> Path:
     """Return the file in the cache folder for a measurement of what is described."""
     name = "-".join("".join(c if c.isalnum() else " " for c in description).split())
     try:
-        return cache_folder() / "rates-2" / f"{name}.json"
+        return cache_folder() / "rates-3" / f"{name}.json"
     except RuntimeError:  # no home folder: a file that nobody can write
         return Path(os.devnull) / f"{name}.json"
 

@@ -73,7 +73,7 @@ def test_rates_are_measured_once_and_kept(fresh, monkeypatch):
     rates_module._known.clear()  # as in the next process
     assert rates(1) == flat(eigh=12.0)
     assert calls == [1]
-    (file,) = (fresh / "rates-2").iterdir()
+    (file,) = (fresh / "rates-3").iterdir()
     assert json.loads(file.read_text())["eigh"] == [12.0] * len(SIZES)
 
 
@@ -81,7 +81,7 @@ def test_what_another_process_kept_meanwhile_counts(fresh, monkeypatch):
     """Two that start together end with the same rates, and so with the same forms."""
 
     def measure():
-        (fresh / "rates-2").mkdir(exist_ok=True)
+        (fresh / "rates-3").mkdir(exist_ok=True)
         other = {"eigh": [5.0], "symmetric": [1.0], "fused": [1.0]}
         values = {key: value * len(SIZES) for key, value in other.items()}
         rates_file(1).write_text(json.dumps(values))
@@ -95,7 +95,7 @@ def test_what_another_process_kept_meanwhile_counts(fresh, monkeypatch):
 def test_a_damaged_file_is_made_anew(fresh, monkeypatch, damage):
     monkeypatch.setattr(rates_module, "measure", lambda: flat(eigh=12.0))
     rates(1)
-    (file,) = (fresh / "rates-2").iterdir()
+    (file,) = (fresh / "rates-3").iterdir()
     file.write_text(damage)
     rates_module._known.clear()
     assert rates(1) == flat(eigh=12.0)

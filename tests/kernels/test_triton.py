@@ -109,7 +109,7 @@ def test_a_damaged_file_is_measured_anew(gpu, monkeypatch, damage):
     found = Tuning((0,) * len(SIZES), passes=False, rounds=False)
     monkeypatch.setattr(measurement, "measure", lambda *about: found)
     assert tuning.tuned(GPU, torch.bfloat16) == found
-    (file,) = (gpu / "rates-2").iterdir()
+    (file,) = (gpu / "rates-3").iterdir()
     file.write_text(damage)
     tuning._known.clear()
     assert tuning.tuned(GPU, torch.bfloat16) == found
