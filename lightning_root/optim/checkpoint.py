@@ -15,7 +15,14 @@ from lightning_root.optim.blocks import WHOLE, State, state_dtype
 from lightning_root.optim.groups import Groups, members
 from lightning_root.optim.options import ADDED_OPTIONS, check_options, plain_coefficients
 from lightning_root.optim.stages import adamw
-from lightning_root.optim.state import EXTENTS, fresh_saved, neurons_shape, specs_of, to_kept_
+from lightning_root.optim.state import (
+    EXTENTS,
+    fresh_saved,
+    neurons_shape,
+    placed_neurons,
+    specs_of,
+    to_kept_,
+)
 from lightning_root.partition import MatrixView
 
 StateDict = dict[str, Any]
@@ -140,7 +147,11 @@ def align_by_name(
 
 
 def restore_precision(
-    state: Mapping[Tensor, StateDict], saved: Mapping[Any, StateDict], groups: Groups, ids: Groups
+    state: Mapping[Tensor, StateDict],
+    saved: Mapping[Any, StateDict],
+    groups: Groups,
+    ids: Groups,
+    views: Mapping[str, MatrixView],
 ) -> None:
     """Put back, in place, the state that torch's loading rounded to the parameter's dtype.
 
@@ -149,10 +160,13 @@ def restore_precision(
     """
     for group, saved_group in zip(groups, ids, strict=True):
         dtypes = {spec.key: spec.dtype for spec in specs_of(group)}
-        for parameter, identity in zip(group["params"], saved_group["params"], strict=True):
+        names, parameters = group["param_names"], group["params"]
+        for name, parameter, identity in zip(names, parameters, saved_group["params"], strict=True):
             for key, value in saved.get(identity, {}).items():
                 loaded = state[parameter][key]
                 if isinstance(value, Tensor):
+                    if EXTENTS.get(key) == "neurons":
+                        value = placed_neurons(value, parameter, views.get(name, WHOLE))
                     dtype = value.dtype
                     if EXTENTS.get(key) != "counter":
                         given = dtypes.get(key)

@@ -145,7 +145,7 @@ class SharedState(Base):
 
         def restore(_: torch.optim.Optimizer) -> None:
             groups = aligned["param_groups"]
-            restore_precision(self.state, aligned["state"], self.param_groups, groups)
+            restore_precision(self.state, aligned["state"], self.param_groups, groups, self._views)
 
         handles = [  # after the user's hooks before, and before those after
             self.register_load_state_dict_pre_hook(align),

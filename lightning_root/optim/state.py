@@ -27,6 +27,7 @@ from lightning_root.distributed import (
     pieces_of,
     replicas,
     row_shards,
+    scatter_like,
     send_streams,
     shard_like,
 )
@@ -157,10 +158,22 @@ def _fresh(spec: StateSpec, parameter: Tensor, view: MatrixView, group: Group) -
     if spec.extent == "entries":
         return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
     shape, local = neurons_shape(view, parameter.shape), local_part(parameter)
-    if view.stack and row_shards(parameter) is not None:  # every rank updates its own matrices
+    if is_stack_in_shards(parameter, view):
         own = torch.zeros(*local.shape[: view.stack], shape[-1], dtype=dtype, device=local.device)
         return shard_like(own, parameter, shape)
     return torch.zeros(shape, dtype=dtype, device=local.device)
+
+
+def is_stack_in_shards(parameter: Tensor, view: MatrixView) -> bool:
+    """Return whether every rank updates matrices of its own, and has the state of these alone."""
+    return view.stack > 0 and row_shards(parameter) is not None
+
+
+def placed_neurons(values: Tensor, parameter: Tensor, view: MatrixView) -> Tensor:
+    """Lay state per neuron out as steps have it: torch loads it whole where there was none."""
+    if is_stack_in_shards(parameter, view) and not is_sharded(values):
+        return scatter_like(values, parameter)
+    return values
 
 
 def to_saved(state: Mapping[int, State], groups: Groups, *, in_parts: bool) -> dict[int, State]:
