@@ -10,7 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -203,7 +208,7 @@ def test_v_that_is_there_is_cut():
 # ---- sharded parameters ----
 
 
-def trained(model, dtype, options):
+def trained(model, options):
     """Weights and v after some steps, whole, and what kind of tensor each v is."""
     if hasattr(model, "groups"):
         options = {**options, **model.groups()}
@@ -226,7 +231,7 @@ def on_ranks(rank, ranks, name, mesh_shape, dtype, elements, options):
     model = fully_shard(shards.ALL_MODELS[name]().to(dtype), mesh=mesh)
     before, replicas.EXCHANGE_ELEMENTS = replicas.EXCHANGE_ELEMENTS, elements
     try:
-        return trained(model, dtype, options)
+        return trained(model, options)
     finally:
         replicas.EXCHANGE_ELEMENTS = before
 
@@ -257,7 +262,7 @@ SHARDED = [
 def test_sharded_rows_hold_the_v_of_one_process(gloo_pool, name, mesh_shape, dtype, options):
     """The whole v on every rank, but of experts each rank's own."""
     options = {**NEURON, **options}
-    expected = trained(shards.ALL_MODELS[name]().to(dtype), dtype, options)
+    expected = trained(shards.ALL_MODELS[name]().to(dtype), options)
     results = gloo_pool.run(on_ranks, name, mesh_shape, dtype, 1 << 25, options)
     rounding = {"rtol": 2.0**-7, "atol": 1e-6} if dtype == torch.bfloat16 else ROUNDING
     assert_equal_on_ranks(results, expected, **rounding)
@@ -295,12 +300,12 @@ def cut_otherwise(rank, ranks, kept):
         place = Replicate() if CUTS[n] is None else Shard(CUTS[n])
         tensor = distribute_tensor(parameter.detach(), mesh, [place])
         setattr(model.get_submodule(path), leaf, nn.Parameter(tensor))
-    return trained(model, torch.float32, {**NEURON, "momentum_dtype": kept})
+    return trained(model, {**NEURON, "momentum_dtype": kept})
 
 
 @pytest.mark.parametrize("kept", ["auto", "bfloat16"])
 def test_what_is_cut_otherwise_has_the_whole_v_on_every_rank(gloo_pool, kept):
-    expected = trained(shards.Fused(), torch.float32, {**NEURON, "momentum_dtype": kept})
+    expected = trained(shards.Fused(), {**NEURON, "momentum_dtype": kept})
     results = gloo_pool.run(cut_otherwise, kept)
     assert_equal_on_ranks(results, expected, **ROUNDING)
     assert all(not sharded for _, _, sharded in results)
@@ -419,13 +424,12 @@ def test_every_placement_saves_the_same_names_and_shapes(saved):
         }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("in_folder", [False, True])
+@pytest.mark.parametrize(
+    ("place", "in_folder"), [*((place, False) for place in PLACES), ("fsdp", True)]
+)
 def test_every_state_goes_on_everywhere(gloo_pool, saved, place, in_folder):
     """Read to the last bit; exactly where the same placement goes on, also from a folder."""
     found, folder = saved
-    if in_folder and place != "fsdp":
-        pytest.skip("a folder is FSDP2's")
     halves = {saved_by: half for saved_by, (half, _) in found.items()}
     folder = folder if in_folder else None
     if place == "one":
@@ -459,6 +463,41 @@ def test_v_is_a_sharded_tensor_for_experts_alone(gloo_pool):
         assert found["experts.weight"] == (True, (3, 6))
 
 
+def without_v(half):
+    """As an optimizer saved it that did not know the option."""
+    old = copy.deepcopy(half)
+    for group in old["optimizer"]["param_groups"]:
+        del group["normalize"]
+    for entry in old["optimizer"]["state"].values():
+        entry.pop(KEY, None)
+    return old
+
+
+def sent_from_the_first_rank(rank, ranks, halves):
+    """The whole state after loading as Lightning has torch load it, of each."""
+    torch.set_num_threads(1)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    found = []
+    for half in halves:
+        run = run_of("fsdp")
+        given = copy.deepcopy(half) if rank == 0 else {"model": {}, "optimizer": {}}
+        set_model_state_dict(run.model, given["model"], options=options)
+        set_optimizer_state_dict(run.model, run.optimizer, given["optimizer"], options=options)
+        found.append(by_name(run.saved()))
+    return found
+
+
+def test_a_state_may_be_sent_from_the_first_rank(gloo_pool, saved):
+    """v too; what has none begins at zero."""
+    half, _ = saved[0]["one"]
+    old = without_v(half)
+    for found, late in gloo_pool.run(sent_from_the_first_rank, [half, old]):
+        assert unlike(half, found) == []
+        assert unlike(old, late) == []
+        state = late["optimizer"]["state"].values()
+        assert not any(entry[KEY].any() for entry in state if KEY in entry)
+
+
 def loaded_into_the_defaults(rank, ranks, half):
     """A state with v, and one without; torch's loading asks for an optimizer with the option."""
     torch.set_num_threads(1)
@@ -467,13 +506,8 @@ def loaded_into_the_defaults(rank, ranks, half):
     normalizes = [group["normalize"] for group in run.optimizer.param_groups]
     run.steps(REST)
     last = by_name(run.saved())
-    old = copy.deepcopy(half)
-    for group in old["optimizer"]["param_groups"]:
-        del group["normalize"]
-    for entry in old["optimizer"]["state"].values():
-        entry.pop(KEY, None)
     begun_late = run_of("fsdp")
-    begun_late.load(old)
+    begun_late.load(without_v(half))
     begun_late.steps(REST)
     return normalizes, last, by_name(begun_late.saved())
 
@@ -482,12 +516,7 @@ def test_options_of_a_state_hold_for_shards(gloo_pool, saved):
     found, _ = saved
     half, end = found["fsdp"]
     old = run_of("one")
-    without = copy.deepcopy(half)
-    for group in without["optimizer"]["param_groups"]:
-        del group["normalize"]
-    for entry in without["optimizer"]["state"].values():
-        entry.pop(KEY, None)
-    old.load(without)
+    old.load(without_v(half))
     old.steps(REST)
     expected = values(by_name(old.saved()))
     for normalizes, last, begun_late in gloo_pool.run(loaded_into_the_defaults, half):
