@@ -80,19 +80,19 @@ def runs():
         for momentum in (single[1], wide[1]):
             yield (
                 f"{gradient.dtype} {momentum.dtype}",
-                lambda g=gradient, m=momentum: passes.look_ahead_(g, m, out, 0.95, peaks, **how),
+                lambda g=gradient, m=momentum: passes.momentum_step_(g, m, out, 0.95, peaks, **how),
             )
         for on_device in (False, True):
             yield (
                 f"{gradient.dtype} {on_device}",
-                lambda g=gradient, on_device=on_device: rounding.look_ahead_float8_(
+                lambda g=gradient, on_device=on_device: rounding.momentum_step_float8_(
                     g, codes, torch.zeros(()), out, 0.95, capturable=on_device, **how
                 ),
             )
     for lr in (0.02, torch.tensor(0.02)):
         yield (
             f"bfloat16 {lr}",
-            lambda lr=lr: passes.decay_and_descend_(wide[1], wide[0], lr, 0.1, 1.0, finite),
+            lambda lr=lr: passes.apply_update_(wide[1], wide[0], lr, 0.1, 1.0, finite),
         )
     for dtype in (torch.bfloat16, torch.float32):
         yield f"{dtype}", lambda dtype=dtype: passes.clipped_unit(single, torch.ones(2), dtype)

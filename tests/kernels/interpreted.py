@@ -105,7 +105,7 @@ def rounded_to_bits(size, name, dtype, finite, scale=1.0):
         if name == "float8":
             captured = turn == 1
             steps = step.as_subclass(OnDevice).clone() if captured else step.clone(), step.clone()
-            rounding.look_ahead_float8_(
+            rounding.momentum_step_float8_(
                 gradient, ours, steps[0], out, 0.5, capturable=captured, **how
             )
             momentum_step_float8_(gradient, torchs, steps[1], expected, group, flag)
@@ -116,7 +116,7 @@ def rounded_to_bits(size, name, dtype, finite, scale=1.0):
                 return float("nan")
         else:
             largest = torch.empty(passes.blocks(ours))
-            passes.look_ahead_(gradient, ours, out, 0.5, largest, **how)
+            passes.momentum_step_(gradient, ours, out, 0.5, largest, **how)
             momentum_step_(gradient, torchs, expected, group, flag)
         if not torch.equal(out, expected):
             return float("nan")
@@ -135,7 +135,7 @@ def look_ahead(size, dtype, nesterov, maximize, finite):
     advanced = before if finite is False else g + 0.95 * before
     direction = g + 0.95 * advanced if nesterov else advanced
     out, largest = torch.empty_like(momentum), torch.empty(passes.blocks(momentum))
-    passes.look_ahead_(
+    passes.momentum_step_(
         gradient, momentum, out, 0.95, largest, nesterov=nesterov, maximize=maximize, finite=flag
     )
     if finite is False and not torch.equal(momentum.double(), before):
@@ -151,7 +151,7 @@ def descent(size, of_weight, of_update, how):
     exact = (1 - 0.02 * 0.1) * before - 0.02 * 3.0 * update.double()
     lr = torch.tensor(0.02) if how == "tensor" else 0.02
     flag = torch.tensor(how == "finite") if how in ("finite", "not finite") else None
-    passes.decay_and_descend_(weight, update, lr, 0.1, 3.0, flag)
+    passes.apply_update_(weight, update, lr, 0.1, 3.0, flag)
     if how == "not finite":
         return 0.0 if torch.equal(weight.double(), before) else float("nan")
     return distance(weight, exact)
@@ -220,12 +220,12 @@ def missed_by_the_sample():
 def passes_beside_torch():
     """The measurement takes passes that are right and faster than torch, and no others."""
     measurement.PASSES_SHAPE = (2, 40, 70)
-    cpu, right, descend = torch.device("cpu"), passes.clipped_unit, passes.decay_and_descend_
+    cpu, right, descend = torch.device("cpu"), passes.clipped_unit, passes.apply_update_
 
     def taken(torch_takes, they_take, clipped=right, descended=descend):
         times = iter([torch_takes, they_take])
         measurement.milliseconds = lambda run: next(times)
-        passes.clipped_unit, passes.decay_and_descend_ = clipped, descended
+        passes.clipped_unit, passes.apply_update_ = clipped, descended
         return measurement.passes_are_faster(cpu, torch.float32)
 
     def wrong(*arguments):
@@ -236,14 +236,14 @@ def passes_beside_torch():
 
     found = taken(1.0, 0.9), taken(1.0, 0.98), taken(1.0, 0.9, wrong)
     found += (taken(1.0, 0.9, descended=nothing),)
-    passes.clipped_unit, passes.decay_and_descend_ = right, descend
+    passes.clipped_unit, passes.apply_update_ = right, descend
     return float(found != (True, False, False, False))
 
 
 def measurement_of_rounding():
     """Of kernels that are right, wrong in one format or the other, and that fail."""
     measurement.PASSES_SHAPE = (2, 40, 70)
-    cpu, half, codes = torch.device("cpu"), passes.look_ahead_, rounding.look_ahead_float8_
+    cpu, half, codes = torch.device("cpu"), passes.momentum_step_, rounding.momentum_step_float8_
 
     def but(wrong):
         def advance(gradient, momentum, *others, **options):
@@ -266,9 +266,9 @@ def measurement_of_rounding():
     wrong = [but(how) for how in ("forgets", "stays", "overshoots")] + [fails]
     pairs = [(half, codes), *((w, codes) for w in wrong), *((half, w) for w in wrong)]
     for of_half, of_codes in pairs:
-        passes.look_ahead_, rounding.look_ahead_float8_ = of_half, of_codes
+        passes.momentum_step_, rounding.momentum_step_float8_ = of_half, of_codes
         found.append(measurement.rounding_is_correct(cpu))
-    passes.look_ahead_, rounding.look_ahead_float8_ = half, codes
+    passes.momentum_step_, rounding.momentum_step_float8_ = half, codes
     return float(found != [True] + [False] * 8)
 
 

@@ -82,12 +82,12 @@ def passes_are_faster(device: torch.device, dtype: torch.dtype) -> bool:
 
     def fused() -> Tensor:
         for parts in zip(gradients, momenta, out, [0.5] * len(out), largest, strict=True):
-            passes.look_ahead_(*parts, nesterov=True, maximize=False)
+            passes.momentum_step_(*parts, nesterov=True, maximize=False)
         bounds = passes.sampled_threshold(out, 0.9)
         bounds = torch.where(bounds > 0, bounds, largest.amax(dim=1))
         unit = passes.clipped_unit(out, bounds, dtype)
         for weight, update in zip(weights, unit, strict=True):
-            passes.decay_and_descend_(weight, update, 0.01, 0.1, 1000.0)
+            passes.apply_update_(weight, update, 0.01, 0.1, 1000.0)
         return unit
 
     changed = [momenta, *weights]
@@ -116,11 +116,11 @@ def rounding_is_correct(device: torch.device) -> bool:
     out, step = torch.empty_like(gradient), torch.zeros(())
 
     def of_half() -> Tensor:
-        passes.look_ahead_(gradient, half, out, 0.5, largest, nesterov=True, maximize=False)
+        passes.momentum_step_(gradient, half, out, 0.5, largest, nesterov=True, maximize=False)
         return half.float()
 
     def of_codes() -> Tensor:
-        rounding.look_ahead_float8_(gradient, codes, step, out, 0.5, nesterov=True, maximize=False)
+        rounding.momentum_step_float8_(gradient, codes, step, out, 0.5, nesterov=True, maximize=False)
         return rounding.decoded(codes, entries)
 
     def is_correct(advance: Callable[[], Tensor], spacing: float) -> bool:

@@ -40,7 +40,7 @@ def blocks(matrix: Tensor) -> int:
     return cdiv(matrix.numel(), BLOCK)
 
 
-def look_ahead_(
+def momentum_step_(
     gradient: Tensor,  # G, any floating dtype
     momentum: Tensor,  # M, float32, or bfloat16 and rounded stochastically
     out: Tensor,  # N, float32
@@ -94,7 +94,7 @@ def clipped_unit(
     return out
 
 
-def decay_and_descend_(
+def apply_update_(
     weight: Tensor,  # W, contiguous, float32, bfloat16 or float16
     update: Tensor,  # U, contiguous, any floating dtype
     lr: float | Tensor,  # a tensor has no dimensions and is on the device
@@ -104,7 +104,7 @@ def decay_and_descend_(
 ) -> None:
     """Set W <- (1 - lr wd) W - lr scale U, computed in float32 and rounded once."""
     on_device = isinstance(lr, Tensor)
-    _decay_and_descend[(blocks(weight),)](
+    _apply_update[(blocks(weight),)](
         weight,
         update,
         lr if on_device else weight,
@@ -200,7 +200,7 @@ def _clip(matrices, bounds, norms, out, size, parts, BLOCK: tl.constexpr):
 
 
 @jit
-def _decay_and_descend(
+def _apply_update(
     weight,
     update,
     lr,

@@ -27,7 +27,7 @@ ROWS: Final = 32
 """Blocks of a program: 32 entries for each of its 128 threads."""
 
 
-def look_ahead_float8_(
+def momentum_step_float8_(
     gradient: Tensor,  # G, any floating dtype
     buffer: Tensor,  # M as `optim.float8` stores it, uint8
     step: Tensor,  # (), number of steps, float32, on the host or on the device; one more now

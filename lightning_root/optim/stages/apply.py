@@ -57,7 +57,7 @@ def apply_by_kernels_(
     for one, values in zip(steps, update, strict=True):
         in_single = state_dtype(one.target) == torch.float32
         if in_single and one.target.is_contiguous() and values.is_contiguous():
-            passes.decay_and_descend_(one.target, values, lr, decay, scale, one.finite)
+            passes.apply_update_(one.target, values, lr, decay, scale, one.finite)
         else:
             flags = None if one.finite is None else [one.finite]
             apply_update_([one.target], [values], scale, group, flags)

@@ -131,7 +131,7 @@ def look_ahead_by_kernels(steps: Sequence[BlockStep], group: Group) -> tuple[Ten
     peaks = directions.new_empty(len(steps), passes.blocks(matrix))
     for one, direction, peak in zip(steps, directions, peaks, strict=True):
         assert one.gradient is not None
-        passes.look_ahead_(
+        passes.momentum_step_(
             one.gradient,
             one.momentum,
             direction,
@@ -181,7 +181,7 @@ def look_ahead_float8(gradient: Tensor, bound: BoundParameter, group: Group) -> 
         return out
     from lightning_root.kernels.triton import rounding
 
-    rounding.look_ahead_float8_(
+    rounding.momentum_step_float8_(
         gradient.contiguous(),
         buffer,
         step,
