@@ -103,3 +103,26 @@ def test_copies_keep_the_cut(copier):
     optimizer.step()
     other.step()
     assert torch.equal(weight, other_weight)
+
+
+@pytest.mark.parametrize("saved", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_momentum_goes_on_in_whatever_order_it_was_saved(saved):
+    """A convolution's may come from a run in which it lay in another order in memory."""
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = (torch.randn(8, 4, 3, 3, generator=generator) for _ in range(5))
+
+    def trained(layout):
+        weight = nn.Parameter(start.clone())
+        optimizer = ROOT([{"params": [weight], "role": "root"}], lr=1e-2)
+        for number, gradient in enumerate(gradients):
+            if number == 2:
+                state = optimizer.state_dict()
+                momentum = state["state"][0]["momentum_buffer"]
+                state["state"][0]["momentum_buffer"] = momentum.contiguous(memory_format=layout)
+                optimizer.load_state_dict(state)
+            weight.grad = gradient
+            optimizer.step()
+        return weight, optimizer.state[weight]["momentum_buffer"]
+
+    for found, expected in zip(trained(saved), trained(torch.preserve_format), strict=True):
+        assert torch.equal(found, expected)
