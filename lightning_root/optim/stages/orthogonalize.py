@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from lightning_root.functional import Triple
-from lightning_root.kernels import orthogonalize_by, orthogonalize_unit, resolved_form, tuning_for
+from lightning_root.kernels import tuning_for
+from lightning_root.kernels.forms import orthogonalize_by, orthogonalize_unit
+from lightning_root.kernels.orthogonalize import resolved_form
 from lightning_root.kernels.triton.tiles import Tuning
 from lightning_root.optim.blocks import Group, MatrixBlock
 from lightning_root.optim.options import iteration_dtype
