@@ -136,8 +136,8 @@ def main(arguments: list[str] | None = None) -> int:
             "\n\n".join(
                 [
                     "# A step beside another checkout",
-                    "CPU time of one step, one thread, both checkouts in turns in each round; ratios "
-                    f"are of the same round. The other checkout is at `{about['other']}`.",
+                    "CPU time of one step, one thread, both checkouts in turns in each round; "
+                    f"ratios are of the same round. The other checkout is at `{about['other']}`.",
                     markdown_table(head, rows),
                     provenance(values["about"]),
                 ]

@@ -1,4 +1,4 @@
-"""How the work on matrices is shared, and how sharded ones are brought together and handed back."""
+"""Sharing of the work on matrices among ranks, and the collectives that it takes."""
 
 from lightning_root.distributed.collectives import (
     Exchange,

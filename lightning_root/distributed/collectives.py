@@ -1,4 +1,4 @@
-"""What travels between ranks, and how tensors of which each rank has a part are seen.
+"""Collectives, and tensors of which each rank has a part.
 
 One code path for one rank and for many: plain tensors pass through, DTensors are exchanged.
 """

@@ -25,7 +25,7 @@ BUCKET_ELEMENTS: Final = 1 << 22
 """Of all ranks together: 16 MiB of float32 updates travel while the next are computed."""
 
 EXCHANGE_ELEMENTS: Final = 1 << 25
-"""The same of rows that are brought together: 128 MiB, so that there are few exchanges."""
+"""Of rows that are brought together so many travel at a time: 128 MiB, in few exchanges."""
 
 
 @dataclass(frozen=True, slots=True)

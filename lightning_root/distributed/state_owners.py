@@ -13,7 +13,7 @@ from lightning_root.distributed.ownership import matrices_in, plan_ownership
 from lightning_root.distributed.ownership_cost import Cost, Shape, cheapest_operations
 
 Kind: TypeAlias = tuple[Shape, ...] | int
-"""What a parameter's state is made of: the shapes of its matrices, or a number of elements."""
+"""Shapes of a parameter's matrices, or the number of its elements: its state is made of these."""
 
 ALIGNED_ELEMENTS: Final = 64
 """Even parts begin at multiples of it, so that vector instructions see what they see of a whole."""

@@ -1,4 +1,4 @@
-"""What the optimizer knows of each parameter and of each matrix in it, settled once.
+"""One record for each parameter and for each matrix in it, made once.
 
 Names, slices, scales and coefficients are found when parameters are bound and kept until the groups
 change; a step only reads them.
@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_root.coefficients import Coefficients, lookup
 from lightning_root.distributed import is_sharded
 from lightning_root.functional import update_scale
+from lightning_root.optim.options import PLANNED_OPTIONS
 from lightning_root.partition import MatrixView
 
 State: TypeAlias = dict[str, Any]
@@ -24,12 +25,6 @@ Names: TypeAlias = tuple[tuple[str, int], ...]
 
 WHOLE: Final = MatrixView()
 """A parameter that is one matrix, or a convolution flattened to one."""
-
-PLANNED: Final = (
-    *("coefficients", "ns_steps", "adjust_lr_fn", "ns_dtype", "ns_form", "kernels", "normalize"),
-    *("outlier_quantile", "outlier_quantile_mode", "momentum_dtype", "capturable"),
-)
-"""Options that a plan rests on; the others are read in every step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +116,7 @@ class BoundParameter:
 class GroupPlan:
     """A parameter group with everything about it that stays from step to step."""
 
-    group: Group  # the options, read in every step where they are not in `PLANNED`
+    group: Group  # the options, read in every step where they are not in `PLANNED_OPTIONS`
     parameters: list[BoundParameter]  # in the order of the group
     specs: tuple[StateSpec, ...]  # of the state that its parameters have
     keys: frozenset[str]  # of that state
@@ -156,13 +151,13 @@ def plan_group(
 
 
 def basis_of(group: Group) -> list[Any]:
-    """Return what a plan rests on: identity and kind of the parameters, and `PLANNED` options."""
+    """Return what a plan rests on: identity and kind of the parameters, and options."""
     parameters = group["params"]
     return [
         *map(id, parameters),
         *[parameter.dtype for parameter in parameters],
         *[parameter.device for parameter in parameters],
-        *[group[option] for option in PLANNED],
+        *[group[option] for option in PLANNED_OPTIONS],
     ]
 
 

@@ -13,7 +13,7 @@ from lightning_root.optim.blocks import BoundParameter, Group, GroupPlan
 
 
 class SkipCounts:
-    """How often each parameter was left alone, counted where the gradients are."""
+    """Counts of the steps in which each parameter was left alone, kept where gradients are."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, ...], Tensor] = {}

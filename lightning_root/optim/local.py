@@ -25,7 +25,6 @@ from lightning_root.optim.blocks import (
     MatrixBlock,
     state_dtype,
 )
-from lightning_root.optim.stages import normalize
 from lightning_root.optim.stages.apply import apply_update_
 from lightning_root.optim.stages.momentum import in_float8, whole_look_ahead
 from lightning_root.optim.step import Stack, StackHook, StackPlan, plan_stack, update_stack_
@@ -39,7 +38,7 @@ STACK_ELEMENTS: Final = {"cpu": 1 << 18}
 """So many elements of small matrices are orthogonalized at a time: what a core's cache holds."""
 
 OTHER_STACK_ELEMENTS: Final = 1 << 25
-"""The same for accelerators, which want few, large operations: 128 MiB of float32."""
+"""Of small matrices at a time on accelerators, which want few, large operations: 128 MiB."""
 
 WHOLE_ELEMENTS: Final = 1 << 25
 """Of parameters that are not updated in place, so many have a whole update at a time."""
@@ -224,10 +223,10 @@ def _scheduled(plan: GroupPlan, steps: Sequence[BlockStep], in_place: bool) -> S
     What is first finishes last where threads share the work, so that they end together.
     """
     alike: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
-    normalizes = normalize.is_on(plan.group)
     for number, one in enumerate(steps):
         kind = one.momentum.dtype, one.target.dtype, one.momentum.device, one.block.scale
-        alike[*one.block.shape, *kind, normalizes and one.block.by_rows].append(number)
+        by_rows = bool(plan.neuron_keys) and one.block.by_rows
+        alike[*one.block.shape, *kind, by_rows].append(number)
     stacks = [part for equal in alike.values() for part in _parts(equal, steps[equal[0]].momentum)]
     stacks.sort(key=lambda part: _work(steps[part[0]].block, len(part)), reverse=True)
     on_cpu = all(steps[part[0]].momentum.device.type == "cpu" for part in stacks)

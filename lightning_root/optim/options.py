@@ -1,4 +1,4 @@
-"""What the optimizer's options may be. One table of rules, one message style."""
+"""Rules for the options of a parameter group, with one style of message."""
 
 import math
 import re
@@ -26,6 +26,12 @@ Normalize: TypeAlias = Literal["none", "neuron"]
 
 ShareDtype: TypeAlias = Literal["auto", "bfloat16"]
 """float32 (float64 for float64 parameters), or half the bytes."""
+
+PLANNED_OPTIONS: Final = (
+    *("coefficients", "ns_steps", "adjust_lr_fn", "ns_dtype", "ns_form", "kernels", "normalize"),
+    *("outlier_quantile", "outlier_quantile_mode", "momentum_dtype", "share_dtype", "capturable"),
+)
+"""Plans rest on these, which are looked at once; the others are read in every step."""
 
 ADDED_OPTIONS: Final = {"normalize": "none"}
 """Younger than the oldest checkpoints that load, and what they are where they are off. A saved

@@ -1,4 +1,4 @@
-"""What is checked before the first step after parameters were bound, and before a capture."""
+"""Checks before the first step after parameters were bound, and before a capture."""
 
 import warnings
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What ROOT does where several ranks hold the same parameters, and its checkpoints."""
+"""The part of ROOT about ranks that hold the same parameters, and about checkpoints."""
 
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any

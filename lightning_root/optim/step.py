@@ -59,7 +59,7 @@ class Stack:
 
 
 StackHook: TypeAlias = Callable[[Stack], None]
-"""What `ROOT.register_stack_hook` takes."""
+"""A function that `ROOT.register_stack_hook` takes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -120,7 +120,9 @@ def rounding_is_correct(device: torch.device) -> bool:
         return half.float()
 
     def of_codes() -> Tensor:
-        rounding.momentum_step_float8_(gradient, codes, step, out, 0.5, nesterov=True, maximize=False)
+        rounding.momentum_step_float8_(
+            gradient, codes, step, out, 0.5, nesterov=True, maximize=False
+        )
         return rounding.decoded(codes, entries)
 
     def is_correct(advance: Callable[[], Tensor], spacing: float) -> bool:

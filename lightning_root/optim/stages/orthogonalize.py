@@ -25,7 +25,7 @@ from lightning_root.optim.options import iteration_dtype
 
 @dataclass(frozen=True, slots=True)
 class Orthogonalization:
-    """How matrices of one shape, dtype and device are orthogonalized."""
+    """Form, dtype and kernels for matrices of one shape, dtype and device."""
 
     # takes B, (k, m, n), and its largest magnitudes as `largest`; returns U
     run: Callable[..., Tensor]
