@@ -121,16 +121,18 @@ def add_fresh_(
 ) -> None:
     """Add what the state of a parameter lacks: whole, or this rank's part of it."""
     for spec in specs:
-        if spec.key not in bound.state:
-            like = bound.parameter
-            if parts is not None and spec.extent != "counter":
-                own = like.new_empty(parts.size(spec.key, like, rank))
-                fresh = torch.zeros_like(own, dtype=spec.dtype(like, group))
-            else:
-                fresh = _fresh(spec, like, bound.view, group)
-            if spec.key == "momentum_buffer" and in_float8(group):
-                fresh = float8_zeros(local_part(fresh))
-            bound.state[spec.key] = fresh
+        if spec.key in bound.state:
+            continue
+        own = local_part(bound.parameter)
+        in_parts = parts is not None and spec.extent != "counter"
+        if parts is not None and in_parts:
+            own = own.new_empty(parts.size(spec.key, bound.parameter, rank))
+        if spec.key == "momentum_buffer" and in_float8(group):
+            bound.state[spec.key] = float8_zeros(own)
+        elif in_parts:
+            bound.state[spec.key] = torch.zeros_like(own, dtype=spec.dtype(own, group))
+        else:
+            bound.state[spec.key] = _fresh(spec, bound.parameter, bound.view, group)
 
 
 def drop_neurons_(state: State) -> None:
