@@ -89,7 +89,7 @@ wheel-check: $(VENV)/.dev ## install the wheel in an empty environment and train
 # empty environment. One call is one cell of the matrix of Python and torch; the ends of it are
 #
 #   make release-check PYTHON=python3.11 TORCH=torch==2.11.0 \
-#       WITH='lightning==2.6.4 jsonargparse==4.39.0 torchmetrics==1.6.0 tensorboard==2.18.0 numpy==2.0.0'
+#       WITH='lightning==2.6.4 jsonargparse==4.39.0 torchmetrics==1.6.0 tensorboard==2.18.0 jinja2==3.1.0 numpy==2.0.0'
 #   make release-check PYTHON=python3.12 TORCH=torch==2.13.0
 #   make release-check PYTHON=python3.13 TORCH='torch<2.16' WITH=lightning
 release-check: $(VENV)/.dev ## check wheel and sdist, each in an empty environment

@@ -35,7 +35,7 @@ from examples.sweeps.processes import run_all
 from examples.sweeps.results import chosen, collect, read_result
 from lightning_root.cli.output import new_figure, progress, text_table, wrapped
 from lightning_root.cli.parser import CommandParser, run_command
-from lightning_root.diagnostics.report.describe import number
+from lightning_root.diagnostics.report.page import number
 
 LAST_LINES = 8
 """Of what a failed run printed that are shown."""

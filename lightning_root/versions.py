@@ -9,6 +9,7 @@ REQUIRED: Final[Mapping[str, str]] = {
     "torchmetrics": ">=1.6",
     "jsonargparse": ">=4.39,<5",
     "tensorboard": ">=2.18",
+    "jinja2": ">=3.1",
     "numpy": ">=2.0",
 }
 """The supported range of each package that is always needed: the dependencies of pyproject.toml."""

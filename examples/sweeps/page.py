@@ -10,7 +10,7 @@ from examples.sweeps.plan import Labels, folder_name, in_short, in_words
 from examples.sweeps.results import Results, Row
 from examples.sweeps.statistics import Difference
 from lightning_root._files import write_json
-from lightning_root.diagnostics.report.describe import number
+from lightning_root.diagnostics.report.page import number
 
 
 def table(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -31,9 +31,9 @@ from lightning_root.diagnostics.report import (
 )
 from lightning_root.diagnostics.report.comparison import result_table
 from lightning_root.diagnostics.report.curves import Series, is_learning_rate, losses, mode_of
-from lightning_root.diagnostics.report.drawing import Line, Panel
-from lightning_root.diagnostics.report.page import MAX_OTHERS, other_curves
-from lightning_root.diagnostics.report.panels import outliers, updates
+from lightning_root.diagnostics.report.drawing import MAX_OTHERS, Line, Panel, other_curves
+from lightning_root.diagnostics.report.page import number, typeset
+from lightning_root.diagnostics.report.run_page import outliers, updates
 
 START = 1_700_000_000.0
 HOSTILE = '<script>alert("1")</script>&$\\frac{'
@@ -250,8 +250,8 @@ def test_a_folder_above_one_run_stands_for_it(tmp_path):
     run = tmp_path / "logs" / "name" / "version_0"
     write_events(run, {"loss": curve(1.0)})
     assert find_run(tmp_path) == find_run(run) == run
-    for number in (2, 10):
-        write_events(run.with_name(f"version_{number}"), {"loss": curve(1.0)})
+    for version in (2, 10):
+        write_events(run.with_name(f"version_{version}"), {"loss": curve(1.0)})
     with pytest.raises(ValueError, match=r"found 3 .*version_0, .*version_2, .*version_10$"):
         find_run(tmp_path)
     with pytest.raises(ValueError, match="must be a folder"):
@@ -292,6 +292,8 @@ def test_a_target_is_reached_where_straight_lines_cross_it(mode, sign):
         assert reached.seconds == pytest.approx(3.0 * reached.step)
     assert series.reach(sign * (values[-1] - 1.0), mode) is None
     assert series.reach(sign * (values[0] + 1.0), mode).step == steps[0]
+    two = Series.of([(10, 0.0, sign * 3.0), (20, 5.0, sign * 1.0)])
+    assert two.reach(sign * 2.0, mode) == (15.0, 2.5, sign * 2.0)
 
 
 @pytest.mark.parametrize(
@@ -318,6 +320,18 @@ def test_rates_and_directions_are_known_by_the_words_of_their_tags():
     assert [mode_of(tag) for tag in ("val/acc", "val_top1_accuracy", "val/loss")] == [
         *("max", "max", "min")
     ]
+
+
+# text
+
+
+def test_numbers_are_written_as_a_person_would():
+    found = [number(value) for value in (1.26823, 0.00123456, 12345.6, -0.0, np.inf, None)]
+    assert found == ["1.2682", "0.00123", "12,346", "0", "inf", "-"]
+
+
+def test_formulas_have_the_signs_of_print():
+    assert typeset("(s - 1)^2") == "(s \N{MINUS SIGN} 1)\N{SUPERSCRIPT TWO}"
 
 
 # the page of one run
@@ -462,7 +476,7 @@ def test_curves_of_unknown_meaning_are_drawn_up_to_a_number(tmp_path):
     assert section.title == "Other curves"
     picture, paragraph = section.parts
     assert picture.name == "others"
-    assert "4 more curves are left out: metric_15, metric_16" in paragraph.text
+    assert "4 more curves are left out: metric_15, metric_16" in paragraph
 
 
 def test_curves_without_a_finite_value_are_drawn_without_a_warning(tmp_path):

@@ -1,47 +1,38 @@
 """Several runs measured by one metric: who is ahead, by how much, and the page that shows it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from lightning_root.diagnostics.report.curves import (
-    Mode,
-    Point,
-    Series,
-    learning_rates,
-    losses,
-    mode_of,
-    other_tags,
+from lightning_root.diagnostics.report import curves
+from lightning_root.diagnostics.report.curves import Mode, Point, Series
+from lightning_root.diagnostics.report.drawing import (
+    Line,
+    Panel,
+    colour,
+    other_curves,
+    picture_of,
 )
-from lightning_root.diagnostics.report.describe import (
-    differences,
-    duration,
-    labels_of,
-    number,
-    typeset,
-    whole,
-)
-from lightning_root.diagnostics.report.drawing import Line, Panel, colour
 from lightning_root.diagnostics.report.page import (
     Page,
-    Paragraph,
     Part,
     Section,
     Table,
     Verbatim,
-    other_curves,
-    picture_of,
+    duration,
+    number,
+    typeset,
+    whole,
 )
-from lightning_root.diagnostics.report.run import Run
+from lightning_root.diagnostics.report.run import Run, differences, labels_of
 from lightning_root.diagnostics.statistics import STATISTICS
 
 MAX_DIFFERENCES: Final = 40  # options in which the runs differ that are listed
 MAX_TITLE: Final = 90  # characters up to which the labels of all runs are the title
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(NamedTuple):
     """How a run did in the metric that is compared; speed-ups are over the worst run."""
 
     label: str
@@ -54,23 +45,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs and the metric that they are compared in.
+    """Several runs and the metric that they are compared in; from `comparison_of`."""
 
-    Args:
-        runs: At least two.
-        labels: One for each run.
-        metric: Tag of a curve that all of them have.
-        mode: Whether less or more of it is better.
-        steps_only: Leave out what depends on the clock.
-        smooth: Weight of the past in the average drawn over training losses; None chooses it.
-    """
-
-    runs: Sequence[Run]
-    labels: Sequence[str]
-    metric: str
-    mode: Mode
-    steps_only: bool = False
-    smooth: float | None = None
+    runs: Sequence[Run]  # at least two
+    labels: Sequence[str]  # one for each run
+    metric: str  # tag of a curve that all of them have
+    mode: Mode  # whether less or more of it is better
+    steps_only: bool = False  # leave out what depends on the clock
+    smooth: float | None = None  # weight of the past in averages of training losses
 
     @property
     def curves(self) -> list[Series]:
@@ -81,10 +63,8 @@ class Comparison:
     def target(self) -> float:
         """The worst of the last values, those that are not finite left out."""
         last = [series.last.value for series in self.curves]
-        finite = [value for value in last if math.isfinite(value)]
-        if not finite:
-            return math.nan
-        return max(finite) if self.mode == "min" else min(finite)
+        worst = max if self.mode == "min" else min
+        return worst(filter(math.isfinite, last), default=math.nan)
 
     @property
     def has_clock(self) -> bool:
@@ -154,26 +134,29 @@ def comparison_of(
     chosen = metric or _common_loss(runs)
     for run in runs:
         if chosen not in run.scalars:
-            tags = sorted(tag for tag in run.scalars if not tag.startswith("root/"))
             raise ValueError(
                 f"`--metric` must be a curve of every run, got {chosen!r}; '{run.folder}' has "
-                f"{tags}"
+                f"{_listed(run.scalars)}"
             )
     named = labels_of(runs) if labels is None else labels
-    return Comparison(runs, named, chosen, mode or mode_of(chosen), steps_only, smooth)
+    return Comparison(runs, named, chosen, mode or curves.mode_of(chosen), steps_only, smooth)
 
 
 def _common_loss(runs: Sequence[Run]) -> str:
     """Return the main validation, else training, loss of all runs; raise ValueError without one."""
     shared = set.intersection(*(set(run.scalars) for run in runs))
-    found = losses(shared, "validation") + losses(shared, "training")
+    found = curves.losses(shared, "validation") + curves.losses(shared, "training")
     if not found:
-        named = sorted(tag for tag in shared if not tag.startswith("root/"))
         raise ValueError(
             "`--metric` must name the curve to compare: the runs have no loss in common; curves of "
-            f"all of them are {named}"
+            f"all of them are {_listed(shared)}"
         )
     return found[0]
+
+
+def _listed(tags: Iterable[str]) -> list[str]:
+    """Return tags to choose from, ROOT's left out."""
+    return sorted(tag for tag in tags if not tag.startswith("root/"))
 
 
 def _ratio(worst: float, value: float) -> float | None:
@@ -189,20 +172,20 @@ def page_of(comparison: Comparison) -> Page:
     Args:
         comparison: From `comparison_of`.
     """
-    sections = [
-        Section(f"Results: {comparison.metric}", _results(comparison)),
-        Section("Training", _training(comparison)),
-        Section("Inside ROOT", _root(comparison)),
-        Section("Other curves", _others(comparison)),
-        Section("Set-up", _set_up(comparison)),
-    ]
+    sections: dict[str, Sequence[Part]] = {
+        f"Results: {comparison.metric}": _results(comparison),
+        "Training": picture_of("training", _training(comparison), common_legend=True),
+        "Inside ROOT": _inside_root(comparison),
+        "Other curves": _others(comparison),
+        "Set-up": _set_up(comparison),
+    }
     title, count = " · ".join(comparison.labels), len(comparison.runs)
     return Page(
         kind=f"Comparison of {count} runs",
         title=title if len(title) <= MAX_TITLE else f"{comparison.metric} of {count} runs",
         subtitle=" · ".join(run.name for run in comparison.runs),
         cards=[],
-        sections=[section for section in sections if section.parts],
+        sections=[Section(title, parts) for title, parts in sections.items() if parts],
         notes=[
             f"{label}: {note}"
             for label, run in zip(comparison.labels, comparison.runs, strict=True)
@@ -217,20 +200,24 @@ def result_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     if comparison.has_clock:
         header += ["time to target", "speed-up"]
     rows = []
-    for standing in comparison.standings():
-        best, reached = standing.best, standing.reached
+    for label, last, best, reached, speed_up, speed_up_in_time in comparison.standings():
         row = [
-            standing.label,
-            number(standing.last.value),
-            number(best.value if best else None),
-            whole(best.step if best else None),
-            whole(reached.step if reached else None),
-            _times(standing.speed_up),
-            duration(reached.seconds if reached else None),
-            _times(standing.speed_up_in_time),
+            label,
+            number(last.value),
+            number(best and best.value),
+            whole(best and best.step),
+            whole(reached and reached.step),
+            _times(speed_up),
+            duration(reached and reached.seconds),
+            _times(speed_up_in_time),
         ]
         rows.append(row[: len(header)])
     return header, rows
+
+
+def _times(ratio: float | None) -> str:
+    """Return a speed-up, as "1.41x"."""
+    return "-" if ratio is None else f"{ratio:.2f}x"
 
 
 def explain_target(comparison: Comparison) -> str:
@@ -243,48 +230,41 @@ def explain_target(comparison: Comparison) -> str:
 
 
 def _results(comparison: Comparison) -> list[Part]:
-    metric = comparison.metric
-    lines = comparison.lines(metric)
+    """Return the table of the runs, and the metric over steps and time."""
+    metric, lines = comparison.metric, comparison.lines(comparison.metric)
     panels = [Panel("Over steps", lines, unit=metric)]
-    if comparison.has_clock:
-        panels.append(Panel("Over time", lines, unit=metric, over="minutes"))
-    over = " and over the time since training began" if comparison.has_clock else ""
-    header, rows = result_table(comparison)
-    last = [series.last.value for series in comparison.curves]
-    finite = [value for value in last if math.isfinite(value)]
-    best = (min if comparison.mode == "min" else max)(finite, default=None)
+    intro = f"{metric} over optimizer steps"
     caption = f"{explain_target(comparison)} Between points, curves are taken as straight lines."
     if comparison.has_clock:
+        panels.append(Panel("Over time", lines, unit=metric, over="minutes"))
+        intro += " and over the time since training began"
         caption += " Times compare runs only if each had the machine to itself."
-    table = Table(
-        caption,
-        header,
-        rows,
-        strong=frozenset((row, 1) for row, value in enumerate(last) if value == best),
-        colours=[colour(place) for place in range(len(rows))],
-    )
-    intro = f"{metric} over optimizer steps{over}."
-    return [table, *picture_of("metric", panels, intro, common_legend=True)]
+    header, rows = result_table(comparison)
+    last = [series.last.value for series in comparison.curves]
+    best = (min if comparison.mode == "min" else max)(filter(math.isfinite, last), default=None)
+    strong = [row for row, value in enumerate(last) if value == best]
+    table = Table(caption, header, rows, strong, [colour(place) for place in range(len(rows))])
+    return [table, *picture_of("metric", panels, f"{intro}.", common_legend=True)]
 
 
-def _training(comparison: Comparison) -> list[Part]:
-    lines, rated = [], []
+def _training(comparison: Comparison) -> list[Panel]:
+    """Return panels of the training losses and the learning rates."""
+    lines, rates = [], []
     for place, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True)):
-        for tag in losses(run.scalars, "training")[:1]:
+        for tag in curves.losses(run.scalars, "training")[:1]:
             lines.append(Line(label, run.scalars[tag], place, comparison.smooth))
-        for series in list(learning_rates(run.scalars).values())[:1]:
-            rated.append(Line(label, series, place))
-    panels = []
-    if lines:
-        faint = "; faint: as logged, before smoothing" if comparison.smooth != 0 else ""
-        panels.append(Panel("Training loss", lines, f"Training loss{faint}.", width=2.0))
-    if rated:
-        about = "Learning rate, of the first parameter group."
-        panels.append(Panel("Learning rate", rated, about))
-    return picture_of("training", panels, common_legend=True)
+        for series in list(curves.learning_rates(run.scalars).values())[:1]:
+            rates.append(Line(label, series, place))
+    faint = "; faint: as logged, before smoothing" if comparison.smooth != 0 else ""
+    panels = [
+        Panel("Training loss", lines, f"Training loss{faint}.", width=2.0),
+        Panel("Learning rate", rates, "Learning rate, of the first parameter group."),
+    ]
+    return [panel for panel in panels if panel.lines]
 
 
-def _root(comparison: Comparison) -> list[Part]:
+def _inside_root(comparison: Comparison) -> Sequence[Part]:
+    """Return means of the statistics that any run logs."""
     panels = []
     for statistic in sorted(STATISTICS.values(), key=lambda statistic: statistic.compared):
         lines = comparison.lines(statistic.tag("mean"))
@@ -295,31 +275,27 @@ def _root(comparison: Comparison) -> list[Part]:
     return picture_of("root", panels, intro, common_legend=True)
 
 
-def _others(comparison: Comparison) -> list[Part]:
+def _others(comparison: Comparison) -> Sequence[Part]:
     """Return curves that at least two runs have."""
-    tags = dict.fromkeys(tag for run in comparison.runs for tag in other_tags(run.scalars))
-    curves = {tag: comparison.lines(tag) for tag in tags if tag != comparison.metric}
-    shared = {tag: lines for tag, lines in curves.items() if len(lines) > 1}
+    tags = dict.fromkeys(tag for run in comparison.runs for tag in curves.other_tags(run.scalars))
+    found = {tag: comparison.lines(tag) for tag in tags if tag != comparison.metric}
+    shared = {tag: lines for tag, lines in found.items() if len(lines) > 1}
     return other_curves(shared, common_legend=True)
 
 
 def _set_up(comparison: Comparison) -> list[Part]:
+    """Return the options in which the runs differ, and all configurations."""
     different = differences(comparison.runs)
     parts: list[Part] = []
     if different:
-        rows = [[key, *values] for key, values in different.items()]
-        caption = "Options in which the runs differ."
-        parts.append(Table(caption, ["option", *comparison.labels], rows[:MAX_DIFFERENCES]))
-    if len(different) > MAX_DIFFERENCES:
-        left = ", ".join(list(different)[MAX_DIFFERENCES:])
-        parts.append(Paragraph(f"Not listed, but different too: {left}."))
+        rows = [[key, *values] for key, values in different.items()][:MAX_DIFFERENCES]
+        header = ["option", *comparison.labels]
+        parts.append(Table("Options in which the runs differ.", header, rows))
+    left = ", ".join(list(different)[MAX_DIFFERENCES:])
+    if left:
+        parts.append(f"Not listed, but different too: {left}.")
     return parts + [
         Verbatim(f"The whole configuration: {label}", run.config_text)
         for label, run in zip(comparison.labels, comparison.runs, strict=True)
         if run.config_text
     ]
-
-
-def _times(ratio: float | None) -> str:
-    """Return a speed-up, as "1.41x"."""
-    return "-" if ratio is None else f"{ratio:.2f}x"

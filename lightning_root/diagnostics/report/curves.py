@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from lightning_root.diagnostics.statistics import SKIPPED, STATISTICS
 
 Mode: TypeAlias = Literal["min", "max"]  # whether less or more is better
-
 Stage: TypeAlias = Literal["training", "validation", "test"]
 
 # By default a curve is smoothed over the time between so many points of the picture
@@ -29,6 +28,7 @@ _MORE_IS_BETTER: Final = frozenset(
     "reward return top1 top5 correlation".split()
 )
 _SPEED: Final = re.compile(r"(per_sec|per_second|throughput|tokens_s|it_s|mfu)", re.IGNORECASE)
+_SIGN: Final[Mapping[Mode, float]] = {"min": 1.0, "max": -1.0}
 
 
 class Point(NamedTuple):
@@ -68,21 +68,12 @@ class Series:
     def best(self, mode: Mode) -> Point | None:
         """Return the first of the best points; None if no value is finite."""
         finite = np.isfinite(self.values)
-        if not finite.any():
-            return None
-        sign = 1.0 if mode == "min" else -1.0
-        return self._point(int(np.argmin(np.where(finite, sign * self.values, np.inf))))
+        least = int(np.argmin(np.where(finite, _SIGN[mode] * self.values, np.inf)))
+        return self._point(least) if finite.any() else None
 
     def reach(self, target: float, mode: Mode) -> Point | None:
-        """Return where the curve, straight between points, first is as good as `target`, if ever.
-
-        Example:
-            >>> from lightning_root.diagnostics.report.curves import Series
-            >>> Series.of([(10, 0.0, 3.0), (20, 5.0, 1.0)]).reach(2.0, "min")
-            Point(step=15.0, seconds=2.5, value=2.0)
-        """
-        sign = 1.0 if mode == "min" else -1.0
-        found = np.flatnonzero(sign * self.values <= sign * target)
+        """Return where the curve, straight between points, first is as good as `target`."""
+        found = np.flatnonzero(_SIGN[mode] * self.values <= _SIGN[mode] * target)
         if len(found) == 0:
             return None
         here = self._point(int(found[0]))
@@ -112,8 +103,7 @@ class Series:
         return result
 
     def _point(self, place: int) -> Point:
-        columns = (self.steps, self.seconds, self.values)
-        return Point(*(float(column[place]) for column in columns))
+        return Point(*(float(array[place]) for array in (self.steps, self.seconds, self.values)))
 
 
 def words(tag: str) -> list[str]:
@@ -141,14 +131,12 @@ def is_speed(tag: str) -> bool:
 
 def is_root(tag: str) -> bool:
     """Return whether it is one of ROOT's that the page has a place of its own for."""
-    parts = tag.split("/", 2)
-    if parts[0] != "root" or len(parts) < 3:
-        return False
-    statistic, rest = parts[1:]
-    if statistic == "coefficients":
-        return rest.endswith(("/error", "/error_before"))
-    known = STATISTICS.get(statistic)
-    return known is not None and (rest in known.reductions or known.per_parameter)
+    match tag.split("/", 2):
+        case ["root", "coefficients", rest]:
+            return rest.endswith(("/error", "/error_before"))
+        case ["root", name, rest] if name in STATISTICS:
+            return rest in STATISTICS[name].reductions or STATISTICS[name].per_parameter
+    return False
 
 
 def losses(tags: Iterable[str], stage: Stage) -> list[str]:

@@ -1,10 +1,9 @@
-"""Panels of curves, drawn with matplotlib where it is installed."""
+"""Pictures of curves in panels, drawn with matplotlib where it is installed."""
 
 import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +17,15 @@ if TYPE_CHECKING:
 
 # Of curves, in turn; told apart by colour-blind eyes (Okabe and Ito)
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
-
 DASHES: Final = ("-", "--", ":", "-.")  # of curves beyond the colours
-
 WIDTH: Final = 10.0  # inches, of every picture of a page
 RESOLUTION: Final = 180  # dots per inch
+ROW_HEIGHTS: Final = {1: 3.4, 2: 3.3, 3: 2.7, 4: 2.4}  # inches, by the number of columns
+MAX_COLUMNS: Final = 4  # panels beside each other
 MAX_MARKERS: Final = 25  # curves of at most so many points show them
+MAX_OTHERS: Final = 16  # curves without a place of their own that are drawn
 # Positive values whose largest is so many times the smallest have a logarithmic axis
 WIDE_RANGE: Final = 20.0
-MAX_COLUMNS: Final = 4  # panels beside each other
 _STYLE: Final[Any] = {
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "font.size": 9,
@@ -37,21 +36,16 @@ _STYLE: Final[Any] = {
     "axes.labelcolor": "#333333",
     "axes.edgecolor": "#666666",
     "axes.linewidth": 0.7,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.color": "#666666",
-    "ytick.color": "#666666",
-    "xtick.labelcolor": "#333333",
-    "ytick.labelcolor": "#333333",
-    "legend.fontsize": 8,
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
+    **dict.fromkeys(("xtick.color", "ytick.color"), "#666666"),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), "#333333"),
     "legend.framealpha": 0.85,
     "legend.edgecolor": "none",
     "legend.handlelength": 1.6,
 }
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One curve of a panel, thin if it is a bound of what another line shows."""
 
     label: str  # in the legend; "" for none
@@ -61,8 +55,7 @@ class Line:
     faint: bool = False
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """A pair of axes."""
 
     title: str
@@ -73,6 +66,16 @@ class Panel:
     over: Literal["step", "minutes"] = "step"
     width: float = 1.0  # relative to other panels of the row
     zero: bool = False  # have the vertical axis begin at zero, and not be logarithmic
+
+
+class Picture(NamedTuple):
+    """A figure with its caption."""
+
+    name: str  # of the PNG file, without its ending
+    caption: str
+    height: float  # in inches
+    draw: Callable[["Figure"], None]
+    is_map: bool = False  # its colours are values, which a dark page must leave as they are
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -107,6 +110,16 @@ def log_numbers(axis: "Axis", values: NDArray[np.float64]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def colour(place: int) -> str:
+    """Return the colour of the curve at this place."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def dashes(place: int) -> str:
+    """Return the line style of the curve at this place."""
+    return DASHES[place // len(COLOURS) % len(DASHES)]
+
+
 def draw_png(height: float, draw: Callable[["Figure"], None]) -> bytes:
     """Have a picture of a page drawn, and return the bytes of a PNG file."""
     figure = new_figure(WIDTH, height)
@@ -119,45 +132,55 @@ def draw_png(height: float, draw: Callable[["Figure"], None]) -> bytes:
     return file.getvalue()
 
 
-def colour(place: int) -> str:
-    """Return the colour of the curve at this place."""
-    return COLOURS[place % len(COLOURS)]
-
-
-def dashes(place: int) -> str:
-    """Return the line style of the curve at this place."""
-    return DASHES[place // len(COLOURS) % len(DASHES)]
-
-
-def height_of(panels: Sequence[Panel], min_columns: int = 1) -> float:
-    """Return the inches that panels need, by the number of rows and columns."""
-    rows, columns = _grid(len(panels), min_columns)
-    return rows * {1: 3.4, 2: 3.3, 3: 2.7, 4: 2.4}[columns]
-
-
-def draw_panels(
-    figure: "Figure",
+def picture_of(
+    name: str,
     panels: Sequence[Panel],
+    intro: str = "",
     *,
     min_columns: int = 1,
     common_legend: bool = False,
-) -> None:
-    """Draw panels in rows, with one legend below if all of them have the same labels."""
-    rows, columns = _grid(len(panels), min_columns)
-    ratios = [panel.width for panel in panels[:columns]] + [1.0] * (columns - len(panels))
-    grid = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios).ravel()
-    for axes in grid[len(panels) :]:
-        axes.remove()
-    for axes, panel in zip(grid, panels, strict=False):
-        _draw_panel(axes, panel)
-        if not common_legend and len(axes.get_legend_handles_labels()[1]) > 0:
-            axes.legend()
-    if common_legend:
+) -> list[Picture]:
+    """Return one picture of rows of panels, their definitions as its caption; none of no panels."""
+    if not panels:
+        return []
+    rows = math.ceil(len(panels) / MAX_COLUMNS)
+    columns = max(math.ceil(len(panels) / rows), min_columns)
+    lettered = len(panels) > 1 and any(panel.about for panel in panels)
+    letters = [f"({chr(ord('a') + place)}) " if lettered else "" for place in range(len(panels))]
+    about = [f"{x}{panel.about}" for x, panel in zip(letters, panels, strict=True) if panel.about]
+
+    def draw(figure: "Figure") -> None:
+        ratios = [panel.width for panel in panels[:columns]] + [1.0] * (columns - len(panels))
+        grid = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios).ravel()
+        for axes in grid[len(panels) :]:
+            axes.remove()
         named: dict[str, Any] = {}
-        for axes in grid[: len(panels)]:
+        for axes, letter, panel in zip(grid, letters, panels, strict=False):
+            _draw_panel(axes, panel)
+            axes.set_title(letter + panel.title)
             handles, labels = axes.get_legend_handles_labels()
             named |= dict(zip(labels, handles, strict=True))
-        figure.legend(named.values(), named, loc="outside lower center", ncols=4)
+            if labels and not common_legend:
+                axes.legend()
+        if common_legend:
+            figure.legend(named.values(), named, loc="outside lower center", ncols=4)
+
+    height = rows * ROW_HEIGHTS[columns] + (0.3 if common_legend else 0.0)
+    return [Picture(name, " ".join([intro, *about]).strip(), height, draw)]
+
+
+def other_curves(
+    curves: Mapping[str, Sequence[Line]], *, common_legend: bool = False
+) -> list[Picture | str]:
+    """Return a picture of curves that only their tags explain, and what was left out, in words."""
+    panels = [Panel(tag, lines) for tag, lines in list(curves.items())[:MAX_OTHERS]]
+    intro = "Other metrics, by their tags."
+    pictures = picture_of("others", panels, intro, min_columns=3, common_legend=common_legend)
+    left = list(curves)[MAX_OTHERS:]
+    if not left:
+        return [*pictures]
+    named = ", ".join(left[:MAX_OTHERS]) + (", ..." if len(left) > MAX_OTHERS else "")
+    return [*pictures, f"{len(left):,} more curves are left out: {named}."]
 
 
 def _draw_panel(axes: "Axes", panel: Panel) -> None:
@@ -167,14 +190,8 @@ def _draw_panel(axes: "Axes", panel: Panel) -> None:
         pattern = (0, (1.5 + 2.0 * place, 2.0))
         axes.axhline(value, label=label, color="#666666", lw=1.0, ls=pattern, zorder=1.5)
     _scale(axes, panel)
-    xlabel = "step" if panel.over == "step" else "minutes of training"
-    axes.set(title=panel.title, ylabel=panel.unit, xlabel=xlabel)
+    axes.set(ylabel=panel.unit, xlabel="step" if panel.over == "step" else "minutes of training")
     plain_axes(axes)
-
-
-def _grid(count: int, min_columns: int) -> tuple[int, int]:
-    rows = math.ceil(count / MAX_COLUMNS)
-    return rows, max(math.ceil(count / rows), min_columns)
 
 
 def _draw_line(axes: "Axes", line: Line, over: Literal["step", "minutes"]) -> None:
@@ -184,13 +201,12 @@ def _draw_line(axes: "Axes", line: Line, over: Literal["step", "minutes"]) -> No
     style["zorder"] = 3 - 0.01 * line.place  # the first run lies on top of those like it
     if np.isfinite(series.values).sum() <= MAX_MARKERS:
         style |= {"marker": "o", "markersize": 1.8 if line.faint else 2.8}
-    width = 0.9 if line.faint else 1.5
+    style |= {"linewidth": 0.9, "alpha": 0.7} if line.faint else {"linewidth": 1.5, "alpha": 1.0}
     smoothed = series.smoothed(line.smooth)
     if not np.array_equal(smoothed, series.values, equal_nan=True):
         axes.plot(x, series.values, color=style["color"], linewidth=0.7, alpha=0.3, zorder=1.8)
         style |= {"marker": ""}
-    alpha = 0.7 if line.faint else 1.0
-    axes.plot(x, smoothed, label=line.label or None, linewidth=width, alpha=alpha, **style)
+    axes.plot(x, smoothed, label=line.label or None, **style)
 
 
 def _scale(axes: "Axes", panel: Panel) -> None:

@@ -18,41 +18,33 @@ from lightning_root.diagnostics.report.curves import Series
 
 EVENTS: Final = "events.out.tfevents.*"
 METRICS: Final = "metrics.csv"
-_MAX_LISTED: Final = 12
+MAX_LISTED: Final = 12  # folders that an error names
+MAX_VALUE_LENGTH: Final = 160  # characters of an option's value
+# What a reader wants to know of the Trainer
+TRAINER_OPTIONS: Final = (
+    *("max_steps", "max_epochs", "precision", "accelerator", "devices", "num_nodes", "strategy"),
+    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "deterministic"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is known of one run.
+    """What is known of one run; from `read_run`."""
 
-    Args:
-        folder: Where its logs lie.
-        scalars: Curves by tag, in the order of appearance.
-        texts: (step, text) in the order of writing, by tag.
-        config: What the command line saved as `config.yaml`, else `hparams.yaml`; may be empty.
-        config_text: That file as it is.
-        partition: Which parameter got which rule, as a table; may be empty.
-        started: When the first session began; None without a clock.
-        seconds: Duration of training up to the last point, without pauses between a stop and a
-            resume; None without a clock.
-        notes: What a reader should know about the logs.
-    """
-
-    folder: Path
-    scalars: Mapping[str, Series]
-    texts: Mapping[str, Sequence[tuple[int, str]]] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    config_text: str = ""
-    partition: str = ""
-    started: datetime | None = None
-    seconds: float | None = None
-    notes: tuple[str, ...] = ()
+    folder: Path  # where its logs lie
+    scalars: Mapping[str, Series]  # by tag, in the order of appearance
+    texts: Mapping[str, Sequence[tuple[int, str]]] = field(default_factory=dict)  # (step, text)
+    config: Mapping[str, Any] = field(default_factory=dict)  # of `config.yaml`, else `hparams.yaml`
+    config_text: str = ""  # that file as it is
+    partition: str = ""  # which parameter got which rule, as a table
+    started: datetime | None = None  # the first session; None without a clock
+    seconds: float | None = None  # up to the last point, without pauses between stop and resume
+    notes: tuple[str, ...] = ()  # what a reader should know about the logs
 
     @property
     def name(self) -> str:
         """The folder and the one above it: `quickstart/version_0`."""
-        folder = self.folder.absolute()
-        return f"{folder.parent.name}/{folder.name}".lstrip("/")
+        return "/".join(self.folder.absolute().parts[-2:]).lstrip("/")
 
     @property
     def last_step(self) -> int:
@@ -73,8 +65,7 @@ class Session:
 
 def log_files(folder: Path) -> list[Path]:
     """Return the log files that lie in a folder itself, oldest first."""
-    found = sorted(path for path in folder.glob(EVENTS) if path.is_file())
-    return found + [path for path in [folder / METRICS] if path.is_file()]
+    return [path for path in (*sorted(folder.glob(EVENTS)), folder / METRICS) if path.is_file()]
 
 
 def find_run(folder: Path) -> Path:
@@ -83,18 +74,16 @@ def find_run(folder: Path) -> Path:
     Raises:
         ValueError: If there is none, or more than one.
     """
+    advice = "give the `log folder` that the run's summary names"
     if not folder.is_dir():
-        raise ValueError(
-            f"`RUN_DIR` must be a folder, got '{folder}'; give the `log folder` that the run's "
-            "summary names"
-        )
+        raise ValueError(f"`RUN_DIR` must be a folder, got '{folder}'; {advice}")
     if log_files(folder):
         return folder
     found = {path.parent for pattern in (EVENTS, METRICS) for path in folder.rglob(pattern)}
     if not found:
         raise ValueError(
             f"`RUN_DIR` must hold TensorBoard event files or a {METRICS}, found none in or below "
-            f"'{folder}'; give the `log folder` that the run's summary names"
+            f"'{folder}'; {advice}"
         )
     if len(found) > 1:
         raise ValueError(
@@ -102,6 +91,17 @@ def find_run(folder: Path) -> Path:
             f"{_list_folders(found)}"
         )
     return found.pop()
+
+
+def _list_folders(folders: Iterable[Path]) -> str:
+    """List some names, version_2 before version_10."""
+
+    def natural(name: str) -> list[str | int]:  # text and numbers in turn
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+    names = sorted(map(str, folders), key=natural)
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def read_run(folder: Path) -> Run:
@@ -113,32 +113,32 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: If no log file in it holds a scalar.
     """
-    sessions = [_read_session(path) for path in log_files(folder)]
-    notes = [note for session in sessions for note in session.notes]
-    sessions = [session for session in sessions if session.scalars]
+    every = [_read_session(path) for path in log_files(folder)]
+    notes = [note for session in every for note in session.notes]
+    sessions = [session for session in every if session.scalars]
     if not sessions:
         raise ValueError(
             f"`RUN_DIR` must hold scalars, found none in '{folder}': {'; '.join(notes)}. A run "
             "logs its first ones after `log_every_n_steps` steps"
         )
-    scalars, seconds = _join_curves(sessions)
-    config, config_text, config_notes = _read_config(folder)
+    scalars = _join_curves(sessions)
+    ends = [series.last.seconds for series in scalars.values()]
+    starts = [session.start for session in sessions if session.start is not None]
     texts: dict[str, list[tuple[int, str]]] = {}
     for session in sessions:
         for tag, found in session.texts.items():
-            # Without the indentation that makes TensorBoard show them as they are.
-            plain = [(step, textwrap.dedent(text).strip("\n")) for step, text in found]
-            texts.setdefault(tag, []).extend(plain)
-    starts = [session.start for session in sessions if session.start is not None]
+            texts.setdefault(tag, []).extend(found)
+    in_log = texts.get("root/partition", [(0, "")])[-1][1]
+    config, config_text, config_notes = _read_config(folder)
     return Run(
         folder=folder,
         scalars=scalars,
         texts=texts,
         config=config,
         config_text=config_text,
-        partition=_read_partition(folder, texts),
+        partition=_read_text(folder / "partition.txt").strip("\n") or in_log,
         started=datetime.fromtimestamp(min(starts)) if starts else None,
-        seconds=seconds,
+        seconds=max((end for end in ends if not math.isnan(end)), default=None),
         notes=(*notes, *config_notes),
     )
 
@@ -187,7 +187,9 @@ def _add_value(session: Session, event: Any, value: Any) -> None:
     elif kind == "tensor" and plugin == "text":
         text = b"\n".join(value.tensor.string_val).decode("utf-8", errors="replace")
         tag = value.tag.removesuffix("/text_summary")  # which torch's writer adds
-        session.texts.setdefault(tag, []).append((event.step, text))
+        # Without the indentation that makes TensorBoard show it as it is.
+        plain = textwrap.dedent(text).strip("\n")
+        session.texts.setdefault(tag, []).append((event.step, plain))
 
 
 def _count_records(path: Path) -> tuple[int, int]:
@@ -209,18 +211,17 @@ def _count_records(path: Path) -> tuple[int, int]:
 
 def _read_csv(path: Path) -> Session:
     session = Session()
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = _read_text(path)
     if text and not text.endswith("\n"):
         session.notes.append(f"the last line of {path.name} was cut off and is left out")
         text = text[: text.rfind("\n") + 1]
     for row in csv.DictReader(io.StringIO(text)):
         step = _parse_number(row.pop("step", None))
-        if step is None or not step.is_integer():
-            continue
-        for tag, cell in row.items():
-            value = _parse_number(cell)
-            if tag and value is not None:
-                session.scalars.setdefault(tag, []).append((int(step), math.nan, value))
+        if step is not None and step.is_integer():
+            for tag, cell in row.items():
+                value = _parse_number(cell)
+                if tag and value is not None:
+                    session.scalars.setdefault(tag, []).append((int(step), math.nan, value))
     return session
 
 
@@ -232,7 +233,7 @@ def _parse_number(cell: Any) -> float | None:
         return None
 
 
-def _join_curves(sessions: Sequence[Session]) -> tuple[dict[str, Series], float | None]:
+def _join_curves(sessions: Sequence[Session]) -> dict[str, Series]:
     """Join curves over all sessions, with a clock that stands still between them.
 
     A session goes on where the last point before its first step left the clock: what a crashed
@@ -243,37 +244,27 @@ def _join_curves(sessions: Sequence[Session]) -> tuple[dict[str, Series], float 
         first = min(found[0][0] for found in session.scalars.values())
         earlier = (p[1] for known in points.values() for p in known if p[0] < first)
         elapsed = max((time for time in earlier if not math.isnan(time)), default=0.0)
-        # A logger of another kind beside the event files says the same again, without a clock.
-        new = {
-            tag: found
-            for tag, found in session.scalars.items()
-            if session.start is not None or tag not in points
-        }
         start = math.nan if session.start is None else session.start - elapsed
-        for tag, found in new.items():
-            moved = [(step, time - start, value) for step, time, value in found]
-            points.setdefault(tag, []).extend(moved)
-    scalars = {tag: Series.of(found) for tag, found in points.items()}
-    ends = [series.last.seconds for series in scalars.values()]
-    known = [end for end in ends if not math.isnan(end)]
-    return scalars, max(known) if known else None
+        # A logger of another kind beside the event files says the same again, without a clock.
+        known = set() if session.start is not None else set(points)
+        for tag, found in session.scalars.items():
+            if tag not in known:
+                moved = [(step, time - start, value) for step, time, value in found]
+                points.setdefault(tag, []).extend(moved)
+    return {tag: Series.of(found) for tag, found in points.items()}
 
 
-def _read_partition(folder: Path, texts: Mapping[str, Sequence[tuple[int, str]]]) -> str:
-    path = folder / "partition.txt"
-    if path.is_file():
-        return path.read_text(encoding="utf-8", errors="replace").strip("\n")
-    found = texts.get("root/partition")
-    return found[-1][1] if found else ""
+def _read_text(path: Path) -> str:
+    """Return the text of a file, as far as it is text; "" without a file."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _read_config(folder: Path) -> tuple[Mapping[str, Any], str, list[str]]:
     """Return values, text, and a note if the file cannot be read as YAML."""
-    path = next(
-        (folder / n for n in ("config.yaml", "hparams.yaml") if (folder / n).is_file()), None
-    )
-    text = path.read_text(encoding="utf-8", errors="replace").strip() if path else ""
-    if path is None or text in ("", "{}"):
+    paths = [folder / name for name in ("config.yaml", "hparams.yaml")]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    text = _read_text(path).strip()
+    if text in ("", "{}"):
         return {}, "", []
     try:
         values = yaml.safe_load(text)
@@ -282,14 +273,105 @@ def _read_config(folder: Path) -> tuple[Mapping[str, Any], str, list[str]]:
     return (values if isinstance(values, dict) else {}), text, []
 
 
-def _list_folders(folders: Iterable[Path]) -> str:
-    """List some names, version_2 before version_10."""
+def label_of(run: Run) -> str:
+    """Return optimizer and learning rate, or the folder if no configuration tells."""
+    optimizer = _mapping(run.config.get("optimizer"))
+    if "class_path" not in optimizer:
+        return run.name
+    options = options_of(optimizer)
+    words = []
+    coefficients = options.get("coefficients", "adaptive")
+    if coefficients != "adaptive":
+        words.append(coefficients if isinstance(coefficients, str) else "coefficients")
+    quantile = options.get("outlier_quantile", 0.9)
+    if quantile is None or quantile == "auto":
+        words.append("no threshold" if quantile is None else "automatic threshold")
+    variant = f" ({', '.join(words)})" if words else ""
+    name = str(optimizer["class_path"]).rpartition(".")[2]
+    return f"{name}{variant}, lr {options.get('lr', 'default')}"
 
-    def natural(text: str) -> list[tuple[int, str]]:
-        return [
-            (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)
-        ]
 
-    names = sorted(map(str, folders), key=natural)
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """Return a label for each run, with the folder where the same optimizer has several."""
+    labels = [label_of(run) for run in runs]
+    named = [
+        f"{label}, {run.name}" if labels.count(label) > 1 and label != run.name else label
+        for label, run in zip(labels, runs, strict=True)
+    ]
+    return [
+        str(run.folder) if named.count(name) > 1 else name
+        for name, run in zip(named, runs, strict=True)
+    ]
+
+
+def setup_of(run: Run) -> dict[str, str]:
+    """Return what the run was set up with, as far as the configuration tells, by what it is."""
+    config = run.config
+    parts = {"Model": "model", "Data": "data", "Optimizer": "optimizer", "Schedule": "lr_scheduler"}
+    rows = {name: _describe(config.get(key)) for name, key in parts.items()}
+    if not {"model", "optimizer", "trainer"} & config.keys():
+        rows["Hyperparameters"] = _describe(config)
+    trainer = _mapping(config.get("trainer"))
+    rows["Trainer"] = _describe({key: trainer[key] for key in TRAINER_OPTIONS if key in trainer})
+    if isinstance(config.get("seed_everything"), int):
+        rows["Seed"] = str(config["seed_everything"])
+    # LightningCLI writes its version into a comment at the top.
+    versions = re.findall(r"^# ([\w.]+)==(\S+)$", run.config_text, flags=re.MULTILINE)
+    rows["Software"] = ", ".join(map(" ".join, versions))
+    return {name: text for name, text in rows.items() if text}
+
+
+def options_of(part: Any) -> Mapping[str, Any]:
+    """Return the options of a `class_path` with its `init_args`, or of a plain mapping."""
+    values = _mapping(part)
+    return _mapping(values.get("init_args")) if "class_path" in values else values
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return options in which configurations differ: a value for each run, "-" where none is."""
+    flat = [_flatten(run.config) for run in runs]
+    keys = dict.fromkeys(key for options in flat for key in options)
+    return {
+        key: [options.get(key, "-") for options in flat]
+        for key in keys
+        if len({options.get(key) for options in flat}) > 1 and not key.startswith("trainer.logger")
+    }
+
+
+def _describe(part: Any) -> str:
+    """Return a part of a configuration in words: its class, and the options that are set."""
+    text = ", ".join(
+        f"{key} {_value_text(value)}"
+        for key, value in options_of(part).items()
+        # None means "not set" but for one option, which it switches off.
+        if (value is not None or key == "outlier_quantile") and not str(key).startswith("_")
+    )
+    path = _mapping(part).get("class_path")
+    return ": ".join(str(words) for words in (path, text) if words)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the values of nested options by their dotted names."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            found |= _flatten(value, f"{name}.")
+        else:
+            found[name.replace(".init_args.", ".")] = _value_text(value)
+    return found
+
+
+def _value_text(value: Any) -> str:
+    """Return a value as YAML writes it, on one line."""
+    if isinstance(value, str):
+        text = value
+    elif value is None or isinstance(value, bool | int | float):
+        text = f"{value:g}" if isinstance(value, float) else str(value).lower()
+    else:
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 3]}..."
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,41 +1,71 @@
-"""The page of one run."""
+"""The page of one run: its curves, and what `ROOTMonitor` and `ROOTRefit` logged."""
 
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Final
+from functools import lru_cache
+from itertools import pairwise
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, get_args
 
-from lightning_root.diagnostics.report import panels
-from lightning_root.diagnostics.report.curves import (
-    is_speed,
-    learning_rates,
-    losses,
-    mode_of,
-    other_tags,
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_root.coefficients import COEFFICIENT_NAMES, lookup, training_model
+from lightning_root.coefficients.lookup import needs_fit
+from lightning_root.coefficients.shapes import Shape
+from lightning_root.diagnostics.board import MAX_NAMES
+from lightning_root.diagnostics.history import History
+from lightning_root.diagnostics.observation import target_rms
+from lightning_root.diagnostics.report import curves
+from lightning_root.diagnostics.report.curves import Series
+from lightning_root.diagnostics.report.drawing import (
+    Line,
+    Panel,
+    Picture,
+    log_numbers,
+    other_curves,
+    picture_of,
 )
-from lightning_root.diagnostics.report.describe import (
-    duration,
-    label_of,
-    number,
-    setup_rows,
-    typeset,
-    whole,
-)
-from lightning_root.diagnostics.report.drawing import Line, Panel
 from lightning_root.diagnostics.report.page import (
     Card,
-    Definitions,
     Page,
     Part,
     Section,
     Table,
     Verbatim,
-    other_curves,
-    picture_of,
+    duration,
+    number,
+    typeset,
+    whole,
 )
-from lightning_root.diagnostics.report.run import Run
-from lightning_root.diagnostics.statistics import SKIPPED, STATISTICS
+from lightning_root.diagnostics.report.run import Run, label_of, options_of, setup_of
+from lightning_root.diagnostics.statistics import (
+    SKIPPED,
+    STATISTICS,
+    Reduction,
+    Statistic,
+    heat_map_statistics,
+)
 
-MAX_LINES: Final = 60  # of a table that is shown without being asked for
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_LINES: Final = 60  # of a table of parameters that is shown without being asked for
+MAX_SHAPES: Final = 3  # lines of what is expected of each shape; more would hide the curves
+WORST_LAYERS: Final = 4  # layers that the table lists for each reason
 _OWN_TEXTS: Final = ("root/partition", "root/coefficients")
+_OF_THRESHOLD: Final = ("outlier_energy", "outlier_fraction", "relative_threshold")
+_LINE_LABELS: Final[Mapping[Reduction, str]] = {"mean": "mean", "max": "largest", "min": "smallest"}
+_COEFFICIENTS: Final = re.compile(
+    r"(\d+) x (\d+): ((\d+) steps, (.+); p_T in \[(\S+), (\S+)\] on \[0, 1\])$"
+)
+
+# Values to compare a statistic with, each with its label, and what the caption says of them
+References: TypeAlias = tuple[Sequence[tuple[float, str]], str]
 
 
 def report_of(run: Run, smooth: float | None = None) -> Page:
@@ -57,29 +87,33 @@ def report_of(run: Run, smooth: float | None = None) -> Page:
         >>> [(card.label, card.value) for card in page.cards]
         [('Best val_loss', '1.7500'), ('Last train_loss', '1.5000'), ('Last step', '19')]
     """
-    others = {tag: [Line("", run.scalars[tag])] for tag in other_tags(run.scalars)}
-    texts = [
-        Verbatim(f"{tag}, step {whole(found[-1][0])}", found[-1][1])
-        for tag, found in run.texts.items()
-        if tag not in _OWN_TEXTS
-    ]
-    sections = [
-        Section("Training", _training(run, smooth)),
-        Section("Orthogonalization", _orthogonalization(run)),
-        Section("Outliers", picture_of("outliers", panels.outliers(run), common_legend=True)),
-        Section("Updates", picture_of("updates", panels.updates(run))),
-        Section("Layers", [*panels.heat_maps(run), *panels.worst_layers(run)]),
-        Section("Parameters", _partition(run)),
-        Section("Other curves", other_curves(others)),
-        Section("Texts in the log", texts),
-        Section("Set-up", _set_up(run)),
-    ]
+    others = {tag: [Line("", run.scalars[tag])] for tag in curves.other_tags(run.scalars)}
+    title = "Which parameter gets which rule, and why"
+    partition = Verbatim(title, run.partition, run.partition.count("\n") < MAX_LINES)
+    setup: list[Part] = [setup_of(run)] if setup_of(run) else []
+    if run.config_text:
+        setup.append(Verbatim("The whole configuration", run.config_text))
+    sections: dict[str, Sequence[Part]] = {
+        "Training": picture_of("training", _training(run, smooth)),
+        "Orthogonalization": _orthogonalization(run),
+        "Outliers": picture_of("outliers", outliers(run), common_legend=True),
+        "Updates": picture_of("updates", updates(run)),
+        "Layers": [*_heat_maps(run), *_worst_layers(run)],
+        "Parameters": [partition] if run.partition else [],
+        "Other curves": other_curves(others),
+        "Texts in the log": [
+            Verbatim(f"{tag}, step {whole(found[-1][0])}", found[-1][1])
+            for tag, found in run.texts.items()
+            if tag not in _OWN_TEXTS
+        ],
+        "Set-up": setup,
+    }
     return Page(
         kind="Training run",
         title=label_of(run),
         subtitle=_subtitle(run),
         cards=_cards(run),
-        sections=[section for section in sections if section.parts],
+        sections=[Section(title, parts) for title, parts in sections.items() if parts],
         notes=run.notes,
     )
 
@@ -87,26 +121,23 @@ def report_of(run: Run, smooth: float | None = None) -> Page:
 def _cards(run: Run) -> list[Card]:
     """Return the key numbers, as far as they are logged."""
     cards = []
-    for tag in losses(run.scalars, "validation")[:1]:
-        series = run.scalars[tag]
-        best = series.best(mode_of(tag))
+    for tag in curves.losses(run.scalars, "validation")[:1]:
+        best, last = run.scalars[tag].best(curves.mode_of(tag)), run.scalars[tag].last
         if best is not None:
             cards.append(Card(f"Best {tag}", number(best.value), f"at step {whole(best.step)}"))
-        if best is None or best.step != series.last.step:
-            cards.append(Card(f"Last {tag}", number(series.last.value)))
-    for tag in losses(run.scalars, "training")[:1]:
+        if best is None or best.step != last.step:
+            cards.append(Card(f"Last {tag}", number(last.value)))
+    for tag in curves.losses(run.scalars, "training")[:1]:
         cards.append(Card(f"Last {tag}", number(run.scalars[tag].last.value)))
     cards.append(Card("Last step", whole(run.last_step)))
     if run.seconds is not None:
         cards.append(Card("Time", duration(run.seconds), "to the last point"))
-    cards += [
-        Card(tag, number(run.scalars[tag].last.value), "last value")
-        for tag in [tag for tag in run.scalars if is_speed(tag)][:2]
-    ]
-    for statistic in STATISTICS.values():
-        tag = statistic.tag("mean")
-        if statistic.card and tag in run.scalars:
-            cards.append(Card(statistic.title, number(run.scalars[tag].last.value), "last mean"))
+    speeds = [tag for tag in run.scalars if curves.is_speed(tag)][:2]
+    shown = [(tag, tag, "last value") for tag in speeds]
+    shown += [(s.title, s.tag("mean"), "last mean") for s in STATISTICS.values() if s.card]
+    for title, tag, note in shown:
+        if tag in run.scalars:
+            cards.append(Card(title, number(run.scalars[tag].last.value), note))
     if SKIPPED in run.scalars:
         total = float(run.scalars[SKIPPED].values.sum())
         cards.append(Card("Skipped updates", number(total), "not finite"))
@@ -115,75 +146,335 @@ def _cards(run: Run) -> list[Card]:
 
 def _subtitle(run: Run) -> str:
     """Return where and when it ran."""
-    words = [run.name]
-    if run.started is not None:
-        words.append(run.started.strftime("%Y-%m-%d %H:%M"))
-        if run.seconds is not None:
-            ended = run.started + timedelta(seconds=run.seconds)
-            same_day = ended.date() == run.started.date()
-            words[-1] += ended.strftime(" to %H:%M" if same_day else " to %Y-%m-%d %H:%M")
-    return " · ".join(words)
+    if run.started is None:
+        return run.name
+    time = f"{run.started:%Y-%m-%d %H:%M}"
+    if run.seconds is not None:
+        ended = run.started + timedelta(seconds=run.seconds)
+        same_day = ended.date() == run.started.date()
+        time += f" to {ended:%H:%M}" if same_day else f" to {ended:%Y-%m-%d %H:%M}"
+    return f"{run.name} · {time}"
 
 
-def _training(run: Run, smooth: float | None) -> list[Part]:
-    training, validation = (losses(run.scalars, s)[:1] for s in ("training", "validation"))
+def _training(run: Run, smooth: float | None) -> list[Panel]:
+    """Return panels of the losses and the learning rates."""
+    training, validation = (
+        curves.losses(run.scalars, stage)[:1] for stage in ("training", "validation")
+    )
     lines = [Line(tag, run.scalars[tag], 0, smooth) for tag in training]
     lines += [Line(tag, run.scalars[tag], 1) for tag in validation]
-    shown = []
+    panels = []
     if lines:
         about = "Loss of training and validation" if validation else "Loss of training"
         about += "; faint: as logged, before smoothing." if training and smooth != 0 else "."
-        shown.append(Panel("Loss", lines, about, width=2.0))
-    found = learning_rates(run.scalars)
-    if found:
-        named = [
-            Line(tag if len(found) > 1 else "", series, place)
-            for place, (tag, series) in enumerate(found.items())
+        panels.append(Panel("Loss", lines, about, width=2.0))
+    rates = curves.learning_rates(run.scalars)
+    if rates:
+        lines = [
+            Line(tag if len(rates) > 1 else "", series, place)
+            for place, (tag, series) in enumerate(rates.items())
         ]
-        shown.append(Panel("Learning rate", named, f"Learning rate of {'; '.join(found)}."))
-    return picture_of("training", shown)
+        panels.append(Panel("Learning rate", lines, f"Learning rate of {'; '.join(rates)}."))
+    return panels
+
+
+class CoefficientsInUse(NamedTuple):
+    """The coefficients of one shape, from some step on."""
+
+    step: int
+    shape: Shape
+    steps: int
+    source: str
+    low: float
+    high: float
+    expected: float | None  # mean of (sigma - 1)^2 on the model of momentum in training, if named
+
+
+def _coefficients_in_use(run: Run) -> list[CoefficientsInUse]:
+    """Read what `ROOTMonitor` wrote, by shape, each from the step at which it was first seen."""
+    found: dict[tuple[str, ...], CoefficientsInUse] = {}
+    for step, text in run.texts.get("root/coefficients", ()):
+        for line in text.splitlines():
+            match = _COEFFICIENTS.match(line.strip())
+            if match is not None and match.groups() not in found:
+                m, n, description, steps, source, low, high = match.groups()
+                shape = (int(m), int(n))
+                expected = _expected_error(shape, int(steps), description)
+                found[match.groups()] = CoefficientsInUse(
+                    step, shape, int(steps), source, float(low), float(high), expected
+                )
+    return sorted(found.values(), key=lambda entry: (entry.shape, entry.step))
+
+
+@lru_cache(maxsize=256)
+def _expected_error(shape: Shape, steps: int, description: str) -> float | None:
+    """Return the error of the set of that description, if it is one that needs no fit."""
+    for name in COEFFICIENT_NAMES:
+        if not needs_fit(shape, name, steps):
+            try:
+                entry = lookup(shape, name, steps)
+            except ValueError:  # unbounded in so many steps
+                continue
+            if str(entry) == description:
+                return training_model(*shape).mean_square_error(entry.triples)
+    return None
+
+
+def _shape_text(shape: Shape) -> str:
+    """Return 192 x 768, with a cross."""
+    return typeset(f"{shape[0]} x {shape[1]}")
 
 
 def _orthogonalization(run: Run) -> list[Part]:
-    parts = picture_of("orthogonalization", panels.orthogonalization(run))
-    entries = panels.coefficients_in_use(run)
+    """Return how far updates are from orthogonal, beside what is expected, and coefficients."""
+    entries = _coefficients_in_use(run)
+    references: dict[str, References] = {}
+    shapes = [entry.shape for entry in entries]
+    expected = [
+        (entry.expected, f"expected, {_shape_text(entry.shape)}")
+        for entry in entries
+        if entry.expected is not None and shapes.count(entry.shape) == 1  # was never replaced
+    ]
+    if 0 < len(expected) <= MAX_SHAPES:
+        more = " Dotted: what the coefficients in use give on a model of momentum in training."
+        references["orth_error"] = (expected, more)
     if entries:
-        header = ["matrices", "from step", "T", "source", "range of p_T"]
-        rows = [
-            [
-                panels.shape_text(entry.shape),
-                whole(entry.step),
-                str(entry.steps),
-                entry.source,
-                f"{entry.low:.3g} to {entry.high:.3g}",
-            ]
-            for entry in entries
+        bound = (max(entry.high for entry in entries), "upper bound of the coefficients")
+        more = " Dotted: the most that the coefficients make of any matrix."
+        references["sigma_max"] = ([bound], more)
+    panels = _section_panels(run, "orthogonalization", references)
+    return [
+        *picture_of("orthogonalization", panels),
+        *([_coefficient_table(entries)] if entries else []),
+        *picture_of("refits", _refits(run), min_columns=2),
+    ]
+
+
+def _coefficient_table(entries: Sequence[CoefficientsInUse]) -> Table:
+    caption = (
+        "Coefficients in use: T steps of Newton-Schulz send a singular value sigma in [0, 1] to "
+        "p_T(sigma)."
+    )
+    header = ["matrices", "from step", "T", "source", "range of p_T"]
+    rows = [
+        [
+            _shape_text(e.shape),
+            whole(e.step),
+            str(e.steps),
+            e.source,
+            f"{e.low:.3g} to {e.high:.3g}",
         ]
-        caption = (
-            "Coefficients in use: T steps of Newton-Schulz send a singular value sigma in [0, 1] "
-            "to p_T(sigma)."
+        for e in entries
+    ]
+    if any(entry.expected is not None for entry in entries):
+        caption += " Expected: the mean of (p_T(sigma) - 1)^2 on a model of momentum in training."
+        header.append("expected error")
+        rows = [[*row, number(entry.expected)] for row, entry in zip(rows, entries, strict=True)]
+    return Table(typeset(caption), header, rows)
+
+
+def _refits(run: Run) -> list[Panel]:
+    """Return a panel of the error on captured momentum where `ROOTRefit` was at work."""
+    tags = "\n".join(run.scalars)
+    found = re.findall(r"^root/coefficients/(\d+)x(\d+)/error(?:_before)?$", tags, re.MULTILINE)
+    lines = []
+    for place, (rows, columns) in enumerate(sorted({(int(m), int(n)) for m, n in found})):
+        for kind, words in (("error", ""), ("error_before", ", before a fit")):
+            series = run.scalars.get(f"root/coefficients/{rows}x{columns}/{kind}")
+            if series is not None:
+                label = f"{_shape_text((rows, columns))}{words}"
+                lines.append(Line(label, series, place, faint=bool(words)))
+    about = (
+        "Coefficients fitted in training: the mean of (sigma - 1)^2 that the coefficients in use "
+        "give on the captured singular values of the run's momentum, by shape."
+    )
+    unit = typeset("mean of (sigma - 1)^2")
+    return [Panel("Error on captured momentum", lines, typeset(about), unit)] if lines else []
+
+
+def outliers(run: Run) -> list[Panel]:
+    """Return panels of what the threshold took away, beside what it would of Gaussian entries."""
+    quantile = options_of(run.config.get("optimizer")).get("outlier_quantile")
+    gaussian = _gaussian(quantile) if isinstance(quantile, float) else {}
+    references: dict[str, References] = {
+        name: ([(value, "Gaussian entries")], "") for name, value in gaussian.items()
+    }
+    tags = [STATISTICS[name].tag(kind) for name in _OF_THRESHOLD[:2] for kind in ("mean", "max")]
+    clipped = [run.scalars[tag].values for tag in tags if tag in run.scalars]
+    # Without a threshold there is nothing but zeros.
+    is_off = bool(clipped) and not any(np.nan_to_num(v, nan=1.0).any() for v in clipped)
+    return _section_panels(run, "outliers", references, _OF_THRESHOLD if is_off else ())
+
+
+def _gaussian(quantile: float) -> dict[str, float]:
+    """Return outlier statistics of Gaussian entries and this quantile of their magnitudes."""
+    normal = NormalDist()
+    threshold = normal.inv_cdf((1.0 + quantile) / 2.0)
+    tail = (1.0 - quantile) / 2.0
+    energy = 2.0 * ((1.0 + threshold**2) * tail - threshold * normal.pdf(threshold))
+    return {
+        "outlier_energy": energy,
+        "outlier_fraction": 1.0 - quantile,
+        "relative_threshold": threshold,
+        "kurtosis": 3.0,
+    }
+
+
+def updates(run: Run) -> list[Panel]:
+    """Return panels of how far the parameters are moved, and whether along the momentum."""
+    optimizer = options_of(run.config.get("optimizer"))
+    target = target_rms({"adjust_lr_fn": "match_rms_adamw", **optimizer})
+    references: dict[str, References] = {}
+    if target is not None:
+        more = " Dotted: the size of AdamW's updates, which the scale aims at."
+        references["update_rms"] = ([(target, f"target {target:g}")], more)
+    panels = _section_panels(run, "updates", references)
+    skipped = run.scalars.get(SKIPPED)
+    if skipped is not None and skipped.values.any():
+        about = "Updates left out since the point before, because a gradient was not finite."
+        panels.append(Panel("Skipped updates", [Line("", skipped)], about, "updates", zero=True))
+    return panels
+
+
+def _section_panels(
+    run: Run,
+    section: str,
+    references: Mapping[str, References],
+    without: Sequence[str] = (),
+) -> list[Panel]:
+    """Return one panel for each title in a section, of what the run logged."""
+    titles: defaultdict[str, list[Statistic]] = defaultdict(list)
+    for name, statistic in STATISTICS.items():
+        if statistic.section == section and name not in without:
+            titles[statistic.title].insert(0, statistic)
+    panels = [_panel(run, s, references.get(s[0].name, ([], ""))) for s in titles.values()]
+    return [panel for panel in panels if panel.lines]
+
+
+def _panel(run: Run, statistics: Sequence[Statistic], references: References) -> Panel:
+    """Return one panel of statistics of the same title, without lines if the run has none."""
+    first, *others = statistics
+    lines = [
+        Line(
+            statistic.line or _LINE_LABELS[kind],
+            run.scalars[tag],
+            place,
+            faint=not others and kind != "mean",
         )
-        if any(entry.expected is not None for entry in entries):
-            header.append("expected error")
-            for row, entry in zip(rows, entries, strict=True):
-                row.append(number(entry.expected))
-            caption += (
-                " Expected: the mean of (p_T(sigma) - 1)^2 on a model of momentum in training."
-            )
-        parts.append(Table(typeset(caption), header, rows))
-    return [*parts, *picture_of("refits", panels.refits(run), min_columns=2)]
+        for place, statistic in enumerate(statistics)
+        for kind in statistic.reductions
+        if (tag := statistic.tag(kind)) in run.scalars
+    ]
+    values, more = references
+    if len(lines) == 1 and not values and not others:
+        lines = [Line("", lines[0].series)]
+    title, unit, about = map(typeset, (first.title, first.unit, first.about))
+    return Panel(title, lines, about + more, unit, values, zero=first.from_zero)
 
 
-def _partition(run: Run) -> list[Part]:
-    if not run.partition:
+def _by_layer(run: Run, statistic: Statistic) -> dict[str, Series]:
+    """Return curves of a statistic by parameter, in the order of the log."""
+    prefix = statistic.tag("")
+    return {
+        tag.removeprefix(prefix): series
+        for tag, series in run.scalars.items()
+        if tag.startswith(prefix) and tag.removeprefix(prefix) not in get_args(Reduction)
+    }
+
+
+def _worst_layers(run: Run) -> list[Table]:
+    """Return a table of the layers with extreme last values, such as the highest error."""
+    drawn = heat_map_statistics()
+    last = {s.name: {x: y.last.value for x, y in _by_layer(run, s).items()} for s in drawn}
+    extremes = [(s.largest, s.name, -1.0) for s in drawn if s.largest]
+    extremes += [(s.smallest, s.name, 1.0) for s in drawn if s.smallest]
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for reason, name, sign in sorted(extremes):
+        # A NaN comes first: it is worse than any number.
+        ranks = {layer: (not np.isnan(v), sign * v) for layer, v in last[name].items()}
+        for layer in sorted(ranks, key=ranks.__getitem__)[:WORST_LAYERS]:
+            reasons[layer].append(reason)
+    if not reasons:
         return []
-    unfolded = run.partition.count("\n") < MAX_LINES
-    return [Verbatim("Which parameter gets which rule, and why", run.partition, unfolded)]
+    shown = [statistic for statistic in drawn if last[statistic.name]]
+    rows = [
+        (layer, *(number(last[s.name].get(layer)) for s in shown), ", ".join(why))
+        for layer, why in reasons.items()
+    ]
+    count = max(map(len, last.values()))
+    caption = f"The layers to look at, of {count}: their last values, and why they are here."
+    header = ("layer", *(typeset(statistic.title).lower() for statistic in shown), "why")
+    return [Table(caption, header, rows)]
 
 
-def _set_up(run: Run) -> list[Part]:
-    rows = setup_rows(run)
-    parts: list[Part] = [Definitions(rows)] if rows else []
-    if run.config_text:
-        parts.append(Verbatim("The whole configuration", run.config_text))
-    return parts
+def _heat_maps(run: Run) -> list[Picture]:
+    """Return one picture of all statistics by layer, or none without curves of parameters."""
+    statistics = [statistic for statistic in heat_map_statistics() if _by_layer(run, statistic)]
+    if not statistics:
+        return []
+    history = _history([_by_layer(run, statistic) for statistic in statistics])
+    caption = (
+        "By layer and step. "
+        + " ".join(typeset(statistic.about) for statistic in statistics)
+        + (' Names without ".weight".' if any(".weight" in x for x in history.labels) else "")
+        + (" Only some of the layers are named." if len(history.labels) > MAX_NAMES else "")
+    )
+    names = {
+        place + 0.5: history.labels[place].replace(".weight", "")
+        for place in range(0, len(history.labels), -(-len(history.labels) // MAX_NAMES))
+    }
+
+    def draw(figure: "Figure") -> None:
+        row = figure.subplots(1, len(statistics), squeeze=False)[0]
+        for axes, statistic, values in zip(row, statistics, history.values(), strict=True):
+            _draw_map(figure, axes, statistic, history.column_steps(), values.double().numpy())
+        row[0].set_yticks(list(names), list(names.values()), fontsize=7)
+
+    height = 1.1 + 0.15 * max(10, min(len(history.labels), MAX_NAMES))
+    return [Picture("layers", caption, height, draw, is_map=True)]
+
+
+def _history(statistics: Sequence[Mapping[str, Series]]) -> History:
+    """Return points by statistic and layer, in as few columns as `History` makes of them."""
+    every = [(row, *found) for row, layers in enumerate(statistics) for found in layers.items()]
+    labels = list(dict.fromkeys(layer for _, layer, _ in every))
+    steps = np.unique(np.concatenate([series.steps for _, _, series in every]))
+    values = torch.full((len(statistics), len(labels), len(steps)), torch.nan)
+    for row, layer, series in every:
+        places = torch.from_numpy(np.searchsorted(steps, series.steps))
+        values[row, labels.index(layer), places] = torch.from_numpy(series.values).float()
+    history = History(len(statistics))
+    for step, column in zip(steps.tolist(), values.unbind(dim=2), strict=True):
+        history.add(step, dict(zip(labels, column.unbind(dim=1), strict=True)))
+    return history
+
+
+def _draw_map(
+    figure: "Figure",
+    axes: "Axes",
+    statistic: Statistic,
+    steps: Sequence[int],
+    values: NDArray[np.float64],  # (layers, steps)
+) -> None:
+    from matplotlib.colors import LogNorm
+
+    middles = [(left + right) / 2 for left, right in pairwise(steps)]
+    half = (steps[1] - steps[0]) / 2 if len(steps) > 1 else 0.5
+    edges = [steps[0] - half, *middles, steps[-1] + half]
+    masked = np.ma.masked_invalid(values)
+    axes.set_facecolor("#c8c8c8")
+    finite = values[np.isfinite(values)]
+    log = len(finite) > 0 and 0 < 10 * finite.min() < finite.max()
+    norm = LogNorm(finite.min(), finite.max()) if log else None
+    rows = np.arange(len(values) + 1)
+    image = axes.pcolormesh(edges, rows, masked, cmap="viridis", norm=norm, rasterized=True)
+    bar = figure.colorbar(image, ax=axes, location="bottom", aspect=30, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.set_label(typeset(statistic.unit))
+    if log:
+        log_numbers(bar.ax.xaxis, finite)
+    axes.set(title=typeset(statistic.title), xlabel="step")
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_yticks([])
