@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -19,30 +20,13 @@ if TYPE_CHECKING:
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
 DASHES: Final = ("-", "--", ":", "-.")  # of curves beyond the colours
 WIDTH: Final = 10.0  # inches, of every picture of a page
-RESOLUTION: Final = 180  # dots per inch
 ROW_HEIGHTS: Final = {1: 3.4, 2: 3.3, 3: 2.7, 4: 2.4}  # inches, by the number of columns
 MAX_COLUMNS: Final = 4  # panels beside each other
 MAX_MARKERS: Final = 25  # curves of at most so many points show them
 MAX_OTHERS: Final = 16  # curves without a place of their own that are drawn
 # Positive values whose largest is so many times the smallest have a logarithmic axis
 WIDE_RANGE: Final = 20.0
-_STYLE: Final[Any] = {
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.labelsize": 8.5,
-    "axes.labelcolor": "#333333",
-    "axes.edgecolor": "#666666",
-    "axes.linewidth": 0.7,
-    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
-    **dict.fromkeys(("xtick.color", "ytick.color"), "#666666"),
-    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), "#333333"),
-    "legend.framealpha": 0.85,
-    "legend.edgecolor": "none",
-    "legend.handlelength": 1.6,
-}
+STYLE: Final = Path(__file__).with_name("templates") / "page.mplstyle"
 
 
 class Line(NamedTuple):
@@ -126,9 +110,9 @@ def draw_png(height: float, draw: Callable[["Figure"], None]) -> bytes:
     from matplotlib import rc_context
 
     file = io.BytesIO()
-    with rc_context(_STYLE):
+    with rc_context(fname=STYLE):
         draw(figure)
-        figure.savefig(file, format="png", dpi=RESOLUTION, pil_kwargs={"optimize": True})
+        figure.savefig(file, format="png", pil_kwargs={"optimize": True})
     return file.getvalue()
 
 

@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import re
-import struct
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,20 +151,25 @@ def _read_session(path: Path) -> Session:
 
 
 def _read_events(path: Path) -> Session:
-    from tensorboard.backend.event_processing.event_file_loader import (  # type: ignore[import-untyped]
-        LegacyEventFileLoader,
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+    from tensorboard.compat.tensorflow_stub import errors  # type: ignore[import-untyped]
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import (  # type: ignore[import-untyped]
+        PyRecordReader_New,
     )
 
-    session = Session()
-    records = 0
-    for event in LegacyEventFileLoader(str(path)).Load():
-        records += 1
-        if session.start is None:
-            session.start = event.wall_time
-        for value in event.summary.value:
-            _add_value(session, event, value)
-    whole, rest = _count_records(path)
-    if rest or records < whole:
+    session, reader, records = Session(), PyRecordReader_New(str(path)), 0
+    try:
+        while True:
+            reader.GetNext()
+            records += 1
+            event = Event.FromString(reader.record())
+            if session.start is None:
+                session.start = event.wall_time
+            for value in event.summary.value:
+                _add_value(session, event, value)
+    except errors.OutOfRangeError:
+        pass  # the end
+    except errors.DataLossError:
         session.notes.append(
             f"{path.name} is damaged or was cut off: read up to record {records:,}"
         )
@@ -190,23 +194,6 @@ def _add_value(session: Session, event: Any, value: Any) -> None:
         # Without the indentation that makes TensorBoard show it as it is.
         plain = textwrap.dedent(text).strip("\n")
         session.texts.setdefault(tag, []).append((event.step, plain))
-
-
-def _count_records(path: Path) -> tuple[int, int]:
-    """Count whole records, and bytes after the last; TensorBoard's reader tells neither.
-
-    A record is its length as eight bytes, four of a check sum, the event, four of a check sum.
-    """
-    count, place, size = 0, 0, path.stat().st_size
-    with path.open("rb") as file:
-        while place + 12 <= size:
-            file.seek(place)
-            (length,) = struct.unpack("<Q", file.read(8))
-            if place + length + 16 > size:
-                break
-            place += length + 16
-            count += 1
-    return count, size - place
 
 
 def _read_csv(path: Path) -> Session:
