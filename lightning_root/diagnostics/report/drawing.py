@@ -1,8 +1,9 @@
-"""Pictures of curves in panels, drawn with matplotlib where it is installed."""
+"""Pictures of curves and maps, drawn with matplotlib where it is installed."""
 
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -209,3 +210,31 @@ def _scale(axes: "Axes", panel: Panel) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if panel.over == "step" and max(line.series.last.step for line in panel.lines) >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def draw_map(
+    axes: "Axes",
+    steps: Sequence[int],
+    values: NDArray[np.float64],  # (rows, steps)
+    unit: str,
+) -> None:
+    """Draw values as colours, grey where there is none, with a colour bar below."""
+    from matplotlib.colors import LogNorm
+
+    middles = [(left + right) / 2 for left, right in pairwise(steps)]
+    half = (steps[1] - steps[0]) / 2 if len(steps) > 1 else 0.5
+    edges = [steps[0] - half, *middles, steps[-1] + half]
+    finite = values[np.isfinite(values)]
+    log = len(finite) > 0 and 0 < 10 * finite.min() < finite.max()
+    norm = LogNorm(finite.min(), finite.max()) if log else None
+    masked, rows = np.ma.masked_invalid(values), np.arange(len(values) + 1)
+    image = axes.pcolormesh(edges, rows, masked, cmap="viridis", norm=norm, rasterized=True)
+    bar = axes.figure.colorbar(image, ax=axes, location="bottom", aspect=30, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.set_label(unit)
+    if log:
+        log_numbers(bar.ax.xaxis, finite)
+    axes.set(facecolor="#c8c8c8", xlabel="step", yticks=[])
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

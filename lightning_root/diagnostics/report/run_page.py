@@ -1,17 +1,16 @@
 """The page of one run: its curves, and what `ROOTMonitor` and `ROOTRefit` logged."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
-from itertools import pairwise
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lightning_root.coefficients import COEFFICIENT_NAMES, lookup, training_model
 from lightning_root.coefficients.lookup import needs_fit
@@ -25,7 +24,7 @@ from lightning_root.diagnostics.report.drawing import (
     Line,
     Panel,
     Picture,
-    log_numbers,
+    draw_map,
     other_curves,
     picture_of,
 )
@@ -51,7 +50,6 @@ from lightning_root.diagnostics.statistics import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MAX_LINES: Final = 60  # of a table of parameters that is shown without being asked for
@@ -66,6 +64,7 @@ _COEFFICIENTS: Final = re.compile(
 
 # Values to compare a statistic with, each with its label, and what the caption says of them
 References: TypeAlias = tuple[Sequence[tuple[float, str]], str]
+LayerSeries: TypeAlias = Mapping[Statistic, Mapping[str, Series]]  # by the names of layers
 
 
 def report_of(run: Run, smooth: float | None = None) -> Page:
@@ -98,7 +97,7 @@ def report_of(run: Run, smooth: float | None = None) -> Page:
         "Orthogonalization": _orthogonalization(run),
         "Outliers": picture_of("outliers", outliers(run), common_legend=True),
         "Updates": picture_of("updates", updates(run)),
-        "Layers": [*_heat_maps(run), *_worst_layers(run)],
+        "Layers": _layers(run),
         "Parameters": [partition] if run.partition else [],
         "Other curves": other_curves(others),
         "Texts in the log": [
@@ -372,66 +371,64 @@ def _panel(run: Run, statistics: Sequence[Statistic], references: References) ->
     return Panel(title, lines, about + more, unit, values, zero=first.from_zero)
 
 
-def _by_layer(run: Run, statistic: Statistic) -> dict[str, Series]:
-    """Return curves of a statistic by parameter, in the order of the log."""
-    prefix = statistic.tag("")
-    return {
-        tag.removeprefix(prefix): series
-        for tag, series in run.scalars.items()
-        if tag.startswith(prefix) and tag.removeprefix(prefix) not in get_args(Reduction)
-    }
+def _layers(run: Run) -> list[Part]:
+    """Return a picture of all statistics by layer, and the layers that are worst by any."""
+    found = {}
+    for statistic in heat_map_statistics():
+        prefix, together = statistic.tag(""), [statistic.tag(kind) for kind in _LINE_LABELS]
+        layers = {
+            tag.removeprefix(prefix): series
+            for tag, series in run.scalars.items()
+            if tag.startswith(prefix) and tag not in together
+        }
+        if layers:
+            found[statistic] = layers
+    return [_heat_maps(found), *_worst_layers(found)] if found else []
 
 
-def _worst_layers(run: Run) -> list[Table]:
+def _worst_layers(series: LayerSeries) -> list[Table]:
     """Return a table of the layers with extreme last values, such as the highest error."""
-    drawn = heat_map_statistics()
-    last = {s.name: {x: y.last.value for x, y in _by_layer(run, s).items()} for s in drawn}
-    extremes = [(s.largest, s.name, -1.0) for s in drawn if s.largest]
-    extremes += [(s.smallest, s.name, 1.0) for s in drawn if s.smallest]
+    last = {s: {layer: found[layer].last.value for layer in found} for s, found in series.items()}
+    extremes = [(s.largest, s, -1.0) for s in last if s.largest]
+    extremes += [(s.smallest, s, 1.0) for s in last if s.smallest]
     reasons: defaultdict[str, list[str]] = defaultdict(list)
-    for reason, name, sign in sorted(extremes):
+    for reason, statistic, sign in sorted(extremes, key=lambda extreme: extreme[0]):
         # A NaN comes first: it is worse than any number.
-        ranks = {layer: (not np.isnan(v), sign * v) for layer, v in last[name].items()}
+        ranks = {layer: (not np.isnan(v), sign * v) for layer, v in last[statistic].items()}
         for layer in sorted(ranks, key=ranks.__getitem__)[:WORST_LAYERS]:
             reasons[layer].append(reason)
-    if not reasons:
-        return []
-    shown = [statistic for statistic in drawn if last[statistic.name]]
     rows = [
-        (layer, *(number(last[s.name].get(layer)) for s in shown), ", ".join(why))
+        (layer, *(number(values.get(layer)) for values in last.values()), ", ".join(why))
         for layer, why in reasons.items()
     ]
     count = max(map(len, last.values()))
     caption = f"The layers to look at, of {count}: their last values, and why they are here."
-    header = ("layer", *(typeset(statistic.title).lower() for statistic in shown), "why")
-    return [Table(caption, header, rows)]
+    header = ("layer", *(typeset(statistic.title).lower() for statistic in last), "why")
+    return [Table(caption, header, rows)] if rows else []
 
 
-def _heat_maps(run: Run) -> list[Picture]:
-    """Return one picture of all statistics by layer, or none without curves of parameters."""
-    statistics = [statistic for statistic in heat_map_statistics() if _by_layer(run, statistic)]
-    if not statistics:
-        return []
-    history = _history([_by_layer(run, statistic) for statistic in statistics])
+def _heat_maps(series: LayerSeries) -> Picture:
+    """Return one picture of all statistics by layer and step."""
+    history = _history(list(series.values()))
+    labels = history.labels
     caption = (
         "By layer and step. "
-        + " ".join(typeset(statistic.about) for statistic in statistics)
-        + (' Names without ".weight".' if any(".weight" in x for x in history.labels) else "")
-        + (" Only some of the layers are named." if len(history.labels) > MAX_NAMES else "")
+        + " ".join(typeset(statistic.about) for statistic in series)
+        + (' Names without ".weight".' if any(".weight" in label for label in labels) else "")
+        + (" Only some of the layers are named." if len(labels) > MAX_NAMES else "")
     )
-    names = {
-        place + 0.5: history.labels[place].replace(".weight", "")
-        for place in range(0, len(history.labels), -(-len(history.labels) // MAX_NAMES))
-    }
+    places = range(0, len(labels), math.ceil(len(labels) / MAX_NAMES))
 
     def draw(figure: "Figure") -> None:
-        row = figure.subplots(1, len(statistics), squeeze=False)[0]
-        for axes, statistic, values in zip(row, statistics, history.values(), strict=True):
-            _draw_map(figure, axes, statistic, history.column_steps(), values.double().numpy())
-        row[0].set_yticks(list(names), list(names.values()), fontsize=7)
+        row = figure.subplots(1, len(series), squeeze=False)[0]
+        for axes, statistic, values in zip(row, series, history.values(), strict=True):
+            draw_map(axes, history.column_steps(), values.double().numpy(), typeset(statistic.unit))
+            axes.set_title(typeset(statistic.title))
+        names = [labels[place].replace(".weight", "") for place in places]
+        row[0].set_yticks([place + 0.5 for place in places], names, fontsize=7)
 
-    height = 1.1 + 0.15 * max(10, min(len(history.labels), MAX_NAMES))
-    return [Picture("layers", caption, height, draw, is_map=True)]
+    height = 1.1 + 0.15 * max(10, min(len(labels), MAX_NAMES))
+    return Picture("layers", caption, height, draw, is_map=True)
 
 
 def _history(statistics: Sequence[Mapping[str, Series]]) -> History:
@@ -447,34 +444,3 @@ def _history(statistics: Sequence[Mapping[str, Series]]) -> History:
     for step, column in zip(steps.tolist(), values.unbind(dim=2), strict=True):
         history.add(step, dict(zip(labels, column.unbind(dim=1), strict=True)))
     return history
-
-
-def _draw_map(
-    figure: "Figure",
-    axes: "Axes",
-    statistic: Statistic,
-    steps: Sequence[int],
-    values: NDArray[np.float64],  # (layers, steps)
-) -> None:
-    from matplotlib.colors import LogNorm
-
-    middles = [(left + right) / 2 for left, right in pairwise(steps)]
-    half = (steps[1] - steps[0]) / 2 if len(steps) > 1 else 0.5
-    edges = [steps[0] - half, *middles, steps[-1] + half]
-    masked = np.ma.masked_invalid(values)
-    axes.set_facecolor("#c8c8c8")
-    finite = values[np.isfinite(values)]
-    log = len(finite) > 0 and 0 < 10 * finite.min() < finite.max()
-    norm = LogNorm(finite.min(), finite.max()) if log else None
-    rows = np.arange(len(values) + 1)
-    image = axes.pcolormesh(edges, rows, masked, cmap="viridis", norm=norm, rasterized=True)
-    bar = figure.colorbar(image, ax=axes, location="bottom", aspect=30, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.set_label(typeset(statistic.unit))
-    if log:
-        log_numbers(bar.ax.xaxis, finite)
-    axes.set(title=typeset(statistic.title), xlabel="step")
-    axes.invert_yaxis()
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_yticks([])
