@@ -1,4 +1,4 @@
-"""Metrics of one value per matrix, aggregated over matrices and processes."""
+"""Statistics of ROOT's steps as `torchmetrics.Metric`s: one value per matrix, aggregated."""
 
 from abc import ABC
 from collections.abc import Sequence
@@ -17,6 +17,17 @@ from lightning_root.functional import (
     outlier_fraction,
     root_mean_square,
 )
+
+__all__ = [
+    "MatrixMetric",
+    "MomentumCosine",
+    "MomentumKurtosis",
+    "OrthogonalizationError",
+    "OutlierEnergy",
+    "OutlierFraction",
+    "Reduction",
+    "UpdateRMS",
+]
 
 
 class MatrixMetric(Metric, ABC):
@@ -51,17 +62,15 @@ class MatrixMetric(Metric, ABC):
                 f"`reduction` must be one of {list(get_args(Reduction))}, got {reduction!r}"
             )
         self.reduction = reduction
-        statistic = self.statistic
-        self.add_state(f"{statistic}_sum", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state(f"{statistic}_count", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state(f"{statistic}_max", torch.tensor(-torch.inf), dist_reduce_fx="max")
-        self.add_state(f"{statistic}_min", torch.tensor(torch.inf), dist_reduce_fx="min")
+        self.add_state(f"{self.statistic}_sum", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state(f"{self.statistic}_count", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state(f"{self.statistic}_max", torch.tensor(-torch.inf), dist_reduce_fx="max")
+        self.add_state(f"{self.statistic}_min", torch.tensor(torch.inf), dist_reduce_fx="min")
 
     def compute(self) -> Tensor:
         """Return the mean, maximum or minimum over all matrices; NaN if there was none."""
-        count = self._state("count")
-        total = self._state("sum") if self.reduction == "mean" else self._state(self.reduction)
-        value = total / count if self.reduction == "mean" else total
+        count, is_mean = self._state("count"), self.reduction == "mean"
+        value = self._state("sum") / count if is_mean else self._state(self.reduction)
         return torch.where(count == 0, torch.full_like(value, torch.nan), value)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> tuple[Any, Any]:
@@ -133,11 +142,7 @@ class OrthogonalizationError(MatrixMetric):
         self.exact = exact
 
     def update(self, update: Tensor) -> None:
-        """Take in orthogonalized updates.
-
-        Args:
-            update: U, one matrix (m, n) or a stack (*batch, m, n), before the scale.
-        """
+        """Take in orthogonalized updates U, (m, n) or a stack (*batch, m, n), before the scale."""
         self._add(orthogonalization_error(update, exact=self.exact))
 
 
@@ -147,12 +152,7 @@ class UpdateRMS(MatrixMetric):
     With the default scale, updates of full rank have 0.2 once they are scaled; before that,
     1 / sqrt(max(m, n)). Less says that directions are missing, as in the gradient of a dead layer.
 
-    Args:
-        reduction: "mean", "max" or "min" over the matrices.
-        kwargs: Of `torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If `reduction` is none of them, or a keyword is unknown.
+    Arguments and errors are those of `MatrixMetric`.
 
     Example:
         >>> import torch
@@ -168,11 +168,7 @@ class UpdateRMS(MatrixMetric):
     plot_lower_bound = 0.0
 
     def update(self, update: Tensor) -> None:
-        """Take in updates.
-
-        Args:
-            update: One matrix (m, n) or a stack (*batch, m, n), with or without the scale.
-        """
+        """Take in updates, (m, n) or a stack (*batch, m, n), with or without the scale."""
         self._add(root_mean_square(update))
 
 
@@ -181,12 +177,7 @@ class MomentumCosine(MatrixMetric):
 
     1 where orthogonalization changes nothing but the size, 1 / sqrt(m) for a momentum of rank one.
 
-    Args:
-        reduction: "mean", "max" or "min" over the matrices.
-        kwargs: Of `torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If `reduction` is none of them, or a keyword is unknown.
+    Arguments and errors are those of `MatrixMetric`.
 
     Example:
         >>> import torch
@@ -202,12 +193,7 @@ class MomentumCosine(MatrixMetric):
     plot_upper_bound = 1.0
 
     def update(self, momentum: Tensor, update: Tensor) -> None:
-        """Take in momenta and their updates.
-
-        Args:
-            momentum: N, one matrix (m, n) or a stack (*batch, m, n).
-            update: U, the same shape, with or without the scale.
-        """
+        """Take in momenta N, (m, n) or a stack (*batch, m, n), and updates U of the same shape."""
         self._add(cosine_similarity(momentum, update))
 
 
@@ -217,12 +203,7 @@ class OutlierFraction(MatrixMetric):
     About 1 - p by construction where the threshold is the p-quantile; `OutlierEnergy` and
     `MomentumKurtosis` tell how heavy the tails are.
 
-    Args:
-        reduction: "mean", "max" or "min" over the matrices.
-        kwargs: Of `torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If `reduction` is none of them, or a keyword is unknown.
+    Arguments and errors are those of `MatrixMetric`.
 
     Example:
         >>> import torch
@@ -240,12 +221,7 @@ class OutlierFraction(MatrixMetric):
     plot_upper_bound = 1.0
 
     def update(self, momentum: Tensor, clipped: Tensor) -> None:
-        """Take in momenta, before and after the threshold.
-
-        Args:
-            momentum: N, one matrix (m, n) or a stack (*batch, m, n).
-            clipped: B, the same shape and dtype.
-        """
+        """Take in momenta N, (m, n) or a stack (*batch, m, n), and what the threshold left, B."""
         self._add(outlier_fraction(momentum, clipped))
 
 
@@ -255,12 +231,7 @@ class OutlierEnergy(MatrixMetric):
     ||N - B||_F^2 / ||N||_F^2: 0.031 for Gaussian entries and the 0.9 quantile, towards 1 for a
     momentum of few huge entries.
 
-    Args:
-        reduction: "mean", "max" or "min" over the matrices.
-        kwargs: Of `torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If `reduction` is none of them, or a keyword is unknown.
+    Arguments and errors are those of `MatrixMetric`.
 
     Example:
         >>> import torch
@@ -277,12 +248,7 @@ class OutlierEnergy(MatrixMetric):
     plot_upper_bound = 1.0
 
     def update(self, momentum: Tensor, clipped: Tensor) -> None:
-        """Take in momenta, before and after the threshold.
-
-        Args:
-            momentum: N, one matrix (m, n) or a stack (*batch, m, n).
-            clipped: B, the same shape and dtype.
-        """
+        """Take in momenta N, (m, n) or a stack (*batch, m, n), and what the threshold left, B."""
         self._add(outlier_energy(momentum, clipped))
 
 
@@ -291,12 +257,7 @@ class MomentumKurtosis(MatrixMetric):
 
     E[x^4] / E[x^2]^2: 3 for Gaussian entries, more for heavier tails.
 
-    Args:
-        reduction: "mean", "max" or "min" over the matrices.
-        kwargs: Of `torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If `reduction` is none of them, or a keyword is unknown.
+    Arguments and errors are those of `MatrixMetric`.
 
     Example:
         >>> import torch
@@ -312,9 +273,5 @@ class MomentumKurtosis(MatrixMetric):
     plot_lower_bound = 0.0
 
     def update(self, momentum: Tensor) -> None:
-        """Take in momenta.
-
-        Args:
-            momentum: N, one matrix (m, n) or a stack (*batch, m, n).
-        """
+        """Take in momenta N, one matrix (m, n) or a stack (*batch, m, n)."""
         self._add(kurtosis(momentum))
