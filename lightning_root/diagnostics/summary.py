@@ -3,7 +3,7 @@
 import os
 import time
 from datetime import timedelta
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -14,15 +14,6 @@ from lightning.pytorch.utilities import rank_zero_info
 # The first steps allocate memory and compile kernels; they say nothing about speed
 WARMUP_STEPS = 5
 Row = tuple[str, str]  # label, value
-
-
-@runtime_checkable
-class HasSummaryLines(Protocol):
-    """A datamodule with something to add to the summary, such as a baseline of its data."""
-
-    def summary_lines(self) -> list[str]:
-        """Return lines of the form `label: value`."""
-        ...
 
 
 class RunSummary(Callback):
@@ -138,20 +129,14 @@ class RunSummary(Callback):
             rate = self._timed_steps / self._timed_seconds
             digits = f"{rate:.3g}" if rate < 100 else f"{rate:.0f}"
             speed = f"{digits} (training alone, without the first {WARMUP_STEPS})"
-        seconds = round(time.monotonic() - self._started)
-        return [
-            ("optimizer steps", steps),
-            ("steps per second", speed),
-            ("total time", str(timedelta(seconds=seconds))),
-        ]
+        total = timedelta(seconds=round(time.monotonic() - self._started))
+        return [("optimizer steps", steps), ("steps per second", speed), ("total time", str(total))]
 
 
 def _data(trainer: pl.Trainer) -> list[Row]:
     """Return the summary lines of the datamodule, if it has any."""
-    datamodule: object = getattr(trainer, "datamodule", None)
-    if not isinstance(datamodule, HasSummaryLines):
-        return []
-    parts = [line.partition(": ") for line in datamodule.summary_lines()]
+    summary_lines = getattr(getattr(trainer, "datamodule", None), "summary_lines", list)
+    parts = [line.partition(": ") for line in summary_lines()]
     return [(label, value) for label, _, value in parts]
 
 
