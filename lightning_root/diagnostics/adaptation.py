@@ -169,8 +169,8 @@ class Adaptation:
 
     def error(self, optimizer: ROOT, shape: Shape) -> float:
         """Return the error, on the captured spectrum, of what the shape uses now."""
-        captured = self.memory[shape].recent().spectrum()
-        return captured.mean_square_error(current_coefficients(optimizer, shape).triples)
+        current = current_coefficients(optimizer, shape).triples
+        return self.memory[shape].recent().spectrum().mean_square_error(current)
 
     def fit(self, optimizer: ROOT, shape: Shape) -> FitResult:
         """Fit new coefficients for a shape; nothing is changed yet."""

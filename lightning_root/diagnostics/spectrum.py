@@ -4,6 +4,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -82,14 +83,9 @@ class SpectrumCapture:
             if name in self._matrices:
                 matrix[:1, :1].cpu()  # wait for the device, whose earlier work is not this one's
                 began = time.perf_counter()
-                self._capture(matrix)
+                # Without convergence there is none; there will be other captures.
+                with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                    values = singular_values(matrix)
+                    if values[-1] > 0.0:  # the momentum of a dead layer has no spectrum
+                        self.found[matrix.shape[0], matrix.shape[1]] = values
                 self.seconds += time.perf_counter() - began
-
-    def _capture(self, matrix: Tensor) -> None:
-        m, n = matrix.shape
-        try:
-            values = singular_values(matrix)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            return  # it did not converge; there will be other captures
-        if values[-1] > 0.0:  # the momentum of a dead layer has no spectrum
-            self.found[m, n] = values

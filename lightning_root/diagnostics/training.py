@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from types import TracebackType
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -52,14 +51,8 @@ class SuppressLogWriteErrors:
     def __enter__(self) -> None:
         """Do nothing: what counts is how the context ends."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
         """Warn once of an OSError in place of raising it."""
-        del kind, trace
         # Lightning's TensorBoardLogger makes a ValueError of it: "you tried to log 0.3".
         found = next((e for e in error_chain(error) if isinstance(e, OSError)), None)
         if found is None:

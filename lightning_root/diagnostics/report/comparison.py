@@ -7,13 +7,7 @@ from typing import Final, NamedTuple
 
 from lightning_root.diagnostics.report import curves
 from lightning_root.diagnostics.report.curves import Mode, Point, Series
-from lightning_root.diagnostics.report.drawing import (
-    Line,
-    Panel,
-    colour,
-    other_curves,
-    picture_of,
-)
+from lightning_root.diagnostics.report.drawing import Line, Panel, colour, other_curves, picture_of
 from lightning_root.diagnostics.report.page import (
     Page,
     Part,

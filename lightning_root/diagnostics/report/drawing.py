@@ -64,11 +64,7 @@ class Picture(NamedTuple):
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Make an empty figure, in inches, that belongs to no window.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
+    """Make an empty figure, in inches, that belongs to no window; without matplotlib raise."""
     try:
         from matplotlib.figure import Figure  # no pyplot: no window, no global state
     except ModuleNotFoundError as error:

@@ -5,11 +5,12 @@ import io
 import math
 import re
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import yaml  # type: ignore[import-untyped]
 
@@ -17,6 +18,8 @@ from lightning_root.diagnostics.report.curves import Series
 
 EVENTS: Final = "events.out.tfevents.*"
 METRICS: Final = "metrics.csv"
+Scalar: TypeAlias = tuple[int, float, float]  # step, time, value
+Text: TypeAlias = tuple[int, str]  # step, text
 MAX_LISTED: Final = 12  # folders that an error names
 MAX_VALUE_LENGTH: Final = 160  # characters of an option's value
 # What a reader wants to know of the Trainer
@@ -32,7 +35,7 @@ class Run:
 
     folder: Path  # where its logs lie
     scalars: Mapping[str, Series]  # by tag, in the order of appearance
-    texts: Mapping[str, Sequence[tuple[int, str]]] = field(default_factory=dict)  # (step, text)
+    texts: Mapping[str, Sequence[Text]] = field(default_factory=dict)  # by tag, as written
     config: Mapping[str, Any] = field(default_factory=dict)  # of `config.yaml`, else `hparams.yaml`
     config_text: str = ""  # that file as it is
     partition: str = ""  # which parameter got which rule, as a table
@@ -56,9 +59,9 @@ class Session:
     """What one process wrote: one event file, or the CSV file, which has no clock."""
 
     start: float | None = None  # Unix time
-    scalars: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
-    """(step, Unix time or NaN, value) in the order of writing, by tag."""
-    texts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    # By tag, in the order of writing: (step, Unix time or NaN, value) and (step, text).
+    scalars: defaultdict[str, list[Scalar]] = field(default_factory=lambda: defaultdict(list))
+    texts: defaultdict[str, list[Text]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
 
 
@@ -123,7 +126,7 @@ def read_run(folder: Path) -> Run:
     scalars = _join_curves(sessions)
     ends = [series.last.seconds for series in scalars.values()]
     starts = [session.start for session in sessions if session.start is not None]
-    texts: dict[str, list[tuple[int, str]]] = {}
+    texts: dict[str, list[Text]] = {}
     for session in sessions:
         for tag, found in session.texts.items():
             texts.setdefault(tag, []).extend(found)
@@ -178,22 +181,18 @@ def _read_events(path: Path) -> Session:
 
 def _add_value(session: Session, event: Any, value: Any) -> None:
     """Add a scalar, in the old form or the new, or a text; other kinds are not for reports."""
-    kind = value.WhichOneof("value")
-    plugin = value.metadata.plugin_data.plugin_name
-    if kind == "simple_value":
-        point = (event.step, event.wall_time, value.simple_value)
-        session.scalars.setdefault(value.tag, []).append(point)
-    elif kind == "tensor" and plugin == "scalars":
-        from tensorboard.util.tensor_util import make_ndarray  # type: ignore[import-untyped]
+    from tensorboard.util.tensor_util import make_ndarray  # type: ignore[import-untyped]
 
-        point = (event.step, event.wall_time, float(make_ndarray(value.tensor)))
-        session.scalars.setdefault(value.tag, []).append(point)
-    elif kind == "tensor" and plugin == "text":
+    kind = value.WhichOneof("value")
+    plugin = value.metadata.plugin_data.plugin_name if kind == "tensor" else ""
+    if kind == "simple_value" or plugin == "scalars":
+        number = float(make_ndarray(value.tensor)) if plugin else value.simple_value
+        session.scalars[value.tag].append((event.step, event.wall_time, number))
+    elif plugin == "text":
         text = b"\n".join(value.tensor.string_val).decode("utf-8", errors="replace")
         tag = value.tag.removesuffix("/text_summary")  # which torch's writer adds
         # Without the indentation that makes TensorBoard show it as it is.
-        plain = textwrap.dedent(text).strip("\n")
-        session.texts.setdefault(tag, []).append((event.step, plain))
+        session.texts[tag].append((event.step, textwrap.dedent(text).strip("\n")))
 
 
 def _read_csv(path: Path) -> Session:
@@ -208,7 +207,7 @@ def _read_csv(path: Path) -> Session:
             for tag, cell in row.items():
                 value = _parse_number(cell)
                 if tag and value is not None:
-                    session.scalars.setdefault(tag, []).append((int(step), math.nan, value))
+                    session.scalars[tag].append((int(step), math.nan, value))
     return session
 
 
@@ -226,7 +225,7 @@ def _join_curves(sessions: Sequence[Session]) -> dict[str, Series]:
     A session goes on where the last point before its first step left the clock: what a crashed
     session did after the checkpoint was done once more, and counts once.
     """
-    points: dict[str, list[tuple[int, float, float]]] = {}
+    points: dict[str, list[Scalar]] = {}
     for session in sessions:
         first = min(found[0][0] for found in session.scalars.values())
         earlier = (p[1] for known in points.values() for p in known if p[0] < first)

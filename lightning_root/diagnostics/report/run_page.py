@@ -44,7 +44,6 @@ from lightning_root.diagnostics.report.run import Run, label_of, options_of, set
 from lightning_root.diagnostics.statistics import (
     SKIPPED,
     STATISTICS,
-    Reduction,
     Statistic,
     heat_map_statistics,
 )
@@ -57,7 +56,7 @@ MAX_SHAPES: Final = 3  # lines of what is expected of each shape; more would hid
 WORST_LAYERS: Final = 4  # layers that the table lists for each reason
 _OWN_TEXTS: Final = ("root/partition", "root/coefficients")
 _OF_THRESHOLD: Final = ("outlier_energy", "outlier_fraction", "relative_threshold")
-_LINE_LABELS: Final[Mapping[Reduction, str]] = {"mean": "mean", "max": "largest", "min": "smallest"}
+_LINE_LABELS: Final = {"mean": "mean", "max": "largest", "min": "smallest"}
 _COEFFICIENTS: Final = re.compile(
     r"(\d+) x (\d+): ((\d+) steps, (.+); p_T in \[(\S+), (\S+)\] on \[0, 1\])$"
 )
@@ -346,29 +345,26 @@ def _section_panels(
     for name, statistic in STATISTICS.items():
         if statistic.section == section and name not in without:
             titles[statistic.title].insert(0, statistic)
-    panels = [_panel(run, s, references.get(s[0].name, ([], ""))) for s in titles.values()]
-    return [panel for panel in panels if panel.lines]
-
-
-def _panel(run: Run, statistics: Sequence[Statistic], references: References) -> Panel:
-    """Return one panel of statistics of the same title, without lines if the run has none."""
-    first, *others = statistics
-    lines = [
-        Line(
-            statistic.line or _LINE_LABELS[kind],
-            run.scalars[tag],
-            place,
-            faint=not others and kind != "mean",
-        )
-        for place, statistic in enumerate(statistics)
-        for kind in statistic.reductions
-        if (tag := statistic.tag(kind)) in run.scalars
-    ]
-    values, more = references
-    if len(lines) == 1 and not values and not others:
-        lines = [Line("", lines[0].series)]
-    title, unit, about = map(typeset, (first.title, first.unit, first.about))
-    return Panel(title, lines, about + more, unit, values, zero=first.from_zero)
+    panels = []
+    for first, *others in titles.values():
+        lines = [
+            Line(
+                statistic.line or _LINE_LABELS[kind],
+                run.scalars[tag],
+                place,
+                faint=not others and kind != "mean",
+            )
+            for place, statistic in enumerate([first, *others])
+            for kind in statistic.reductions
+            if (tag := statistic.tag(kind)) in run.scalars
+        ]
+        values, more = references.get(first.name, ([], ""))
+        if len(lines) == 1 and not values and not others:
+            lines = [Line("", lines[0].series)]
+        if lines:
+            title, unit, about = map(typeset, (first.title, first.unit, first.about))
+            panels.append(Panel(title, lines, about + more, unit, values, zero=first.from_zero))
+    return panels
 
 
 def _layers(run: Run) -> list[Part]:
