@@ -5,17 +5,23 @@ import os
 import platform
 import tempfile
 import textwrap
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lightning_root._files import cache_folder
-from lightning_root.cli.devices import Check, Device, check_device, devices
-from lightning_root.cli.output import error_text, print_json, text_table, wrapped
+from lightning_root.cli.output import counted, error_text, print_json, text_table, wrapped
 from lightning_root.cli.parser import CommandParser, add_json, program
+from lightning_root.coefficients import lookup, output_range
+from lightning_root.kernels import Form, orthogonalize
+from lightning_root.kernels.rates import processor, rates_file
+from lightning_root.npu import runtime
 from lightning_root.versions import REQUIRED, Version, installed, own_version
 
 DESCRIPTION: Final = """\
@@ -35,9 +41,21 @@ OPTIONAL: Final = {
 }
 """By name: the supported range, its purpose, the extra that brings it (None: torch's builds do)."""
 
+# Those that matrix products gain from, as Linux names them
+INSTRUCTION_SETS: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+GPU_DRIVER: Final = Path("/dev/nvidiactl")
+CANN_FOLDERS: Final = (Path("/usr/local/Ascend/cann"), Path("/usr/local/Ascend/ascend-toolkit"))
 
-@dataclass(frozen=True)
-class Package:
+WITHOUT_CACHE: Final = (
+    "until LIGHTNING_ROOT_CACHE names a folder that can be written, every run fits coefficients "
+    "anew and no rates are measured"
+)
+
+SHAPE: Final = (128, 512)  # of the matrix that is orthogonalized
+ROUNDING: Final = {torch.float32: 1e-3, torch.bfloat16: 0.03}  # what it may add to the error
+
+
+class Package(NamedTuple):
     """A package as it is installed; one that has no purpose named is required."""
 
     version: Version
@@ -47,9 +65,8 @@ class Package:
     @property
     def problem(self) -> str | None:
         """What is wrong and the next move; nothing is if an optional package is missing."""
-        if self.purpose is not None and self.version.found is None:
-            return None
-        return self.version.problem
+        expected = self.purpose is None or self.version.found is not None
+        return self.version.problem if expected else None
 
     @property
     def note(self) -> str:
@@ -58,47 +75,39 @@ class Package:
             return "OUTSIDE" if self.version.found else "MISSING"
         if self.purpose is None:
             return ""
-        if self.version.found is None and self.extra is not None:
-            return f"for {self.purpose}: lightning-root[{self.extra}]"
-        return f"for {self.purpose}"
+        missing = self.version.found is None and self.extra is not None
+        return f"for {self.purpose}" + (f": lightning-root[{self.extra}]" if missing else "")
 
 
-@dataclass(frozen=True)
-class Cache:
-    """The folder of fitted coefficients and of rates that were measured on this machine."""
+class Device(NamedTuple):
+    """A kind of device, named as the Trainer's `accelerator`."""
 
-    folder: Path
-    failure: str | None  # why nothing can be written there
-    coefficients: int  # fitted sets
-    rates: int  # measurements
+    name: str
+    state: str  # what is there, or why nothing is
+    usable: tuple[str, ...] = ()  # torch devices of this kind
+    problem: str | None = None  # with the next move, where something is there and cannot be used
+
+
+class Check(NamedTuple):
+    """One form of the iteration, run on one device."""
+
+    device: str
+    form: Form
+    dtype: str  # of the arithmetic
+    error: float | None  # largest singular value of the result less the polar factor
+    bound: float  # what the certificate and rounding leave room for
+    seconds: float  # of the second call
+    failure: str | None = None  # the error that was raised
 
     @property
     def problem(self) -> str | None:
-        """What is wrong and the next move; None if it can be written."""
-        if self.failure is None:
+        """What is wrong; None if the result is within its bound."""
+        what = f"orthogonalizer on {self.device} ({self.form}, {self.dtype})"
+        if self.error is None:
+            return f"{what}: {self.failure}"
+        if self.error <= self.bound:
             return None
-        return (
-            f"cache folder: {self.failure}; until LIGHTNING_ROOT_CACHE names a folder that can be "
-            "written, every run fits coefficients anew and no rates are measured"
-        )
-
-
-@dataclass(frozen=True)
-class Findings:
-    """All that was looked at."""
-
-    packages: Sequence[Package]
-    devices: Sequence[Device]
-    cache: Cache
-    checks: Sequence[Check]
-
-    @property
-    def problems(self) -> list[str]:
-        """What there is to do, in the order of the report."""
-        found = [package.problem for package in self.packages]
-        found += [device.problem for device in self.devices]
-        found += [self.cache.problem, *(check.problem for check in self.checks)]
-        return [problem for problem in found if problem is not None]
+        return f"{what}: the error is {self.error:.3g}, above {self.bound:.3g}; do not train on it"
 
 
 def make_parser() -> CommandParser:
@@ -110,84 +119,181 @@ def make_parser() -> CommandParser:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    machine = devices()
+    found, machine, (folder, failure) = packages(), devices(), cache()
+    files = {kind: len(list(folder.glob(f"{kind}-*/*.json"))) for kind in ("coefficients", "rates")}
     checks = [check for kind in machine for name in kind.usable for check in check_device(name)]
-    found = Findings(packages(), machine, cache(), checks)
+    wrong = [package.problem for package in found] + [device.problem for device in machine]
+    wrong += [failure and f"cache folder: {failure}; {WITHOUT_CACHE}"]
+    problems = [each for each in (*wrong, *(check.problem for check in checks)) if each]
     if options.json:
-        print_json(_as_dict(found))
+        versions = [package.version for package in found]
+        values = {
+            "version": own_version(),
+            "system": platform.platform(),
+            "packages": [{**each._asdict(), "fits": each.fits} for each in versions],
+            "devices": [device._asdict() for device in machine],
+            "cache": {"folder": str(folder), "failure": failure, **files},
+            "orthogonalizer": [check._asdict() for check in checks],
+            "problems": problems,
+        }
+        print_json(values)
     else:
-        _print(found)
-    return 1 if found.problems else 0
+        state = "cannot be written" if failure else "can be written"
+        sets = counted(files["coefficients"], "fitted set")
+        measured = counted(files["rates"], "measurement")
+        text = f"{folder} {state}; {sets} of coefficients, {measured} of machines"
+        _print(found, {**{each.name: each.state for each in machine}, "cache": text}, checks)
+        print("\n".join(wrapped(f"To do: {each}") for each in problems) or "All is well.")
+    return 1 if problems else 0
+
+
+def _print(found: Sequence[Package], places: Mapping[str, str], checks: Sequence[Check]) -> None:
+    """Print what was found; `places` are devices and folders, with their state."""
+    print(f"lightning_root {own_version()} on {platform.system()} {platform.machine()}\n")
+    versions = [(package.version, package.note) for package in found]
+    rows = [(v.package, v.found or "-", v.supported, note) for v, note in versions]
+    print(f"{text_table(('package', 'found', 'supported', ''), rows)}\n")
+    for name, state in places.items():
+        print(textwrap.fill(f"{name:<7}{state}", 100, subsequent_indent=" " * 7))
+    results = []
+    for check in checks:
+        error = "failed" if check.error is None else error_text(check.error)
+        numbers = error, error_text(check.bound), f"{1e3 * check.seconds:.1f}"
+        results.append((check.device, check.form, check.dtype, *numbers))
+    header = ("orthogonalizer", "form", "dtype", "error", "at most", "ms")
+    print(f"\n{text_table(header, results)}\n")
 
 
 def packages() -> list[Package]:
     """Look up Python, the required packages, and the optional ones."""
-    python = Version("python", platform.python_version(), ">=3.11")
-    required = [installed(name, supported) for name, supported in REQUIRED.items()]
-    builds = {"torch": torch.__version__}  # with the CUDA or ROCm it is for, which pip may not know
-    required = [v._replace(found=builds.get(v.package, v.found)) for v in required]
-    optional = [
-        Package(installed(name, supported), purpose, extra)
-        for name, (supported, purpose, extra) in OPTIONAL.items()
+    # torch's own version names the CUDA or ROCm it is for, which pip may not know
+    known = {"python": platform.python_version(), "torch": torch.__version__}
+    required = [installed(*each) for each in {"python": ">=3.11", **REQUIRED}.items()]
+    return [
+        *(Package(v._replace(found=known.get(v.package, v.found))) for v in required),
+        *(Package(installed(name, span), *rest) for name, (span, *rest) in OPTIONAL.items()),
     ]
-    return [*(Package(version) for version in (python, *required)), *optional]
 
 
-def cache() -> Cache:
-    """Look at the cache folder; one that does not exist yet is not made here."""
+def devices() -> list[Device]:
+    """Look at the CPU, CUDA or ROCm, and NPUs."""
+    return [_cpu(), _cuda(), _npu()]
+
+
+def _cpu() -> Device:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # another system than Linux
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
+    sets = ", ".join(name for name in INSTRUCTION_SETS if name in flags)
+    threads = torch.get_num_threads()
+    state = (
+        f"{' '.join(processor().split())}, cores: {os.cpu_count()}, threads: {threads}; "
+        f"torch uses {torch.backends.cpu.get_cpu_capability()}; "
+        f"the chip has {sets or 'what it does not tell'}; "
+        f"rates {'are' if rates_file(threads).exists() else 'are not yet'} measured"
+    )
+    return Device("cpu", state, ("cpu",))
+
+
+def _cuda() -> Device:
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        build = torch.version.cuda or torch.version.hip
+        usable = tuple(f"cuda:{index}" for index in range(len(names)))
+        return Device("cuda", f"{', '.join(names)}; torch is built for {build}", usable)
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        state = "torch sees no GPU"
+        move = (
+            "`nvidia-smi` must list one, CUDA_VISIBLE_DEVICES must not hide it, and its driver "
+            f"must be as new as CUDA {torch.version.cuda}"
+        )
+    else:
+        state = f"this torch ({torch.__version__}) is built without CUDA"
+        move = f"install torch's CUDA build of {torch.__version__.split('+')[0]}"
+    problem = f"GPU: {state}, but there is a driver; {move}" if GPU_DRIVER.exists() else None
+    return Device("cuda", f"none: {state}", problem=problem)
+
+
+def _npu() -> Device:
+    reason = runtime.problem()
+    if reason is None:
+        name = torch.get_device_module("npu").get_device_name()
+        count = runtime.device_count()
+        usable = tuple(f"npu:{index}" for index in range(count))
+        return Device("npu", f"{count} x {name}; {_cann()}", usable)
+    wheel = "torch_npu is there" if find_spec("torch_npu") else "no torch_npu"
+    state = f"none: {wheel}, {_cann()}"
+    wanted = find_spec("torch_npu") or _cann_folder() or Path("/dev/davinci_manager").exists()
+    return Device("npu", state, problem=f"NPU: {reason}" if wanted else None)
+
+
+def _cann() -> str:
+    sourced = os.environ.get("ASCEND_HOME_PATH")
+    if sourced:
+        return f"CANN sourced from {sourced}"
+    folder = _cann_folder()
+    return f"CANN in {folder} is not sourced" if folder else "no CANN"
+
+
+def _cann_folder() -> Path | None:
+    return next((folder for folder in CANN_FOLDERS if (folder / "set_env.sh").exists()), None)
+
+
+def cache() -> tuple[Path, str | None]:
+    """Return the cache folder, and why nothing can be written there; it is not made here."""
     try:
         folder = cache_folder()
     except RuntimeError:  # pathlib's, where `~` means nothing
-        wanted = Path(os.environ.get("LIGHTNING_ROOT_CACHE") or "~")
-        return Cache(wanted, "there is no home folder", 0, 0)
+        return Path(os.environ.get("LIGHTNING_ROOT_CACHE") or "~"), "there is no home folder"
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    failure = None
     try:
         with tempfile.TemporaryFile(dir=nearest):
-            pass
+            return folder, None
     except OSError as error:
-        failure = f"{nearest}: {os.strerror(error.errno or 0)}"
-    counts = [len(list(folder.glob(f"{kind}-*/*.json"))) for kind in ("coefficients", "rates")]
-    return Cache(folder, failure, *counts)
+        return folder, f"{nearest}: {os.strerror(error.errno or 0)}"
 
 
-def _print(found: Findings) -> None:
-    print(f"lightning_root {own_version()} on {platform.system()} {platform.machine()}\n")
-    versions = [(package.version, package.note) for package in found.packages]
-    rows = [(v.package, v.found or "-", v.supported, note) for v, note in versions]
-    print(f"{text_table(('package', 'found', 'supported', ''), rows)}\n")
-    labelled = {device.name: device.state for device in found.devices}
-    for label, text in {**labelled, "cache": _cache_text(found.cache)}.items():
-        print(textwrap.fill(f"{label:<7}{text}", 100, subsequent_indent=" " * 7))
-    header = ("orthogonalizer", "form", "dtype", "error", "at most", "ms")
-    print(f"\n{text_table(header, [_row(check) for check in found.checks])}\n")
-    print("\n".join(wrapped(f"To do: {problem}") for problem in found.problems) or "All is well.")
+def check_device(device: str, iterate: Callable[..., Tensor] = orthogonalize) -> list[Check]:
+    """Orthogonalize one Gaussian matrix in every form that is used on a device of torch.
+
+    The bound is exact but for rounding: the range of the iteration's polynomial between the
+    matrix's smallest and largest singular value.
+    """
+    matrix = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    left, sigma, right = torch.linalg.svd(matrix / matrix.norm(), full_matrices=False)
+    triples = lookup(SHAPE).triples
+    low, high = output_range(triples, upper=sigma[0].item(), lower=sigma[-1].item())
+    certified = max(1.0 - low, high - 1.0)
+    cases: list[tuple[Form, torch.dtype]] = [("standard", torch.float32)]
+    if device == "cpu":
+        cases += [("gram", torch.float32), ("eigh", torch.float32)]
+    elif not device.startswith("npu") or torch.get_device_module("npu").is_bf16_supported():
+        cases += [("standard", torch.bfloat16)]
+    found = []
+    for form, dtype in cases:
+        bound = certified + ROUNDING[dtype]
+        kind = str(dtype).removeprefix("torch.")
+        try:
+            given = matrix.to(device, torch.float32)
+            run = partial(iterate, given, triples, form=form, dtype=dtype)
+            error, seconds = _measure(run, left @ right)
+            found.append(Check(device, form, kind, error, bound, seconds))
+        except RuntimeError as failed:
+            reason = str(failed).strip().partition("\n")[0]
+            found.append(Check(device, form, kind, None, bound, 0.0, reason))
+    return found
 
 
-def _cache_text(cache: Cache) -> str:
-    state = "can be written" if cache.failure is None else "cannot be written"
-    sets = "set" if cache.coefficients == 1 else "sets"
-    rates = "measurement" if cache.rates == 1 else "measurements"
-    return (
-        f"{cache.folder} {state}; {cache.coefficients} fitted {sets} of coefficients, "
-        f"{cache.rates} {rates} of machines"
-    )
-
-
-def _row(check: Check) -> tuple[str, ...]:
-    error = "failed" if check.error is None else error_text(check.error)
-    milliseconds = f"{1e3 * check.seconds:.1f}"
-    return check.device, check.form, check.dtype, error, error_text(check.bound), milliseconds
-
-
-def _as_dict(found: Findings) -> dict[str, Any]:
-    versions = [package.version for package in found.packages]
-    return {
-        "version": own_version(),
-        "system": platform.platform(),
-        "packages": [{**version._asdict(), "fits": version.fits} for version in versions],
-        "devices": [asdict(device) for device in found.devices],
-        "cache": {**asdict(found.cache), "folder": str(found.cache.folder)},
-        "orthogonalizer": [asdict(check) for check in found.checks],
-        "problems": found.problems,
-    }
+def _measure(run: Callable[[], Tensor], polar: Tensor) -> tuple[float, float]:
+    """Return the error, infinite if the result is not finite, and the seconds of a warm call."""
+    run().sum().item()  # what a first call sets up
+    start = time.perf_counter()
+    result = run()
+    result.sum().item()  # waits for the device
+    seconds = time.perf_counter() - start
+    difference = result.to("cpu", torch.float64) - polar
+    if not bool(difference.isfinite().all()):
+        return float("inf"), seconds
+    return torch.linalg.matrix_norm(difference, ord=2).item(), seconds

@@ -39,6 +39,11 @@ def range_text(bounds: tuple[float, float]) -> str:
     return " to ".join(f"{bound:.3g}" for bound in bounds)
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Format a number of things, as "1 step" or "2 steps"."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def print_json(values: Any) -> None:
     """Print as JSON, with null for infinity and NaN."""
     text = json.dumps(_finite(values), indent=1)

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from lightning_root.cli import devices, doctor
-from lightning_root.cli.devices import SHAPE, check_device
+from lightning_root.cli import doctor
+from lightning_root.cli.doctor import SHAPE, check_device
 from lightning_root.kernels import orthogonalize
 from lightning_root.npu import runtime
 from lightning_root.versions import Version
@@ -23,7 +23,7 @@ def run(call):
 def sound(monkeypatch):
     """Any machine on which the tests pass: versions and devices are as they should be."""
     monkeypatch.setattr(doctor, "packages", lambda: [])
-    monkeypatch.setattr(doctor, "devices", lambda: [devices.Device("cpu", "some chip", ("cpu",))])
+    monkeypatch.setattr(doctor, "devices", lambda: [doctor.Device("cpu", "some chip", ("cpu",))])
 
 
 def test_a_sound_machine_has_nothing_to_do(run, sound):
@@ -142,21 +142,21 @@ def test_packages_are_marked(version, purpose, note, problem):
 )
 def test_an_npu_is_missed_only_where_somebody_wants_one(monkeypatch, wheel, sourced, words, to_do):
     monkeypatch.setattr(runtime, "problem", lambda: "its reason; its cure")
-    monkeypatch.setattr(devices, "find_spec", lambda name: object() if wheel else None)
-    monkeypatch.setattr(devices, "CANN_FOLDERS", ())
+    monkeypatch.setattr(doctor, "find_spec", lambda name: object() if wheel else None)
+    monkeypatch.setattr(doctor, "CANN_FOLDERS", ())
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     if sourced:
         monkeypatch.setenv("ASCEND_HOME_PATH", sourced)
-    found = devices._npu()
+    found = doctor._npu()
     assert found.state == words
     assert found.problem == ("NPU: its reason; its cure" if to_do else None)
 
 
 def test_cann_that_is_not_sourced_is_seen(monkeypatch, tmp_path):
     (tmp_path / "set_env.sh").touch()
-    monkeypatch.setattr(devices, "CANN_FOLDERS", (tmp_path,))
+    monkeypatch.setattr(doctor, "CANN_FOLDERS", (tmp_path,))
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
-    assert devices._cann() == f"CANN in {tmp_path} is not sourced"
+    assert doctor._cann() == f"CANN in {tmp_path} is not sourced"
 
 
 @pytest.mark.parametrize("driver", [False, True])
@@ -164,8 +164,8 @@ def test_a_gpu_is_missed_only_where_there_is_a_driver(monkeypatch, tmp_path, dri
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(devices, "GPU_DRIVER", tmp_path if driver else tmp_path / "none")
-    found = devices._cuda()
+    monkeypatch.setattr(doctor, "GPU_DRIVER", tmp_path if driver else tmp_path / "none")
+    found = doctor._cuda()
     assert "is built without CUDA" in found.state
     assert (found.problem is not None) is driver
     assert not driver or "install torch's CUDA build" in found.problem
@@ -177,15 +177,15 @@ def test_gpus_are_listed_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", names.__getitem__)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    expected = devices.Device("cuda", "H100, A100; torch is built for 12.8", ("cuda:0", "cuda:1"))
-    assert devices._cuda() == expected
+    expected = doctor.Device("cuda", "H100, A100; torch is built for 12.8", ("cuda:0", "cuda:1"))
+    assert doctor._cuda() == expected
 
 
 def test_a_gpu_that_torch_could_use_and_does_not_see_has_a_next_move(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    monkeypatch.setattr(devices, "GPU_DRIVER", tmp_path)
-    found = devices._cuda()
+    monkeypatch.setattr(doctor, "GPU_DRIVER", tmp_path)
+    found = doctor._cuda()
     assert (found.state, found.usable) == ("none: torch sees no GPU", ())
     assert "`nvidia-smi` must list one" in found.problem
     assert "as new as CUDA 12.8" in found.problem
@@ -198,7 +198,7 @@ def test_a_chip_that_tells_nothing_is_no_obstacle(monkeypatch):
         raise FileNotFoundError("/proc/cpuinfo")
 
     monkeypatch.setattr("pathlib.Path.read_text", missing)
-    found = devices._cpu()
+    found = doctor._cpu()
     assert "the chip has what it does not tell" in found.state
     assert platform.machine() in found.state
     assert (found.usable, found.problem) == (("cpu",), None)
