@@ -1,29 +1,29 @@
 """`coefficients compare` and `fit`: sets of others and of one's own on the same spectra."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from lightning_root.cli.coefficients.picture import draw_comparisons
-from lightning_root.cli.coefficients.sets import (
-    CoefficientComparison,
-    Spectra,
-    is_bounded,
-    read_sets,
-    set_by_name,
-    set_title,
-    why_unbounded,
-)
+from lightning_root.cli.coefficients.picture import NAMED_SETS, draw_comparisons
 from lightning_root.cli.coefficients.show import (
     LEGEND,
     PROPERTIES,
+    is_bounded,
+    joint_range,
     print_sets,
-    property_cells,
+    read_sets,
+    set_by_name,
+    set_title,
+    sets_table,
     triples_text,
+    why_unbounded,
 )
 from lightning_root.cli.output import (
     check_picture,
+    counted,
     error_text,
     print_json,
     progress,
@@ -34,104 +34,119 @@ from lightning_root.cli.output import (
 from lightning_root.coefficients import (
     Coefficients,
     Spectrum,
+    SpectrumHistogram,
     fit_coefficients,
+    load_spectra,
     log_uniform,
     marchenko_pastur,
     mixture,
     save_coefficients,
+    training_model,
 )
 from lightning_root.coefficients.shapes import Shape, shape_text
 from lightning_root.coefficients.store import in_table
 
-NAMES: Final[Mapping[str, str]] = {
-    "Muon": "muon",
-    "paper": "paper",
-    "published": "published",
-    "You": "quintic",
-    "Polar Express": "polar_express",
-    "CANS": "cans",
-    "adaptive": "adaptive",
-}
-"""Names to show, and what `lookup` calls them."""
+LOG_UNIFORM_SHARE: Final = 0.03
+"""Keeps the values in view that a spectrum leaves out, where every step has its own triple."""
 
-FITTED: Final = "fitted"
+
+class Spectra(NamedTuple):
+    """The spectra that `--spectrum` names, for matrices of any shape or of those captured."""
+
+    description: str  # whose singular values these are
+    spectrum: Callable[[Shape, int], Spectrum]  # of a shape, for schedules of so many triples
+    captured: Mapping[Shape, SpectrumHistogram] = {}
+
+
+THEORETICAL_SPECTRA: Final = {
+    "training": Spectra(
+        "the model of training", lambda shape, steps: training_model(*shape, steps)
+    ),
+    "gaussian": Spectra("Gaussian matrices", lambda shape, _: marchenko_pastur(*shape)),
+    "log-uniform": Spectra(
+        "singular values spread evenly in log sigma over [0.001, 1]", lambda *_: log_uniform()
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sets for one shape (m, n), m <= n, and T steps, by the name to show, on one spectrum."""
+
+    shape: Shape
+    steps: int
+    spectrum: Spectrum
+    sets: Mapping[str, Coefficients]
+
+    @property
+    def title(self) -> str:
+        """Shape and number of steps."""
+        return f"{shape_text(self.shape)}, T = {self.steps}"
+
+    @cached_property
+    def errors(self) -> dict[str, float]:
+        """Mean (p_T(sigma) - 1)^2 of each set."""
+        error = self.spectrum.mean_square_error
+        return {name: error(entry.triples) for name, entry in self.sets.items()}
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Print the error of every set, for every shape and number of steps."""
-    spectra = Spectra.read(options.spectrum)
+    """The error of published sets, the default and your own, by shape.
+
+    Compared are:
+      Muon           K. Jordan et al., 2024: one triple for all shapes
+      paper          ROOT, arXiv:2511.20626: one triple per shape, fitted to Gaussian matrices
+      published      the ROOT authors' script: four shapes, Muon's triple elsewhere
+      You            J. You; F. Cesista: a triple per step
+      Polar Express  arXiv:2505.16932: a triple per step
+      CANS           arXiv:2506.10935: a triple per step
+      adaptive       the default: a triple per step and shape
+    """
+    spectra = _read_spectra(options.spectrum)
     files = {_label(path, options.files): read_sets(path) for path in options.files}
+    comparisons = []
+    for shape, steps in _cases(options, spectra, "comparing"):
+        sets = {label: set_by_name(name, shape, steps) for label, (name, *_) in NAMED_SETS.items()}
+        for label, entries in files.items():
+            fitting = [e for e in entries if e.steps == steps and e.shape in (shape, None)]
+            if fitting:
+                sets[label] = fitting[0]
+        comparisons.append(Comparison(shape, steps, spectra.spectrum(shape, steps), sets))
+    names = [*NAMED_SETS, *files]
     if options.plot:
-        check_picture(options.plot)
-    jobs = [(shape, count) for shape in spectra.shapes(options.shapes) for count in options.steps]
-    comparisons = [
-        CoefficientComparison(
-            shape, count, spectra.spectrum(shape, count), _sets(shape, count, files)
-        )
-        for shape, count in progress(jobs, "comparing")
-    ]
-    if options.plot:
-        draw_comparisons(options.plot, comparisons, spectra.description)
+        draw_comparisons(options.plot, comparisons, names, spectra.description)
     if options.json:
         print_json([_as_dict(comparison) for comparison in comparisons])
         return 0
     print(wrapped(f"Mean (p_T(sigma) - 1)^2 on {spectra.description}; * is the best bounded set"))
-    for shape in dict.fromkeys(shape for shape, _ in jobs):
-        print(f"\n{_compared_table([each for each in comparisons if each.shape == shape])}")
+    for shape in dict.fromkeys(each.shape for each in comparisons):
+        print(f"\n{_table([each for each in comparisons if each.shape == shape], names)}")
     notes = [
-        f"! {name}, {comparison.title}: {why_unbounded(entry)}"
-        for comparison in comparisons
-        for name, entry in comparison.sets.items()
-        if entry is not None and not is_bounded(entry)
+        f"! {name}, {each.title}: {reason}"
+        for each in comparisons
+        for name, entry in each.sets.items()
+        if (reason := why_unbounded(entry))
     ]
     if notes:
         print("\n" + "\n".join(notes))
     return 0
 
 
-def _label(path: str, paths: Sequence[str]) -> str:
-    """Return the file's name, or the path where two files, or a file and a set, share a name."""
-    name = Path(path).stem
-    taken = [*NAMES, *(Path(other).stem for other in paths if other != path)]
-    return path if name in taken else name
+def _table(comparisons: Sequence[Comparison], names: Sequence[str]) -> str:
+    """Lay out one shape, a row for each set: "!" if it is unbounded, "*" if it is the best."""
+    columns = [names]
+    for each in comparisons:
+        best = min(error for name, error in each.errors.items() if is_bounded(each.sets[name]))
+        marks = {name: "" if error > best else " *" for name, error in each.errors.items()}
+        marks |= {name: " !" for name, entry in each.sets.items() if not is_bounded(entry)}
+        columns.append([error_text(each.errors.get(name)) + marks.get(name, "") for name in names])
+    found = [[each.sets[name] for each in comparisons if name in each.sets] for name in names]
+    columns.append([range_text(joint_range(sets)) if sets else "-" for sets in found])
+    header = (shape_text(comparisons[0].shape), *(f"T = {each.steps}" for each in comparisons))
+    return text_table((*header, PROPERTIES[0]), list(zip(*columns, strict=True)))
 
 
-def _sets(
-    shape: Shape, steps: int, files: Mapping[str, Sequence[Coefficients]]
-) -> dict[str, Coefficients | None]:
-    sets: dict[str, Coefficients | None] = {
-        label: set_by_name(name, shape, steps) for label, name in NAMES.items()
-    }
-    for label, entries in files.items():
-        fitting = (e for e in entries if e.steps == steps and e.shape in (shape, None))
-        sets[label] = next(fitting, None)
-    return sets
-
-
-def _compared_table(comparisons: Sequence[CoefficientComparison]) -> str:
-    """Lay out the sets of one shape: a row for each set, a column for each number of steps."""
-    shape = shape_text(comparisons[0].shape)
-    header = (shape, *(f"T = {comparison.steps}" for comparison in comparisons), PROPERTIES[0])
-    rows = []
-    for name in comparisons[0].sets:
-        ranges = [entry.certificate for each in comparisons if (entry := each.sets[name])]
-        reach = (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
-        cells = [_cell(comparison, name) for comparison in comparisons]
-        rows.append((name, *cells, range_text(reach) if reach else "-"))
-    return text_table(header, rows)
-
-
-def _cell(comparison: CoefficientComparison, name: str) -> str:
-    """Format the error of a set, with "!" if it is unbounded and "*" if it is the best."""
-    entry, error = comparison.sets[name], comparison.errors[name]
-    if entry is None or error is None:
-        return "-"
-    if not is_bounded(entry):
-        return f"{error_text(error)} !"
-    return f"{error_text(error)} *" if error <= comparison.best else error_text(error)
-
-
-def _as_dict(comparison: CoefficientComparison) -> dict[str, Any]:
+def _as_dict(comparison: Comparison) -> dict[str, Any]:
     sets = [
         {
             "name": name,
@@ -139,105 +154,119 @@ def _as_dict(comparison: CoefficientComparison) -> dict[str, Any]:
             "error": comparison.errors[name],
             "range": entry.certificate,
             "bounded": is_bounded(entry),
-            "reason": None if is_bounded(entry) else why_unbounded(entry),
+            "reason": why_unbounded(entry),
             "triples": entry.triples,
         }
         for name, entry in comparison.sets.items()
-        if entry is not None
     ]
     shape, spectrum = comparison.shape, comparison.spectrum.name
     return {"shape": shape, "steps": comparison.steps, "spectrum": spectrum, "sets": sets}
 
 
-def fit(options: argparse.Namespace) -> int:
-    """Fit sets, print how much was gained, and write what was asked for."""
-    spectra = Spectra.read(options.spectrum)
-    if options.captured_share is not None and not spectra.captured:
-        raise ValueError("`--captured-share` needs captured spectra; add `--spectrum FILE.json`")
+def _label(path: str, paths: Sequence[str]) -> str:
+    """Return the file's name, or the path where two files, or a file and a set, share a name."""
+    name = Path(path).stem
+    taken = [*NAMED_SETS, *(Path(other).stem for other in paths if other != path)]
+    return path if name in taken else name
+
+
+def _read_spectra(choice: str) -> Spectra:
+    """Read what follows `--spectrum`: a name, or a file of captured spectra."""
+    if choice in THEORETICAL_SPECTRA:
+        return THEORETICAL_SPECTRA[choice]
+    if not choice.endswith(".json"):
+        raise ValueError(
+            f"`--spectrum` must be one of {list(THEORETICAL_SPECTRA)} or a .json file of captured "
+            f"spectra, got {choice!r}"
+        )
+    captured = load_spectra(choice)
+
+    def spectrum(shape: Shape, _: int) -> Spectrum:
+        matrices = counted(captured[shape].matrices, "matrix", "matrices")
+        return captured[shape].spectrum(f"captured {shape_text(shape)} ({matrices})")
+
+    return Spectra(f"the singular values captured in {choice}", spectrum, captured)
+
+
+def _cases(
+    options: argparse.Namespace, spectra: Spectra, doing: str
+) -> Iterator[tuple[Shape, int]]:
+    """Yield each shape, by default those captured, with each number of steps, after checks."""
     if options.plot:
         check_picture(options.plot)
-    share, single = options.captured_share or 0.75, options.single
-    jobs = [(shape, count) for shape in spectra.shapes(options.shapes) for count in options.steps]
-    comparisons = [
-        _fit(shape, count, fit_target(spectra, shape, count, share, single=single), single=single)
-        for shape, count in progress(jobs, "fitting")
-    ]
-    goal = _target_text(spectra, share, single=single)
-    sets = [entry for comparison in comparisons if (entry := comparison.sets[FITTED])]
+    if not options.shapes and not spectra.captured:
+        raise ValueError("name at least one SHAPE, for example 768x3072")
+    missing = [shape_text(shape) for shape in options.shapes if shape not in spectra.captured]
+    if spectra.captured and missing:
+        known = ", ".join(map(shape_text, spectra.captured))
+        raise ValueError(f"`{options.spectrum}` holds no spectrum of {missing[0]}; it has {known}")
+    shapes = dict.fromkeys(options.shapes or spectra.captured)
+    yield from progress([(shape, steps) for shape in shapes for steps in options.steps], doing)
+
+
+def fit(options: argparse.Namespace) -> int:
+    """Fit sets for shapes, less than a second each, and write them to a file.
+
+    A fit minimises the error on the spectrum among sets that keep [0, 1.02] within [0, 1.3].
+    """
+    spectra = _read_spectra(options.spectrum)
+    if options.captured_share is not None and not spectra.captured:
+        raise ValueError("`--captured-share` needs captured spectra; add `--spectrum FILE.json`")
+    share = (options.captured_share or 0.75) if spectra.captured else 1.0
+    narrow = bool(spectra.captured) or options.spectrum == "gaussian"
+    extra = LOG_UNIFORM_SHARE if narrow and not options.single else 0.0
+    goal = spectra.description
+    if share < 1.0:
+        goal += f" and Gaussian ones, {share:g} : {1.0 - share:g}"
+    if extra > 0.0:
+        goal += f", with {100 * extra:g} % log-uniform"
+    comparisons = []
+    for shape, steps in _cases(options, spectra, "fitting"):
+        spectrum = _fit_target(spectra.spectrum(shape, steps), shape, share, extra)
+        comparisons.append(_fit(shape, steps, spectrum, single=options.single))
+    sets = [comparison.sets["fitted"] for comparison in comparisons]
+    names = ("Muon", "adaptive", "fitted")
     if options.output:
         save_coefficients(options.output, sets)
     if options.plot:
-        draw_comparisons(options.plot, comparisons, goal)
+        draw_comparisons(options.plot, comparisons, names, goal)
     if options.json:
         print_sets([entry.as_dict() for entry in sets])
         return 0
+    errors = {name: [error_text(c.errors.get(name)) for c in comparisons] for name in names}
     print(wrapped(f"Mean (p_T(sigma) - 1)^2 on {goal}"))
-    print(f"\n{_fitted_table(comparisons, sets)}\n\n{LEGEND}")
-    print(_written_text(options.output, sets) if options.output else _listed_text(sets))
+    print(f"\n{sets_table(sets, ('shape', 'T', *names, *PROPERTIES), errors)}\n\n{LEGEND}")
+    if options.output:
+        counts = {entry.steps for entry in sets}
+        longest = "" if 5 in counts else f" --optimizer.ns_steps {max(counts)}"
+        print(
+            f"\n{counted(len(sets), 'set')} written to {options.output}. To train with it: "
+            f"--optimizer.coefficients {options.output}{longest}"
+        )
+    else:
+        for entry in sets:
+            print(f"\n{set_title(entry)}\n{triples_text(entry)}")
+        hint = "`--output FILE.json`, then `--optimizer.coefficients FILE.json`"
+        print(f"\nTo train with them: {hint}")
     return 0
 
 
-def fit_target(
-    spectra: Spectra, shape: Shape, steps: int, share: float, *, single: bool
-) -> Spectrum:
-    """Return the spectrum to fit to.
+def _fit_target(spectrum: Spectrum, shape: Shape, share: float, extra: float) -> Spectrum:
+    """Mix a share of a spectrum with the Gaussian law, as a run's go on changing, and some more.
 
-    Captured spectra have the weight `share`, the Gaussian law the rest, because a run's spectra go
-    on changing. Where every step has its own triple, 3 % log-uniform keep the values in view that
-    these leave out, as in `fit_coefficients`.
+    `extra` is the share of log-uniform singular values in the whole.
     """
-    parts = [(1.0, spectra.spectrum(shape, steps))]
-    if spectra.captured and share < 1.0:
-        parts = [(share, parts[0][1]), (1.0 - share, marchenko_pastur(*shape))]
-    if _adds_log_uniform(spectra, single=single):
-        parts = [(0.97 * weight, spectrum) for weight, spectrum in parts]
-        parts.append((0.03, log_uniform()))
-    return mixture(*parts) if len(parts) > 1 else parts[0][1]
+    parts = [(share, spectrum), (1.0 - share, marchenko_pastur(*shape))]
+    parts = [((1.0 - extra) * weight, part) for weight, part in parts] + [(extra, log_uniform())]
+    used = [(weight, part) for weight, part in parts if weight > 0.0]
+    return mixture(*used) if len(used) > 1 else spectrum
 
 
-def _adds_log_uniform(spectra: Spectra, *, single: bool) -> bool:
-    return not single and (bool(spectra.captured) or spectra.choice == "gaussian")
-
-
-def _target_text(spectra: Spectra, share: float, *, single: bool) -> str:
-    text = spectra.description
-    if spectra.captured and share < 1.0:
-        text += f" and Gaussian ones, {share:g} : {1.0 - share:g}"
-    return text + (", with 3 % log-uniform" if _adds_log_uniform(spectra, single=single) else "")
-
-
-def _fit(shape: Shape, steps: int, spectrum: Spectrum, *, single: bool) -> CoefficientComparison:
+def _fit(shape: Shape, steps: int, spectrum: Spectrum, *, single: bool) -> Comparison:
     """Fit a set and put it beside what the shape has without it; no worse than the table's."""
-    adaptive = set_by_name("adaptive", shape, steps) if in_table(shape) else None
-    starts = [adaptive.triples] if adaptive and not single else []
+    sets = {"Muon": set_by_name("muon", shape, steps)}
+    if in_table(shape):
+        sets["adaptive"] = set_by_name("adaptive", shape, steps)
+    starts = [sets["adaptive"].triples] if "adaptive" in sets and not single else []
     fitted = fit_coefficients(shape, steps, spectrum, per_step=not single, starts=starts)
-    sets = {"Muon": set_by_name("muon", shape, steps), "adaptive": adaptive, FITTED: fitted}
-    return CoefficientComparison(shape, steps, spectrum, sets)
-
-
-def _fitted_table(
-    comparisons: Sequence[CoefficientComparison], sets: Sequence[Coefficients]
-) -> str:
-    rows = []
-    for comparison, entry in zip(comparisons, sets, strict=True):
-        errors = map(error_text, comparison.errors.values())
-        name, steps = shape_text(comparison.shape), str(comparison.steps)
-        rows.append((name, steps, *errors, *property_cells(entry)))
-    return text_table(("shape", "T", *comparisons[0].sets, *PROPERTIES), rows)
-
-
-def _listed_text(sets: Sequence[Coefficients]) -> str:
-    """Format the triples, where no file takes them."""
-    blocks = [f"\n{set_title(entry)}\n{triples_text(entry)}" for entry in sets]
-    hint = "\nTo train with them: `--output FILE.json`, then `--optimizer.coefficients FILE.json`"
-    return "\n".join([*blocks, hint])
-
-
-def _written_text(output: Path, sets: Sequence[Coefficients]) -> str:
-    """Say how to train with the file."""
-    counts = sorted({entry.steps for entry in sets})
-    steps = "" if 5 in counts else f" --optimizer.ns_steps {counts[-1]}"
-    count = f"{len(sets)} set{'s' if len(sets) > 1 else ''}"
-    return (
-        f"\n{count} written to {output}. To train with it: --optimizer.coefficients {output}{steps}"
-    )
+    return Comparison(shape, steps, spectrum, {**sets, "fitted": fitted})

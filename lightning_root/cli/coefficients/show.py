@@ -1,73 +1,139 @@
-"""`coefficients show` and `certify`: what a set is, what it can do, and whether it is safe."""
+"""`coefficients show` and `certify`: which sets there are, what they can do, whether they are safe.
+
+Nothing is refused here: a set that ROOT would not take is shown with the reason.
+"""
 
 import argparse
+import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from lightning_root.cli.coefficients.sets import (
-    find_sets,
-    is_bounded,
-    set_by_name,
-    set_title,
-    shape_cell,
-    why_unbounded,
+import torch
+
+from lightning_root._files import read_json
+from lightning_root.cli.output import (
+    counted,
+    error_text,
+    print_json,
+    range_text,
+    text_table,
+    wrapped,
 )
-from lightning_root.cli.output import error_text, print_json, range_text, text_table, wrapped
-from lightning_root.coefficients import Coefficients, marchenko_pastur, output_range, training_model
-from lightning_root.coefficients.record import FORMAT
+from lightning_root.coefficients import (
+    COEFFICIENT_NAMES,
+    Coefficients,
+    lookup,
+    marchenko_pastur,
+    output_range,
+    training_model,
+)
+from lightning_root.coefficients.certificate import compose
+from lightning_root.coefficients.published import AUTHORS_SCRIPT, MUON
+from lightning_root.coefficients.record import BOUND, FORMAT, certified
+from lightning_root.coefficients.shapes import Shape, check_shape, shape_text
 from lightning_root.coefficients.store import RATIOS, ROWS, grid_shape
-from lightning_root.functional import Triple
+from lightning_root.functional import Triple, as_schedule
 
+# Tables of sets, by their headers
+COLUMNS: Final[Mapping[str, Callable[[Coefficients], str]]] = {
+    "shape": lambda entry: shape_text(entry.shape) if entry.shape else "any",
+    "T": lambda entry: str(entry.steps),
+    "Gaussian": lambda entry: error_text(_errors(entry)["gaussian"]),
+    "training": lambda entry: error_text(_errors(entry)["training"]),
+    "p_T on [0, 1]": lambda entry: range_text(entry.certificate),
+    "on [0, 1.02]": lambda entry: range_text(output_range(entry.triples, upper=1.02)),
+    "stable up to": lambda entry: f"{entry.stable_up_to:.4g}",
+    "bfloat16": lambda entry: error_text(entry.bfloat16_error),
+    "verdict": lambda entry: "bounded" if is_bounded(entry) else "UNBOUNDED",
+}
 PROPERTIES: Final = ("p_T on [0, 1]", "stable up to", "bfloat16")
-"""Columns that `property_cells` fills."""
-
+ERRORS_LEGEND: Final = (
+    "Gaussian: mean (p_T(sigma) - 1)^2 on Gaussian matrices; training: on a model of momentum"
+)
 LEGEND: Final = (
     "stable up to: largest input that stays within [-2, 2]; bfloat16: rounding error, r.m.s."
 )
 
 
 def show(options: argparse.Namespace) -> int:
-    """Print the sets asked for, or a summary of the shipped table."""
-    if options.coefficients == "adaptive" and not options.shapes:
-        return _show_shipped(options.steps or [5], as_json=options.json)
-    sets = find_sets(options.coefficients, options.shapes, options.steps)
+    """The triples of a set, where they come from and what they can do.
+
+    Without a shape: the errors of the table that is shipped as "adaptive", or all sets of a file.
+    """
+    shipped = options.coefficients == "adaptive" and not options.shapes
+    if shipped:
+        grid = [grid_shape(rows, ratio) for rows in ROWS for ratio in RATIOS]
+        counts = dict.fromkeys(options.steps or [5])
+        sets = [entry for count in counts for entry in find_sets("adaptive", grid, [count])]
+    else:
+        sets = find_sets(options.coefficients, options.shapes, options.steps)
     if options.json:
-        print_sets([_shown_as_dict(entry) for entry in sets])
-        return 0
-    header = ("shape", "T", "Gaussian", "training", *PROPERTIES)
-    rows = []
-    for entry in sets:
-        errors = map(error_text, _errors(entry).values())
-        rows.append((shape_cell(entry), str(entry.steps), *errors, *property_cells(entry)))
-    print(text_table(header, rows))
-    print(
-        "\nGaussian: mean (p_T(sigma) - 1)^2 on Gaussian matrices; training: on a model of momentum"
-    )
-    print(LEGEND)
-    for entry in sets:
-        print(f"\n{_heading(entry)}\n{triples_text(entry)}")
-    if not all(map(is_bounded, sets)):
-        print("\nNot all of them are bounded; `coefficients certify` says why.")
+        more = [{"bounded": is_bounded(entry), "errors": _errors(entry)} for entry in sets]
+        print_sets([entry.as_dict() | own for entry, own in zip(sets, more, strict=True)])
+    elif shipped:
+        _print_shipped(sets)
+    else:
+        _print(sets)
     return 0
 
 
+def _print(sets: Sequence[Coefficients]) -> None:
+    print(sets_table(sets, ("shape", "T", "Gaussian", "training", *PROPERTIES)))
+    print(f"\n{ERRORS_LEGEND}\n{LEGEND}")
+    for entry in sets:
+        line = f"{set_title(entry)}: {entry.source}"
+        if entry.mse is not None and entry.spectrum and entry.spectrum in entry.source:
+            line += f"; error {error_text(entry.mse)} there"
+        print(f"\n{wrapped(line)}\n{triples_text(entry)}")
+    if not all(map(is_bounded, sets)):
+        print("\nNot all of them are bounded; `coefficients certify` says why.")
+
+
+def _print_shipped(sets: Sequence[Coefficients]) -> None:
+    """Print the errors of the grid behind "adaptive", and what its schedules have in common."""
+    for count in dict.fromkeys(entry.steps for entry in sets):
+        print(f"The shipped table, T = {count}: mean (p_T(sigma) - 1)^2 on the model of training\n")
+        own = [entry for entry in sets if entry.steps == count]
+        errors = [error_text(_errors(entry)["training"]) for entry in own]
+        columns = [errors[place :: len(RATIOS)] for place in range(len(RATIOS))]
+        header = ("m", *(f"n = {ratio:g} m" for ratio in RATIOS))
+        print(text_table(header, list(zip(map(str, ROWS), *columns, strict=True))))
+        low, high = joint_range(own)
+        stable = min(entry.stable_up_to for entry in own)
+        rounding = error_text(max(entry.bfloat16_error for entry in own))
+        print(
+            f"\nAll {len(own)}: p_T in [{low:.3g}, {high:.3g}] on [0, 1], stable up to "
+            f"{stable:.3g}, bfloat16 error at most {rounding}\n"
+        )
+    print("A shape takes the nearest of these; `coefficients show 768x3072` shows which.")
+
+
+def _errors(entry: Coefficients) -> dict[str, float | None]:
+    """Return the errors on Gaussian matrices and on the model of training; None for any shape."""
+    if entry.shape is None:
+        return {"gaussian": None, "training": None}
+    return {
+        "gaussian": marchenko_pastur(*entry.shape).mean_square_error(entry.triples),
+        "training": training_model(*entry.shape, entry.steps).mean_square_error(entry.triples),
+    }
+
+
 def certify(options: argparse.Namespace) -> int:
-    """Print what each set does to [0, 1] and a little beyond; return 1 if one is unbounded."""
+    """Whether sets are bounded: the exact range of p_T, the largest stable input.
+
+    A set is bounded if no singular value in [0, 1] is sent outside [-2, 2]; ROOT refuses others.
+    Exit status: 0 if all are bounded, 1 if one is not, 2 if the input is wrong.
+    """
     sets = find_sets(options.set, options.shapes, options.steps)
     failed = [entry for entry in sets if not is_bounded(entry)]
     if options.json:
         print_sets([_certified_as_dict(entry) for entry in sets])
         return 1 if failed else 0
-    header = ("shape", "T", PROPERTIES[0], "on [0, 1.02]", *PROPERTIES[1:], "verdict")
-    rows = []
-    for entry in sets:
-        reach, *others = property_cells(entry)
-        beyond = range_text(output_range(entry.triples, upper=1.02))
-        verdict = "bounded" if is_bounded(entry) else "UNBOUNDED"
-        rows.append((shape_cell(entry), str(entry.steps), reach, beyond, *others, verdict))
-    print(f"{text_table(header, rows)}\n")
-    print(LEGEND)
+    header = ("shape", "T", "p_T on [0, 1]", "on [0, 1.02]", "stable up to", "bfloat16", "verdict")
+    print(f"{sets_table(sets, header)}\n\n{LEGEND}")
     single = dict.fromkeys(entry.triples[0] for entry in sets if len(set(entry.triples)) == 1)
     if single:
         print("\nFixed points of triples that are used in every step")
@@ -80,82 +146,18 @@ def certify(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def print_sets(sets: Sequence[dict[str, Any]]) -> None:
-    """Print sets as JSON, in the format of a coefficient file."""
-    print_json({"format": FORMAT, "coefficients": sets})
-
-
-def property_cells(entry: Coefficients) -> tuple[str, str, str]:
-    """Format range, largest stable input and bfloat16 error of a set for a table."""
-    reach = range_text(entry.certificate)
-    return reach, f"{entry.stable_up_to:.4g}", error_text(entry.bfloat16_error)
-
-
-def triples_text(entry: Coefficients) -> str:
-    """Format one line of a, b, c per step."""
-    lines = ["  " + "  ".join(f"{value:13.8f}" for value in triple) for triple in entry.triples]
-    if len(set(entry.triples)) == 1 and entry.steps > 1:
-        return f"{lines[0]}  in every step"
-    return "\n".join(lines)
-
-
-def _heading(entry: Coefficients) -> str:
-    """Say what a set is for, where it comes from, and its error on what it was fitted to."""
-    line = f"{set_title(entry)}: {entry.source}"
-    if entry.mse is not None and entry.spectrum and entry.spectrum in entry.source:
-        line += f"; error {error_text(entry.mse)} there"
-    return wrapped(line)
-
-
-def _errors(entry: Coefficients) -> dict[str, float | None]:
-    if entry.shape is None:
-        return {"gaussian": None, "training": None}
+def _certified_as_dict(entry: Coefficients) -> dict[str, Any]:
+    shared = len(set(entry.triples)) == 1
     return {
-        "gaussian": marchenko_pastur(*entry.shape).mean_square_error(entry.triples),
-        "training": training_model(*entry.shape, entry.steps).mean_square_error(entry.triples),
+        **entry.as_dict(),
+        "range_to_1.02": output_range(entry.triples, upper=1.02),
+        "fixed_points": [x for x, _ in _fixed_points(entry.triples[0])] if shared else None,
+        "bounded": is_bounded(entry),
+        "reason": why_unbounded(entry),
     }
 
 
-def _shown_as_dict(entry: Coefficients) -> dict[str, Any]:
-    return {**entry.as_dict(), "bounded": is_bounded(entry), "errors": _errors(entry)}
-
-
-def _show_shipped(steps: Sequence[int], *, as_json: bool) -> int:
-    """Print the error of each schedule of the grid behind "adaptive"."""
-    grid = [[grid_shape(rows, ratio) for ratio in RATIOS] for rows in ROWS]
-    sets = {
-        (shape, count): set_by_name("adaptive", shape, count)
-        for count in steps
-        for row in grid
-        for shape in row
-    }
-    if as_json:
-        print_sets([_shown_as_dict(entry) for entry in sets.values()])
-        return 0
-    for count in steps:
-        print(f"The shipped table, T = {count}: mean (p_T(sigma) - 1)^2 on the model of training\n")
-        rows = []
-        for row in grid:
-            errors = [_errors(sets[shape, count])["training"] for shape in row]
-            rows.append((str(row[0][0]), *map(error_text, errors)))
-        print(text_table(("m", *(f"n = {ratio:g} m" for ratio in RATIOS)), rows))
-        print(f"\n{_summary([sets[shape, count] for row in grid for shape in row])}\n")
-    print("A shape takes the nearest of these; `coefficients show 768x3072` shows which.")
-    return 0
-
-
-def _summary(sets: Sequence[Coefficients]) -> str:
-    low = min(entry.certificate[0] for entry in sets)
-    high = max(entry.certificate[1] for entry in sets)
-    stable = min(entry.stable_up_to for entry in sets)
-    rounding = max(entry.bfloat16_error for entry in sets)
-    return (
-        f"All {len(sets)}: p_T in [{low:.3g}, {high:.3g}] on [0, 1], stable up to {stable:.3g}, "
-        f"bfloat16 error at most {error_text(rounding)}"
-    )
-
-
-def fixed_points(triple: Triple) -> list[tuple[float, float]]:
+def _fixed_points(triple: Triple) -> list[tuple[float, float]]:
     """Return positive fixed points of sigma -> a sigma + b sigma^3 + c sigma^5, with slopes."""
     a, b, c = triple
     if c == 0.0:
@@ -169,20 +171,140 @@ def fixed_points(triple: Triple) -> list[tuple[float, float]]:
 
 
 def _fixed_points_text(triple: Triple) -> str:
-    points = fixed_points(triple)
+    points = _fixed_points(triple)
     texts = [f"{x:.4g} ({'attracts' if abs(slope) < 1 else 'repels'})" for x, slope in points]
     if points and points[-1][1] > 1:  # p(sigma) > sigma from there on
         texts.append("larger values grow without limit")
     return ", ".join(texts) or "none but 0"
 
 
-def _certified_as_dict(entry: Coefficients) -> dict[str, Any]:
-    bounded = is_bounded(entry)
-    shared = len(set(entry.triples)) == 1
-    return {
-        **entry.as_dict(),
-        "range_to_1.02": output_range(entry.triples, upper=1.02),
-        "fixed_points": [x for x, _ in fixed_points(entry.triples[0])] if shared else None,
-        "bounded": bounded,
-        "reason": None if bounded else why_unbounded(entry),
-    }
+def print_sets(sets: Sequence[dict[str, Any]]) -> None:
+    """Print sets as JSON, in the format of a coefficient file."""
+    print_json({"format": FORMAT, "coefficients": sets})
+
+
+def sets_table(
+    sets: Sequence[Coefficients], header: Sequence[str], more: Mapping[str, Sequence[str]] = {}
+) -> str:
+    """Lay out a row for each set; `more` are columns that `COLUMNS` does not make."""
+    columns = [more.get(name) or [COLUMNS[name](entry) for entry in sets] for name in header]
+    return text_table(header, list(zip(*columns, strict=True)))
+
+
+def triples_text(entry: Coefficients) -> str:
+    """Format one line of a, b, c per step."""
+    lines = ["  " + "  ".join(f"{value:13.8f}" for value in triple) for triple in entry.triples]
+    if len(set(entry.triples)) == 1 and entry.steps > 1:
+        return f"{lines[0]}  in every step"
+    return "\n".join(lines)
+
+
+def find_sets(text: str, shapes: Sequence[Shape], steps: Sequence[int]) -> list[Coefficients]:
+    """Return the sets that an argument names: by name, as a .json file, or as triples.
+
+    No shapes or steps: all that a file has; otherwise sets for any shape, of 5 steps.
+    """
+    wanted: Sequence[Shape | None] = shapes or [None]
+    if text.endswith(".json"):
+        sets = read_sets(text)
+        fitting = [entry for entry in sets if entry.shape in (*wanted, None) or not shapes]
+        chosen = [entry for entry in fitting if entry.steps in steps or not steps]
+        if not chosen:
+            found = "; ".join(map(set_title, sets[:8])) + ("; ..." if len(sets) > 8 else "")
+            raise ValueError(f"`{text}` has none of the sets asked for; it has {found}")
+        return chosen
+    if text in COEFFICIENT_NAMES:
+        if not shapes and text in ("adaptive", "paper", "published"):
+            raise ValueError(f"`{text}` depends on the shape; add one, for example 768x3072")
+        return [set_by_name(text, shape, count) for shape in wanted for count in steps or [5]]
+    rows = _parse_triples(text)
+    given, usual = (rows[0], 5) if len(rows) == 1 else (rows, len(rows))
+    schedules = [as_schedule(given, count) for count in steps or [usual]]
+    return [
+        certified(triples, "given", shape=shape, trusted=True)
+        for shape in wanted
+        for triples in schedules
+    ]
+
+
+def _parse_triples(text: str) -> list[list[float]]:
+    """Parse "a,b,c a,b,c", or lists as in JSON."""
+    try:
+        if "[" in text:
+            values = json.loads(text)
+            rows = values if isinstance(values[0], list) else [values]
+        else:
+            rows = [part.split(",") for part in re.sub(r",\s+", ",", text).split()]
+        return [[float(number) for number in row] for row in rows]
+    except (IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"a set is one of {', '.join(COEFFICIENT_NAMES)}, a .json file, or triples like "
+            f"'3.4445,-4.775,2.0315', got {text!r}"
+        ) from error
+
+
+def set_by_name(name: str, shape: Shape | None, steps: int) -> Coefficients:
+    """Return the set that `lookup` gives for a name, bounded or not."""
+    if shape is None:
+        return replace(lookup((1, 1), name, steps), shape=None, spectrum=None, mse=None)
+    if name == "published":
+        schedule = (AUTHORS_SCRIPT.get(shape, MUON),) * steps
+        source = "the authors' script" + ("" if shape in AUTHORS_SCRIPT else ": Muon's triple")
+        return certified(schedule, source, shape=shape, trusted=True)
+    return lookup(shape, name, steps)
+
+
+def read_sets(path: str) -> list[Coefficients]:
+    """Read the sets of a file of `fit --output`, or the one of `Coefficients.to_json`."""
+    values = read_json(path)
+    rows = values.get("coefficients", [values]) if isinstance(values, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"`{path}` holds no coefficients; `fit --output FILE.json` writes them")
+    try:
+        return [_parse_set(row) for row in rows]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{path}` is not a file of coefficients: {error}") from error
+
+
+def _parse_set(row: Any) -> Coefficients:
+    if not isinstance(row, Mapping) or not isinstance(row.get("triples"), list):
+        raise ValueError("a set needs `triples`, one (a, b, c) per step")
+    mse = row.get("mse")
+    return replace(
+        certified(as_schedule(row["triples"]), str(row.get("source") or "a file"), trusted=True),
+        shape=check_shape(row["shape"]) if row.get("shape") else None,
+        spectrum=str(row.get("spectrum") or "") or None,
+        mse=None if mse is None else float(mse),
+    )
+
+
+def is_bounded(entry: Coefficients) -> bool:
+    """Return whether ROOT takes the set: p_T within [-2, 2] on [0, 1]."""
+    low, high = entry.certificate
+    return max(-low, high) <= BOUND
+
+
+def why_unbounded(entry: Coefficients) -> str | None:
+    """Say which singular values are sent where; None if the set is bounded."""
+    if is_bounded(entry):
+        return None
+    sigma = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    image = compose(torch.tensor(entry.triples, dtype=torch.float64), sigma)
+    outside = sigma[~(image.abs() <= BOUND)]  # NaN is outside as well
+    where = f" first at sigma = {outside[0].item():.3g}" if len(outside) else ""
+    low, high = entry.certificate
+    farthest = high if high >= -low else low
+    reach = f"reaches {farthest:.3g}" if math.isfinite(farthest) else "overflows"
+    return f"p_T {reach} on [0, 1]; beyond [-{BOUND:g}, {BOUND:g}]{where}"
+
+
+def joint_range(sets: Iterable[Coefficients]) -> tuple[float, float]:
+    """Return the range of p_T on [0, 1] that holds for all."""
+    lows, highs = zip(*(entry.certificate for entry in sets), strict=True)
+    return min(lows), max(highs)
+
+
+def set_title(entry: Coefficients) -> str:
+    """Format a set's shape, if it has one, and number of steps."""
+    steps = counted(entry.steps, "step")
+    return f"{shape_text(entry.shape)}, {steps}" if entry.shape else steps
