@@ -5,9 +5,8 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,15 +40,8 @@ _METADATA_CLASSES: Final = frozenset(
 )
 """All that the `.metadata` of a distributed checkpoint may be made of."""
 
-_READ_ERRORS: Final = (
-    *(AttributeError, EOFError, ImportError, IndexError, KeyError, OSError, RuntimeError),
-    *(TypeError, ValueError, pickle.UnpicklingError),
-)
-"""What torch's readers and pickle's raise of files that are missing, cut off or something else."""
 
-
-@dataclass(frozen=True)
-class SavedRun:
+class SavedRun(NamedTuple):
     """The contents of the given files: optimizer states in their order, the model's weights."""
 
     checkpoint: dict[str, Any] | None  # of Lightning, if there is one
@@ -65,18 +57,40 @@ def read_run(paths: Sequence[Path]) -> SavedRun:
     optimizer, or two models.
     """
     contents = [read_content(path) for path in paths]
-    checkpoints = [each for each in contents if LIGHTNING_KEY in each]
+    checkpoints = [dict(content) for content in contents if LIGHTNING_KEY in content]
     if len(checkpoints) > 1:
         raise ValueError("give one Lightning checkpoint at a time")
-    optimizers = [state for each in contents for state in _optimizers(each)]
+    optimizers = [state for content in contents for state in _optimizers(content)]
     if not optimizers:
         names = " and ".join(f"`{path}`" for path in paths)
         raise ValueError(f"there is no optimizer state in {names}; it may hold weights alone")
-    weights = [found for each in contents for found in _weights(each)]
+    weights = [found for content in contents for found in _weights(content)]
     if len(weights) > 1:
         raise ValueError(f"the files hold {len(weights)} sets of weights; give those of one model")
-    checkpoint = dict(checkpoints[0]) if checkpoints else None
-    return SavedRun(checkpoint, optimizers, weights[0] if weights else None)
+    return SavedRun(next(iter(checkpoints), None), optimizers, next(iter(weights), None))
+
+
+def _optimizers(content: Mapping[Any, Any]) -> list[StateDict]:
+    """Return the optimizer states in a dict: itself, its values, or entries of these."""
+    if _is_optimizer(content):
+        return [dict(content)]
+    values = content.values()
+    entries = [e for v in values for e in (v if isinstance(v, list | tuple) else [v])]
+    return [dict(entry) for entry in entries if _is_optimizer(entry)]
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"state", "param_groups"} <= set(value)
+
+
+def _weights(content: Mapping[Any, Any]) -> list[Mapping[str, Tensor]]:
+    """Return the model's weights, if any: the dict itself, or the first such value."""
+    candidates = [each for each in (content, *content.values()) if isinstance(each, Mapping)]
+    return [each for each in candidates if each and all(map(_is_weight, each, each.values()))][:1]
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def write(path: Path, content: Any, *, overwrite: bool) -> None:
@@ -100,55 +114,47 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 def read_content(path: Path) -> Mapping[Any, Any]:
     """Read a file or the folder of a distributed checkpoint, if nothing in it can run."""
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
+    folder = path.is_dir()
+    if folder and not (path / ".metadata").is_file():
+        raise ValueError(f"the folder '{path}' is no distributed checkpoint: it has no `.metadata`")
+    if not folder and not path.is_file():
         raise ValueError(f"there is no file '{path}'")
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"an object of `{found[1]}`" if found else "more than tensors and plain values"
-        raise ValueError(
-            f"'{path}' holds {what}, and reading that could run code of the file's; this command "
-            "reads tensors and plain values alone. If you trust the file, load it by "
-            "`torch.load(..., weights_only=False)`, take that out, and save the rest"
-        ) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # bytes that are no checkpoint may raise anything: KeyError, "101"
-        raise ValueError(f"'{path}' is no checkpoint, or is not complete: {error}") from error
+        content = _read_folder(path) if folder else _load(path)
+    except (Exception, CheckpointException) as error:  # of bytes that are no checkpoint, any
+        cause: BaseException = error
+        if isinstance(error, CheckpointException):  # whose text is a whole traceback
+            cause = next(iter(error.failures.values()))[0]
+        if isinstance(cause, MemoryError) or not isinstance(cause, Exception):
+            raise cause from error
+        raise ValueError(f"'{path}' {_fault(cause, folder=folder)}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"'{path}' must hold a dict, got {type(content).__name__}")
     return content
 
 
-def _optimizers(content: Mapping[Any, Any]) -> list[StateDict]:
-    """Return the optimizer states in a dict: itself, its values, or entries of these."""
-    if _is_optimizer(content):
-        return [dict(content)]
-    values = content.values()
-    entries = [e for v in values for e in (v if isinstance(v, list | tuple) else [v])]
-    return [dict(entry) for entry in entries if _is_optimizer(entry)]
+def _load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def _is_optimizer(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"state", "param_groups"} <= set(value)
-
-
-def _weights(content: Mapping[Any, Any]) -> list[Mapping[str, Tensor]]:
-    """Return the model's weights, if any: the dict itself, or the first such value."""
-    candidates = [content, *content.values()]
-    return [each for each in candidates if isinstance(each, Mapping) and _is_weights(each)][:1]
-
-
-def _is_weights(values: Mapping[Any, Any]) -> bool:
-    """Return whether these are named tensors and nothing else."""
-    return bool(values) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in values.items()
-    )
+def _fault(error: BaseException, *, folder: bool) -> str:
+    """Say what is wrong with a file or folder that could not be read."""
+    text = str(error).strip()
+    refused = re.search(r"GLOBAL (\S+)", text)
+    if refused or (isinstance(error, pickle.UnpicklingError) and not folder):
+        what = f"an object of `{refused[1]}`" if refused else "more than tensors and plain values"
+        advice = (
+            ". If you trust the file, load it by `torch.load(..., weights_only=False)`, take that "
+            "out, and save the rest"
+        )
+        return (
+            f"holds {what}, and reading that could run code of the {'folder' if folder else 'file'}"
+            f"'s; this command reads tensors and plain values alone{'' if folder else advice}"
+        )
+    reason = (text.splitlines() or [type(error).__name__])[0]
+    if "weights_only" in reason:  # torch's advice to read it all the same
+        reason = "a file in it is not one of torch's"
+    return f"is no {'distributed ' if folder else ''}checkpoint, or is not complete: {reason}"
 
 
 def _read_folder(path: Path) -> dict[str, Any]:
@@ -157,21 +163,11 @@ def _read_folder(path: Path) -> dict[str, Any]:
     By torch's own reader and planner, as `dcp_to_torch_save` does it, but for two places where
     these would unpickle whatever a folder holds.
     """
-    if not (path / ".metadata").is_file():
-        raise ValueError(f"the folder '{path}' is no distributed checkpoint: it has no `.metadata`")
     content: dict[str, Any] = {}
-    try:
-        reader, planner = _Reader(path), _Planner()  # type: ignore[no-untyped-call]
-        _load_state_dict(content, storage_reader=reader, planner=planner, no_dist=True)
-        if (path / LIGHTNING_FILE).is_file():
-            content |= torch.load(path / LIGHTNING_FILE, map_location="cpu", weights_only=True)
-    except (CheckpointException, *_READ_ERRORS) as error:
-        cause: BaseException = error
-        if isinstance(error, CheckpointException):  # whose text is a whole traceback
-            cause = next(iter(error.failures.values()))[0]
-        if not isinstance(cause, _READ_ERRORS):
-            raise cause from error
-        raise ValueError(f"'{path}' {_read_error_text(cause)}") from error
+    reader, planner = _Reader(path), _Planner()  # type: ignore[no-untyped-call]
+    _load_state_dict(content, storage_reader=reader, planner=planner, no_dist=True)
+    if (path / LIGHTNING_FILE).is_file():
+        content |= _load(path / LIGHTNING_FILE)
     numbered = [key for key in content if re.fullmatch(r"optimizer_\d+", key)]
     if numbered:
         # A state without parameters has lost its empty parts on the way.
@@ -180,20 +176,6 @@ def _read_folder(path: Path) -> dict[str, Any]:
             for key in sorted(numbered, key=lambda key: int(key.removeprefix("optimizer_")))
         ]
     return content
-
-
-def _read_error_text(error: BaseException) -> str:
-    text = str(error).strip()
-    refused = re.search(r"GLOBAL (\S+)", text)
-    if refused:
-        return (
-            f"holds an object of `{refused[1]}`, and reading that could run code of the "
-            "folder's; this command reads tensors and plain values alone"
-        )
-    reason = (text.splitlines() or [type(error).__name__])[0]
-    if "weights_only" in reason:  # torch's advice to read it all the same
-        reason = "a file in it is not one of torch's"
-    return f"is no distributed checkpoint, or is not complete: {reason}"
 
 
 class _MetadataUnpickler(pickle.Unpickler):

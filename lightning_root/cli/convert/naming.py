@@ -133,7 +133,7 @@ def _names_by_shape(
     if known is None:
         raise ValueError(f"the file has neither parameter names nor a model's weights. {ADVICE}")
     named = {name for own in names if own is not None for name in own}
-    free = [(name, shape) for name, shape in known.items() if name not in named]
+    free = {name: shape for name, shape in known.items() if name not in named}
     nameless = [each for own, each in zip(names, shapes, strict=True) if own is None]
     count = sum(map(len, nameless))
     if count != len(free):
@@ -147,47 +147,45 @@ def _names_by_shape(
 
 
 def _unique_assignment(
-    free: Sequence[tuple[str, Shape]], groups: Sequence[Sequence[Shape | None]]
+    free: dict[str, Shape], groups: Sequence[Sequence[Shape | None]]
 ) -> list[list[str]]:
     """Assign the model's parameters to the groups, in order; raise ValueError unless one way fits.
 
-    A state of the search is how many parameters of each group have been placed.
+    A state of the search is how many parameters of each group have been placed. It holds in how
+    many ways, and the last of them: a group, and the way before.
     """
-    start = (0,) * len(groups)
-    reached: list[dict[Counts, tuple[int, int]]] = [{start: (1, -1)}]  # number of ways, last group
-    for name, shape in free:
-        found: dict[Counts, tuple[int, int]] = {}
-        for placed, (ways, _) in reached[-1].items():
+    states: dict[Counts, tuple[int, Any]] = {(0,) * len(groups): (1, None)}
+    choice = ""  # the first parameter that could go to several groups
+    for name, shape in free.items():
+        found: dict[Counts, tuple[int, Any]] = {}
+        for placed, (ways, way) in states.items():
             for number, group in enumerate(groups):
                 place = placed[number]
                 if place < len(group) and group[place] in (shape, None):
                     after = (*placed[:number], place + 1, *placed[number + 1 :])
-                    found[after] = (found.get(after, (0, 0))[0] + ways, number)
+                    others, _ = found.get(after, (0, None))
+                    found[after] = others + ways, (number, way)
         if not found:
             raise ValueError(
                 f"the optimizers' states do not fit the model in its order: from `{name}` of shape "
                 f"{shape} on, no group continues with that shape. {ADVICE}"
             )
+        states = found
+        if len(found) > 1:
+            choice = choice or name
         if len(found) > MAX_SEARCH:
-            raise ValueError(_ambiguity_text(name, shape))
-        reached.append(found)
-    placed = tuple(len(group) for group in groups)
-    if reached[-1][placed][0] > 1:
-        choices = zip(free, reached[1:], strict=True)
-        raise ValueError(_ambiguity_text(*next(each for each, found in choices if len(found) > 1)))
+            break
+    ways, way = next(iter(states.values()))
+    if len(states) > 1 or ways > 1:
+        raise ValueError(
+            f"it cannot be told from shapes which optimizer had `{choice}`: several have states of "
+            f"shape {free[choice]} that fit. {ADVICE}"
+        )
     result: list[list[str]] = [[] for _ in groups]
-    for (name, _), found in zip(reversed(free), reversed(reached), strict=False):
-        number = found[placed][1]
+    for name in reversed(free):
+        number, way = way
         result[number].insert(0, name)
-        placed = (*placed[:number], placed[number] - 1, *placed[number + 1 :])
     return result
-
-
-def _ambiguity_text(name: str, shape: Shape) -> str:
-    return (
-        f"it cannot be told from shapes which optimizer had `{name}`: several have states of shape "
-        f"{shape} that fit. {ADVICE}"
-    )
 
 
 def _shape(state: Mapping[str, Any]) -> Shape | None:
