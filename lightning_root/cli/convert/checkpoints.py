@@ -72,15 +72,11 @@ def read_run(paths: Sequence[Path]) -> SavedRun:
 
 def _optimizers(content: Mapping[Any, Any]) -> list[StateDict]:
     """Return the optimizer states in a dict: itself, its values, or entries of these."""
-    if _is_optimizer(content):
-        return [dict(content)]
-    values = content.values()
-    entries = [e for v in values for e in (v if isinstance(v, list | tuple) else [v])]
-    return [dict(entry) for entry in entries if _is_optimizer(entry)]
-
-
-def _is_optimizer(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"state", "param_groups"} <= set(value)
+    candidates: list[Any] = [content]
+    for value in content.values():
+        candidates += value if isinstance(value, list | tuple) else [value]
+    dicts = [each for each in candidates if isinstance(each, Mapping)]
+    return [dict(each) for each in dicts if {"state", "param_groups"} <= set(each)]
 
 
 def _weights(content: Mapping[Any, Any]) -> list[Mapping[str, Tensor]]:
@@ -199,8 +195,7 @@ class _Reader(FileSystemReader):
             raise pickle.UnpicklingError(f"{type(metadata).__name__} instead of metadata")
         self.metadata = metadata
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        del args, kwargs
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         return self.metadata
 
 

@@ -25,7 +25,6 @@ from lightning_root.cli.convert.states import (
     count_steps_once,
     fresh_state,
     merge_schedules,
-    roles_from_buffers,
     shape_of,
 )
 from lightning_root.cli.lightning import read_model
@@ -95,38 +94,32 @@ def _convert(options: argparse.Namespace) -> int:
     check_output(options.output, overwrite=options.overwrite)
     model, chosen = read_model(options.model) if options.model else (None, {})
     run = read_run(options.files)
-    known: dict[str, Shape] | None = None
+    weights = run.weights
     if model is not None:
-        known = parameter_names({n: p for n, p in model.named_parameters() if p.requires_grad})
-    elif run.weights is not None:
-        known = parameter_names(run.weights)
+        weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    known = parameter_names(weights or {})
     order = options.names.read_text("utf-8").split() if options.names else None
-    from_root = all(_is_from_root(optimizer) for optimizer in run.optimizers)
-    states = name_states(run.optimizers, None if from_root else known, order)
+    groups = [group for each in run.optimizers for group in each["param_groups"] if group["params"]]
+    from_root = all(group.get("role") in ROLES for group in groups)
+    states = name_states(run.optimizers, None if from_root or weights is None else known, order)
     if options.rekey or from_root:
-        renamed = _keyed_by_names(run.optimizers, states, known or {})
+        renamed = _keyed_by_names(run.optimizers, states, known)
         write(options.output, _content(run, renamed), overwrite=options.overwrite)
         print(f"{len(states)} parameters: their state is kept as it was, under their names")
     else:
         converted = convert_states(
             states,
-            run.optimizers,
-            _roles(model, chosen, states, known or {}),
-            known or {},
+            _roles(model, chosen, states, known),
+            known,
             start=options.momentum,
             buffer=options.buffer,
             momentum=chosen.get("momentum", DEFAULT_MOMENTUM),
         )
-        schedules = _convert_training(run, converted)
+        schedules = _convert_training(run, converted.sources)
         write(options.output, _content(run, [converted.state_dict]), overwrite=options.overwrite)
         _print(converted, schedules)
     print(f"\nwritten to {options.output}")
     return 0
-
-
-def _is_from_root(optimizer: StateDict) -> bool:
-    groups = optimizer["param_groups"]
-    return all(group.get("role") in ROLES for group in groups if group.get("params"))
 
 
 def _keyed_by_names(
@@ -135,12 +128,12 @@ def _keyed_by_names(
     """Return the state dicts with names for keys, which every reader passes on as they are."""
     found = []
     for number, optimizer in enumerate(optimizers):
-        groups = optimizer["param_groups"]
         own = [each for each in states if each.optimizer == number]
-        names = [[each.name for each in own if each.group == place] for place in range(len(groups))]
+        count = len(optimizer["param_groups"])
+        names = [[each.name for each in own if each.group == place] for place in range(count)]
         renamed = keyed_by_names(optimizer, names)
         for each in own:
-            role = groups[each.group].get("role")
+            role = each.options.get("role")
             if not each.state and role in ROLES and each.name in shapes:
                 renamed["state"][each.name] = fresh_state(role, shapes[each.name])
         for group in renamed["param_groups"]:
@@ -156,29 +149,26 @@ def _roles(
     known: Mapping[str, Shape],
 ) -> dict[str, str]:
     """Return each parameter's role: by the model, by buffers, or by names and shapes."""
+    buffered = {each.name: each.shape or () for each in states if "momentum_buffer" in each.state}
     if model is not None:
         partition = partition_parameters(model, rules=chosen.get("rules"))
-    elif (before := roles_from_buffers(states)) is not None:
-        return before
+    elif buffered and min(map(len, buffered.values())) > 1:  # Muon's, as no vector has one
+        return {each.name: "root" if each.name in buffered else "adamw" for each in states}
     else:
-        shapes = {each.name: shape_of(each, known) for each in states}
-        partition = partition_named(
-            (name, torch.empty(shape, device="meta")) for name, shape in shapes.items()
-        )
+        named = {each.name: torch.empty(shape_of(each, known), device="meta") for each in states}
+        partition = partition_named(named.items())
     return {route.name: route.role for route in partition.routes}
 
 
-def _convert_training(run: SavedRun, converted: ConvertedState) -> str | None:
+def _convert_training(run: SavedRun, sources: Mapping[str, ParameterState]) -> str | None:
     """Convert schedules and counters of a Lightning checkpoint; say what became of the former."""
     if run.checkpoint is None:
         return None
     count_steps_once(run.checkpoint, len(run.optimizers))
-    schedules, text = merge_schedules(
-        run.checkpoint.get("lr_schedulers", []),
-        [len(optimizer["param_groups"]) for optimizer in run.optimizers],
-        converted.sources,
-    )
-    run.checkpoint["lr_schedulers"] = schedules
+    schedules = run.checkpoint.get("lr_schedulers", [])
+    counts = [len(optimizer["param_groups"]) for optimizer in run.optimizers]
+    places = {role: (source.optimizer, source.group) for role, source in sources.items()}
+    run.checkpoint["lr_schedulers"], text = merge_schedules(schedules, counts, places)
     return text
 
 

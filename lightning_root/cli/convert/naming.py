@@ -1,8 +1,7 @@
 """The names of parameters whose states optimizers keep under numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
@@ -24,19 +23,20 @@ ADVICE: Final = (
 )
 
 
-@dataclass(frozen=True)
-class ParameterState:
-    """The state of one parameter, and the numbers of the optimizer and the group it is from."""
+class ParameterState(NamedTuple):
+    """The state of one parameter, and where it is from."""
 
     name: str
     state: Mapping[str, Any]
-    optimizer: int
-    group: int
+    optimizer: int  # its number
+    group: int  # its number in the optimizer
+    options: Mapping[str, Any]  # of the group
 
     @property
     def shape(self) -> Shape | None:
         """Of its averages or momentum; None where there are none."""
-        return _shape(self.state)
+        values = [self.state.get(key) for key in ("momentum_buffer", "exp_avg")]
+        return next((tuple(each.shape) for each in values if isinstance(each, Tensor)), None)
 
 
 def parameter_names(weights: Mapping[str, Tensor]) -> dict[str, Shape]:
@@ -71,20 +71,30 @@ def name_states(
     ValueError if names are missing or do not fit.
     """
     groups = [
-        (number, place, group, optimizer["state"])
+        [
+            ParameterState("", dict(optimizer["state"].get(key, {})), number, place, group)
+            for key in group["params"]
+        ]
         for number, optimizer in enumerate(optimizers)
         for place, group in enumerate(optimizer["param_groups"])
     ]
-    names = [_names_in(group) for _, _, group, _ in groups]
-    shapes = [[_shape(state.get(i, {})) for i in group["params"]] for _, _, group, state in groups]
+    names = [_names_in(group) for optimizer in optimizers for group in optimizer["param_groups"]]
     if order is not None:
-        names = _names_in_order(order, [len(each) for each in shapes])
-    elif any(each is None for each in names):
+        count = sum(map(len, groups))
+        if len(order) != count:
+            raise ValueError(
+                f"`--names` must hold {count} names, one for each parameter of the optimizers, got "
+                f"{len(order)}"
+            )
+        rest = map(canonical, order)
+        names = [[next(rest) for _ in group] for group in groups]
+    elif None in names:
+        shapes = [[each.shape for each in group] for group in groups]
         names = list(_names_by_number(optimizers, known) or _names_by_shape(names, shapes, known))
     states = [
-        ParameterState(name, dict(state.get(key, {})), number, place)
-        for (number, place, group, state), own in zip(groups, names, strict=True)
-        for name, key in zip(own or (), group["params"], strict=True)
+        each._replace(name=name)
+        for group, own in zip(groups, names, strict=True)
+        for each, name in zip(group, own or (), strict=True)
     ]
     _check(states, known)
     return states
@@ -96,16 +106,6 @@ def _names_in(group: Mapping[str, Any]) -> list[str] | None:
     if len(given) != len(group["params"]) or not all(isinstance(name, str) for name in given):
         return None
     return [canonical(name) for name in given]
-
-
-def _names_in_order(order: Sequence[str], counts: Sequence[int]) -> list[list[str] | None]:
-    if len(order) != sum(counts):
-        raise ValueError(
-            f"`--names` must hold {sum(counts)} names, one for each parameter of the optimizers, "
-            f"got {len(order)}"
-        )
-    rest = iter(canonical(name) for name in order)
-    return [[next(rest) for _ in range(count)] for count in counts]
 
 
 def _names_by_number(
@@ -188,25 +188,20 @@ def _unique_assignment(
     return result
 
 
-def _shape(state: Mapping[str, Any]) -> Shape | None:
-    for key in ("momentum_buffer", "exp_avg"):
-        if isinstance(state.get(key), Tensor):
-            return tuple(state[key].shape)
-    return None
-
-
 def _check(states: Iterable[ParameterState], known: Mapping[str, Shape] | None) -> None:
+    """Raise ValueError if a name comes twice, or is not the model's, or has another shape there."""
     names: set[str] = set()
     for each in states:
+        fault = None
         if each.name in names:
-            raise ValueError(f"`{each.name}` has two states in the file. {ADVICE}")
-        names.add(each.name)
-        if known is None:
-            continue
-        if each.name not in known:
-            raise ValueError(f"the model has no trainable parameter `{each.name}`. {ADVICE}")
-        if each.shape is not None and each.shape != known[each.name]:
-            raise ValueError(
+            fault = f"`{each.name}` has two states in the file"
+        elif known is not None and each.name not in known:
+            fault = f"the model has no trainable parameter `{each.name}`"
+        elif known is not None and each.shape not in (None, known[each.name]):
+            fault = (
                 f"the state of `{each.name}` has shape {each.shape}, but the parameter has "
-                f"{known[each.name]}. {ADVICE}"
+                f"{known[each.name]}"
             )
+        if fault:
+            raise ValueError(f"{fault}. {ADVICE}")
+        names.add(each.name)

@@ -11,10 +11,10 @@ which is M itself if mu = beta1, and of M's size, with the same direction to com
 AdamW's own state is ROOT's for all other parameters, bit for bit.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from lightning_root.optim.groups import ROLES
 
 MomentumStart: TypeAlias = Literal["from-averages", "zero"]
 BufferKind: TypeAlias = Literal["average", "sum"]
+Converted: TypeAlias = tuple[StateDict, str]
+"""A state of ROOT's, and what it was made of."""
 
 CARRIED_OPTIONS: Final = {
     "root": ("lr", "weight_decay", "momentum", "nesterov", "maximize"),
@@ -47,8 +49,7 @@ _STEP: Final = "epoch_loop.automatic_optimization.optim_progress"
 _MANUAL_STEP: Final = "epoch_loop.manual_optimization.optim_step_progress"
 
 
-@dataclass(frozen=True)
-class ConvertedParameter:
+class ConvertedParameter(NamedTuple):
     """One parameter's state before, and after in ROOT, complete."""
 
     name: str
@@ -58,57 +59,47 @@ class ConvertedParameter:
     before: ParameterState
 
 
-@dataclass(frozen=True)
-class ConvertedState:
+class ConvertedState(NamedTuple):
     """A ROOT state dict, keyed by names, and how it came about."""
 
     state_dict: StateDict
     parameters: list[ConvertedParameter]
-    sources: dict[str, tuple[int, int]]  # by role: optimizer and group that gave the options
+    sources: dict[str, ParameterState]  # by role: one of the group that gave the options
     notes: list[str]  # for the user
 
 
 def convert_states(
     states: Sequence[ParameterState],
-    optimizers: Sequence[StateDict],
     roles: Mapping[str, str],
     shapes: Mapping[str, Shape],
     *,
-    start: MomentumStart = "from-averages",
-    buffer: BufferKind = "average",
-    momentum: float = 0.95,
+    start: MomentumStart,
+    buffer: BufferKind,
+    momentum: float,
 ) -> ConvertedState:
     """Turn the states of Muon, AdamW, or both, into those of one ROOT.
 
-    `optimizers` are the state dicts that the states are from, `roles` and `momentum` those of the
-    run to come (the latter where the file has none), `shapes` of parameters that may have no state.
-    A `momentum_buffer` is an average in torch.optim.Muon and Keller Jordan's, a sum in
-    torch.optim.SGD and Moonlight's Muon.
+    `roles` and `momentum` are those of the run to come (the latter where the file has none),
+    `shapes` of parameters that may have no state. A `momentum_buffer` is an average in
+    torch.optim.Muon and Keller Jordan's, a sum in torch.optim.SGD and Moonlight's Muon.
     """
     found = []
     for each in states:
-        options = optimizers[each.optimizer]["param_groups"][each.group]
-        shape = shape_of(each, shapes)
-        if roles[each.name] == "root":
-            state, origin = _momentum(each, options, shape, start, buffer, momentum)
+        role, shape = roles[each.name], shape_of(each, shapes)
+        if role == "adamw":
+            state, origin = _averages(each.state, shape)
+        elif "momentum_buffer" in each.state:
+            state, origin = _rescaled(each, buffer, momentum)
+        elif "exp_avg" in each.state and start == "from-averages":
+            state, origin = _summed(each, momentum)
         else:
-            state, origin = _averages(each, shape)
-        found.append(ConvertedParameter(each.name, roles[each.name], state, origin, each))
+            reason = "as asked" if "exp_avg" in each.state else "it had no state"
+            state, origin = fresh_state("root", shape), f"{FRESH}: {reason}"
+        found.append(ConvertedParameter(each.name, role, state, origin, each))
     sources = _sources(found)
-    groups = [_group(role, found, optimizers, sources[role]) for role in ROLES]
+    groups = [_group(role, found, sources[role].options) for role in ROLES]
     state_dict = {"state": {each.name: each.state for each in found}, "param_groups": groups}
-    return ConvertedState(state_dict, found, sources, _notes(found, optimizers, groups))
-
-
-def roles_from_buffers(states: Sequence[ParameterState]) -> dict[str, str] | None:
-    """Return "root" for matrices with a momentum buffer, "adamw" for the rest.
-
-    None if there are no such, or if vectors have one too: it was not Muon that had them.
-    """
-    buffered = {each.name: each.shape for each in states if "momentum_buffer" in each.state}
-    if not buffered or any(shape is not None and len(shape) < 2 for shape in buffered.values()):
-        return None
-    return {each.name: "root" if each.name in buffered else "adamw" for each in states}
+    return ConvertedState(state_dict, found, sources, _notes(found, groups))
 
 
 def shape_of(parameter: ParameterState, shapes: Mapping[str, Shape]) -> Shape:
@@ -130,43 +121,31 @@ def fresh_state(role: str, shape: Shape) -> StateDict:
     return {"step": torch.zeros(()), **averages}
 
 
-def _momentum(
-    parameter: ParameterState,
-    options: Mapping[str, Any],
-    shape: Shape,
-    start: MomentumStart,
-    buffer: BufferKind,
-    momentum: float,
-) -> tuple[StateDict, str]:
-    """Return ROOT's state of a matrix, and what it was made of."""
-    state = parameter.state
-    if "momentum_buffer" in state:
-        mu = float(options.get("momentum", momentum))
-        value = _copy(state["momentum_buffer"])
-        if buffer == "sum":
-            return {"momentum_buffer": value}, "momentum_buffer"
-        return {"momentum_buffer": value / (1.0 - mu)}, f"momentum_buffer / (1 - {mu:g})"
-    if "exp_avg" in state and start == "from-averages":
-        beta, step = float(options["betas"][0]), float(state.get("step", float("inf")))
-        factor = 0.0
-        if step != 0.0:
-            gathered: float = 1.0 - beta**step
-            factor = (1.0 - float(momentum**step)) / (gathered * (1.0 - momentum))
-        value = _copy(state["exp_avg"]) * factor
-        return {"momentum_buffer": value}, f"exp_avg, as a sum with mu = {momentum:g}"
-    reason = "as asked" if "exp_avg" in state else "it had no state"
-    return fresh_state("root", shape), f"{FRESH}: {reason}"
+def _rescaled(parameter: ParameterState, buffer: BufferKind, momentum: float) -> Converted:
+    """Return ROOT's state of a matrix that had a momentum, and what it was made of."""
+    value = _copy(parameter.state["momentum_buffer"])
+    if buffer == "sum":
+        return {"momentum_buffer": value}, "momentum_buffer"
+    mu = float(parameter.options.get("momentum", momentum))
+    return {"momentum_buffer": value / (1.0 - mu)}, f"momentum_buffer / (1 - {mu:g})"
 
 
-def _averages(parameter: ParameterState, shape: Shape) -> tuple[StateDict, str]:
+def _summed(parameter: ParameterState, momentum: float) -> Converted:
+    """Return ROOT's state of a matrix that had AdamW's averages, and what it was made of."""
+    beta, step = float(parameter.options["betas"][0]), float(parameter.state.get("step", math.inf))
+    factor = 0.0
+    if step != 0.0:
+        factor = (1.0 - momentum**step) / ((1.0 - beta**step) * (1.0 - momentum))
+    value = _copy(parameter.state["exp_avg"]) * factor
+    return {"momentum_buffer": value}, f"exp_avg, as a sum with mu = {momentum:g}"
+
+
+def _averages(state: Mapping[str, Any], shape: Shape) -> Converted:
     """Return AdamW's state of a parameter, and what it was made of."""
-    state = parameter.state
     if "exp_avg" in state and "exp_avg_sq" in state:
-        return {
-            "step": torch.as_tensor(state.get("step", 0), dtype=torch.float32),
-            "exp_avg": _copy(state["exp_avg"]),
-            "exp_avg_sq": _copy(state["exp_avg_sq"]),
-        }, "exp_avg, exp_avg_sq, step"
+        step = torch.as_tensor(state.get("step", 0), dtype=torch.float32)
+        averages = {key: _copy(state[key]) for key in ("exp_avg", "exp_avg_sq")}
+        return {"step": step, **averages}, "exp_avg, exp_avg_sq, step"
     reason = "its second moments are unknown" if state else "it had no state"
     return fresh_state("adamw", shape), f"{FRESH}: {reason}"
 
@@ -175,24 +154,24 @@ def _copy(value: Tensor) -> Tensor:
     return value.to(state_dtype(value), copy=True)
 
 
-def _sources(parameters: Sequence[ConvertedParameter]) -> dict[str, tuple[int, int]]:
-    """Return for each role the optimizer and group that most of its elements are from."""
+def _sources(parameters: Sequence[ConvertedParameter]) -> dict[str, ParameterState]:
+    """Return for each role a parameter of the group that most of its elements are from."""
     sizes: dict[str, Counter[tuple[int, int]]] = {role: Counter() for role in ROLES}
+    members = {}
     for each in parameters:
         elements = sum(v.numel() for v in each.state.values() if isinstance(v, Tensor))
-        sizes[each.role][each.before.optimizer, each.before.group] += elements
-    found = {role: counts.most_common(1)[0][0] for role, counts in sizes.items() if counts}
+        place = each.before.optimizer, each.before.group
+        sizes[each.role][place] += elements
+        members[place] = each.before
+    found = {r: members[counts.most_common(1)[0][0]] for r, counts in sizes.items() if counts}
     other = next(iter(found.values()))
     return {role: found.get(role, other) for role in ROLES}
 
 
 def _group(
-    role: str,
-    parameters: Sequence[ConvertedParameter],
-    optimizers: Sequence[StateDict],
-    source: tuple[int, int],
+    role: str, parameters: Sequence[ConvertedParameter], options: Mapping[str, Any]
 ) -> StateDict:
-    options = optimizers[source[0]]["param_groups"][source[1]]
+    """Return a group of ROOT's with what `options` tell of it."""
     names = [each.name for each in parameters if each.role == role]
     keys = (*CARRIED_OPTIONS[role], *SCHEDULE_OPTIONS)
     carried = {key: options[key] for key in keys if key in options}
@@ -204,21 +183,18 @@ def _group(
 
 
 def _notes(
-    parameters: Sequence[ConvertedParameter],
-    optimizers: Sequence[StateDict],
-    groups: Sequence[StateDict],
+    parameters: Sequence[ConvertedParameter], groups: Sequence[Mapping[str, Any]]
 ) -> list[str]:
+    """Say what of the options and states has no place in ROOT."""
     notes = []
     for group in groups:
-        before = [each.before for each in parameters if each.role == group["role"]]
-        options = [optimizers[e.optimizer]["param_groups"][e.group] for e in before]
+        options = [each.before.options for each in parameters if each.role == group["role"]]
         for key in ("lr", "weight_decay"):
-            values = {float(each.get(key, 0.0)) for each in options}
+            values = sorted({float(each.get(key, 0.0)) for each in options})
             if len(values) > 1:
-                found = ", ".join(f"{value:g}" for value in sorted(values))
                 notes.append(
                     f"`{group['name']}` has one `{key}` for all, {float(group[key]):g}, where the "
-                    f"optimizer had {found}"
+                    f"optimizer had {', '.join(f'{value:g}' for value in values)}"
                 )
     if any("max_exp_avg_sq" in each.before.state for each in parameters):
         notes.append("the largest second moments of `amsgrad` are left out; ROOT's AdamW has none")
@@ -232,8 +208,8 @@ def merge_schedules(
 ) -> tuple[list[dict[str, Any]], str]:
     """Return schedules of ROOT's two groups, and what became of those before.
 
-    `schedules` and `group_counts` are in the order of the optimizers, `sources` as in
-    `ConvertedState`.
+    `schedules` and `group_counts` are in the order of the optimizers; `sources` are the optimizer
+    and the group that each role's options are from.
     """
     if not schedules:
         return [], "there was none"
@@ -241,19 +217,14 @@ def merge_schedules(
         return [_for_roles([each], group_counts, sources) for each in schedules], "continues"
     if len(schedules) != len(group_counts):
         return [], "starts anew: it is not known which optimizer each belonged to"
-    if not _same_kind(schedules):
+    if any(_kind(schedule) != _kind(schedules[0]) for schedule in schedules):
         return [], "starts anew: the optimizers had different kinds"
     return [_for_roles(schedules, group_counts, sources)], "continues, of all optimizers in one"
 
 
-def _same_kind(schedules: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether the schedules are of one kind, and so are their parts."""
-    if any(set(schedule) != set(schedules[0]) for schedule in schedules):
-        return False
-    parts = [schedule.get("_schedulers", ()) for schedule in schedules]
-    if any(len(own) != len(parts[0]) for own in parts):
-        return False
-    return all(_same_kind(pair) for pair in zip(*parts, strict=True))
+def _kind(schedule: Mapping[str, Any]) -> tuple[set[str], list[Any]]:
+    """Return what schedules of one kind have in common: keys, and the kinds of their parts."""
+    return set(schedule), [_kind(part) for part in schedule.get("_schedulers", ())]
 
 
 def _for_roles(
