@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import call
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,15 +50,6 @@ MAX_SCHEDULES: Final = 64
 """Remembered for a group, of whose parameters others may have a gradient in each step."""
 
 
-class Where(Protocol):
-    """Who computes the step of matrices, and what travels."""
-
-    def start(
-        self, plan: GroupPlan, parameters: Sequence[BoundParameter], hooks: Sequence[StackHook]
-    ) -> Finish:
-        """Begin the step of some parameters of a group; what is returned ends it."""
-
-
 class Local:
     """Every matrix is updated here, where it lies if its memory allows."""
 
@@ -73,13 +64,9 @@ class Local:
         finish: Finish = nothing
         if in_float8(plan.group):  # each has a whole N until it is updated
             for portion in portions(in_place, _ahead_elements(in_place)):
-                steps = [
-                    s for bound in portion for s in self.steps_of(plan, bound, bound.parameter)
-                ]
-                self.start_blocks(plan, steps, hooks)()
+                self.start_blocks(plan, self.steps_in_place(plan, portion), hooks)()
         elif in_place:
-            steps = [s for bound in in_place for s in self.steps_of(plan, bound, bound.parameter)]
-            finish = self.start_blocks(plan, steps, hooks)
+            finish = self.start_blocks(plan, self.steps_in_place(plan, in_place), hooks)
         if copied:
             for portion in portions(copied, WHOLE_ELEMENTS):
                 self.update_whole_(plan, portion, hooks)
