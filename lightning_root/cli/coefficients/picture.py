@@ -57,7 +57,7 @@ def draw_comparisons(
     if len(comparisons) == 1:
         _draw_one(right, shown.errors)
     else:
-        _draw_several(right, comparisons, _styles(names), over_steps=first == list(comparisons))
+        _draw_several(right, comparisons, _styles(names), over_steps=len(first) == len(comparisons))
     text = f"Error, mean (p_T(sigma) - 1)^2, on {spectrum}"
     title = textwrap.fill(text, 62, break_on_hyphens=False)
     right.set_title(title, fontsize=9, loc="left")

@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-from lightning_root._files import atomic_write
 from lightning_root.cli.convert.naming import StateDict
 
 LIGHTNING_KEY: Final = "pytorch-lightning_version"
@@ -87,13 +86,6 @@ def _weights(content: Mapping[Any, Any]) -> list[Mapping[str, Tensor]]:
 
 def _is_weight(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor)
-
-
-def write(path: Path, content: Any, *, overwrite: bool) -> None:
-    """Write a checkpoint, as a whole or not at all."""
-    check_output(path, overwrite=overwrite)
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Final, get_args
 
 import torch
 
-from lightning_root.cli.convert.checkpoints import SavedRun, check_output, read_run, write
+from lightning_root._files import atomic_write
+from lightning_root.cli.convert.checkpoints import SavedRun, check_output, read_run
 from lightning_root.cli.convert.naming import (
     ParameterState,
     Shape,
@@ -103,9 +104,8 @@ def _convert(options: argparse.Namespace) -> int:
     from_root = all(group.get("role") in ROLES for group in groups)
     states = name_states(run.optimizers, None if from_root or weights is None else known, order)
     if options.rekey or from_root:
-        renamed = _keyed_by_names(run.optimizers, states, known)
-        write(options.output, _content(run, renamed), overwrite=options.overwrite)
-        print(f"{len(states)} parameters: their state is kept as it was, under their names")
+        optimizers = _keyed_by_names(run.optimizers, states, known)
+        report = f"{len(states)} parameters: their state is kept as it was, under their names"
     else:
         converted = convert_states(
             states,
@@ -115,10 +115,15 @@ def _convert(options: argparse.Namespace) -> int:
             buffer=options.buffer,
             momentum=chosen.get("momentum", DEFAULT_MOMENTUM),
         )
-        schedules = _convert_training(run, converted.sources)
-        write(options.output, _content(run, [converted.state_dict]), overwrite=options.overwrite)
-        _print(converted, schedules)
-    print(f"\nwritten to {options.output}")
+        optimizers = [converted.state_dict]
+        report = _report(converted, _convert_training(run, converted.sources))
+    content: Any = optimizers[0] if len(optimizers) == 1 else optimizers
+    if run.checkpoint is not None:
+        content = {**run.checkpoint, "optimizer_states": optimizers}
+    check_output(options.output, overwrite=options.overwrite)  # again: it took a while
+    with atomic_write(options.output) as temporary:
+        torch.save(content, temporary)
+    print(f"{report}\n\nwritten to {options.output}")
     return 0
 
 
@@ -172,34 +177,26 @@ def _convert_training(run: SavedRun, sources: Mapping[str, ParameterState]) -> s
     return text
 
 
-def _content(run: SavedRun, states: Sequence[StateDict]) -> Any:
-    """Return a Lightning checkpoint, or the bare state if there was none."""
-    if run.checkpoint is not None:
-        return {**run.checkpoint, "optimizer_states": list(states)}
-    return states[0] if len(states) == 1 else list(states)
-
-
-def _print(converted: ConvertedState, schedules: str | None) -> None:
+def _report(converted: ConvertedState, schedules: str | None) -> str:
+    """Say what each rule has of which parameters, with options, schedules and notes."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for each in converted.parameters:
         found[each.role, each.origin].append(each.name)
-    labels = {"root": "ROOT", "adamw": "AdamW"}
-    rows = [
-        [labels[role], str(len(names)), origin, ", ".join(names[:2]) + (", ..." * (len(names) > 2))]
-        for (role, origin), names in sorted(found.items(), key=lambda entry: entry[0][0] != "root")
-    ]
-    print(text_table(("rule", "parameters", "state", "which"), rows))
-    print()
+    rows = []
+    for (role, origin), names in sorted(found.items(), key=lambda entry: entry[0][0] != "root"):
+        which = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+        rows.append(("ROOT" if role == "root" else "AdamW", str(len(names)), origin, which))
+    lines = [text_table(("rule", "parameters", "state", "which"), rows), ""]
     for group in converted.state_dict["param_groups"]:
         text = ", ".join(f"{key} {_short(group[key])}" for key in group if key not in _NOT_OPTIONS)
-        print(wrapped(f"options of `{group['name']}` from the file: {text}"))
+        lines.append(f"options of `{group['name']}` from the file: {text}")
     if schedules is not None:
-        print(f"learning rate schedule: {schedules}")
-    for note in converted.notes:
-        print(wrapped(f"note: {note}"))
+        lines.append(f"learning rate schedule: {schedules}")
+    lines += [f"note: {note}" for note in converted.notes]
     fresh = [each.name for each in converted.parameters if each.origin.startswith(FRESH)]
     if len(fresh) > 2:
-        print(wrapped(f"started anew: {', '.join(fresh)}"))
+        lines.append(f"started anew: {', '.join(fresh)}")
+    return "\n".join([lines[0], *map(wrapped, lines[1:])])
 
 
 def _short(value: Any) -> str:
