@@ -2,38 +2,28 @@
 
 import argparse
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
 import torch
 
 from lightning_root._files import atomic_write
-from lightning_root.cli.convert.checkpoints import SavedRun, check_output, read_run
-from lightning_root.cli.convert.naming import (
-    ParameterState,
-    Shape,
-    StateDict,
-    name_states,
-    parameter_names,
-)
+from lightning_root.cli.convert.checkpoints import check_output, read_run
+from lightning_root.cli.convert.naming import name_states, parameter_names
 from lightning_root.cli.convert.states import (
     FRESH,
     BufferKind,
     ConvertedState,
     MomentumStart,
     convert_states,
-    count_steps_once,
-    fresh_state,
-    merge_schedules,
-    shape_of,
+    convert_training,
+    find_roles,
+    rekey,
 )
 from lightning_root.cli.lightning import read_model
 from lightning_root.cli.output import text_table, wrapped
 from lightning_root.cli.parser import ModelParser
-from lightning_root.optim.checkpoint import keyed_by_names
 from lightning_root.optim.groups import ROLES
-from lightning_root.partition import partition_named, partition_parameters
 
 DESCRIPTION: Final = """\
 Make the optimizer state of a checkpoint load into ROOT.
@@ -104,19 +94,22 @@ def _convert(options: argparse.Namespace) -> int:
     from_root = all(group.get("role") in ROLES for group in groups)
     states = name_states(run.optimizers, None if from_root or weights is None else known, order)
     if options.rekey or from_root:
-        optimizers = _keyed_by_names(run.optimizers, states, known)
+        optimizers = rekey(run.optimizers, states, known)
         report = f"{len(states)} parameters: their state is kept as it was, under their names"
     else:
         converted = convert_states(
             states,
-            _roles(model, chosen, states, known),
+            find_roles(states, known, model, chosen.get("rules")),
             known,
             start=options.momentum,
             buffer=options.buffer,
             momentum=chosen.get("momentum", DEFAULT_MOMENTUM),
         )
         optimizers = [converted.state_dict]
-        report = _report(converted, _convert_training(run, converted.sources))
+        schedules = None
+        if run.checkpoint is not None:
+            schedules = convert_training(run.checkpoint, run.optimizers, converted.sources)
+        report = _report(converted, schedules)
     content: Any = optimizers[0] if len(optimizers) == 1 else optimizers
     if run.checkpoint is not None:
         content = {**run.checkpoint, "optimizer_states": optimizers}
@@ -125,56 +118,6 @@ def _convert(options: argparse.Namespace) -> int:
         torch.save(content, temporary)
     print(f"{report}\n\nwritten to {options.output}")
     return 0
-
-
-def _keyed_by_names(
-    optimizers: Sequence[StateDict], states: Sequence[ParameterState], shapes: Mapping[str, Shape]
-) -> list[StateDict]:
-    """Return the state dicts with names for keys, which every reader passes on as they are."""
-    found = []
-    for number, optimizer in enumerate(optimizers):
-        own = [each for each in states if each.optimizer == number]
-        count = len(optimizer["param_groups"])
-        names = [[each.name for each in own if each.group == place] for place in range(count)]
-        renamed = keyed_by_names(optimizer, names)
-        for each in own:
-            role = each.options.get("role")
-            if not each.state and role in ROLES and each.name in shapes:
-                renamed["state"][each.name] = fresh_state(role, shapes[each.name])
-        for group in renamed["param_groups"]:
-            group["param_names"] = list(group["params"])
-        found.append(renamed)
-    return found
-
-
-def _roles(
-    model: torch.nn.Module | None,
-    chosen: Mapping[str, Any],
-    states: Sequence[ParameterState],
-    known: Mapping[str, Shape],
-) -> dict[str, str]:
-    """Return each parameter's role: by the model, by buffers, or by names and shapes."""
-    buffered = {each.name: each.shape or () for each in states if "momentum_buffer" in each.state}
-    if model is not None:
-        partition = partition_parameters(model, rules=chosen.get("rules"))
-    elif buffered and min(map(len, buffered.values())) > 1:  # Muon's, as no vector has one
-        return {each.name: "root" if each.name in buffered else "adamw" for each in states}
-    else:
-        named = {each.name: torch.empty(shape_of(each, known), device="meta") for each in states}
-        partition = partition_named(named.items())
-    return {route.name: route.role for route in partition.routes}
-
-
-def _convert_training(run: SavedRun, sources: Mapping[str, ParameterState]) -> str | None:
-    """Convert schedules and counters of a Lightning checkpoint; say what became of the former."""
-    if run.checkpoint is None:
-        return None
-    count_steps_once(run.checkpoint, len(run.optimizers))
-    schedules = run.checkpoint.get("lr_schedulers", [])
-    counts = [len(optimizer["param_groups"]) for optimizer in run.optimizers]
-    places = {role: (source.optimizer, source.group) for role, source in sources.items()}
-    run.checkpoint["lr_schedulers"], text = merge_schedules(schedules, counts, places)
-    return text
 
 
 def _report(converted: ConvertedState, schedules: str | None) -> str:

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from lightning_root.cli.convert.naming import ParameterState, Shape, StateDict
 from lightning_root.optim.blocks import state_dtype
+from lightning_root.optim.checkpoint import keyed_by_names
 from lightning_root.optim.groups import ROLES
+from lightning_root.partition import Rules, partition_named, partition_parameters
 
 MomentumStart: TypeAlias = Literal["from-averages", "zero"]
 BufferKind: TypeAlias = Literal["average", "sum"]
@@ -85,7 +87,7 @@ def convert_states(
     """
     found = []
     for each in states:
-        role, shape = roles[each.name], shape_of(each, shapes)
+        role, shape = roles[each.name], _shape_of(each, shapes)
         if role == "adamw":
             state, origin = _averages(each.state, shape)
         elif "momentum_buffer" in each.state:
@@ -94,7 +96,7 @@ def convert_states(
             state, origin = _summed(each, momentum)
         else:
             reason = "as asked" if "exp_avg" in each.state else "it had no state"
-            state, origin = fresh_state("root", shape), f"{FRESH}: {reason}"
+            state, origin = _fresh_state("root", shape), f"{FRESH}: {reason}"
         found.append(ConvertedParameter(each.name, role, state, origin, each))
     sources = _sources(found)
     groups = [_group(role, found, sources[role].options) for role in ROLES]
@@ -102,7 +104,25 @@ def convert_states(
     return ConvertedState(state_dict, found, sources, _notes(found, groups))
 
 
-def shape_of(parameter: ParameterState, shapes: Mapping[str, Shape]) -> Shape:
+def find_roles(
+    states: Sequence[ParameterState],
+    shapes: Mapping[str, Shape],
+    model: torch.nn.Module | None,
+    rules: Rules | None,
+) -> dict[str, str]:
+    """Return each parameter's role: by the model, by buffers, or by names and shapes."""
+    buffered = {each.name: each.shape or () for each in states if "momentum_buffer" in each.state}
+    if model is not None:
+        partition = partition_parameters(model, rules=rules)
+    elif buffered and min(map(len, buffered.values())) > 1:  # Muon's, as no vector has one
+        return {each.name: "root" if each.name in buffered else "adamw" for each in states}
+    else:
+        named = {each.name: torch.empty(_shape_of(each, shapes), device="meta") for each in states}
+        partition = partition_named(named.items())
+    return {route.name: route.role for route in partition.routes}
+
+
+def _shape_of(parameter: ParameterState, shapes: Mapping[str, Shape]) -> Shape:
     """Return the shape of a parameter: its state's, else the model's; ValueError if unknown."""
     shape = parameter.shape if parameter.shape is not None else shapes.get(parameter.name)
     if shape is None:
@@ -113,7 +133,7 @@ def shape_of(parameter: ParameterState, shapes: Mapping[str, Shape]) -> Shape:
     return shape
 
 
-def fresh_state(role: str, shape: Shape) -> StateDict:
+def _fresh_state(role: str, shape: Shape) -> StateDict:
     """Return the state before the first update; FSDP2 loads no state that lacks some."""
     if role == "root":
         return {"momentum_buffer": torch.zeros(shape)}
@@ -147,7 +167,7 @@ def _averages(state: Mapping[str, Any], shape: Shape) -> Converted:
         averages = {key: _copy(state[key]) for key in ("exp_avg", "exp_avg_sq")}
         return {"step": step, **averages}, "exp_avg, exp_avg_sq, step"
     reason = "its second moments are unknown" if state else "it had no state"
-    return fresh_state("adamw", shape), f"{FRESH}: {reason}"
+    return _fresh_state("adamw", shape), f"{FRESH}: {reason}"
 
 
 def _copy(value: Tensor) -> Tensor:
@@ -201,6 +221,40 @@ def _notes(
     return notes
 
 
+def rekey(
+    optimizers: Sequence[StateDict], states: Sequence[ParameterState], shapes: Mapping[str, Shape]
+) -> list[StateDict]:
+    """Return the state dicts with names for keys, which every reader passes on as they are."""
+    found = []
+    for number, optimizer in enumerate(optimizers):
+        own = [each for each in states if each.optimizer == number]
+        count = len(optimizer["param_groups"])
+        names = [[each.name for each in own if each.group == place] for place in range(count)]
+        renamed = keyed_by_names(optimizer, names)
+        for each in own:
+            role = each.options.get("role")
+            if not each.state and role in ROLES and each.name in shapes:
+                renamed["state"][each.name] = _fresh_state(role, shapes[each.name])
+        for group in renamed["param_groups"]:
+            group["param_names"] = list(group["params"])
+        found.append(renamed)
+    return found
+
+
+def convert_training(
+    checkpoint: dict[str, Any],
+    optimizers: Sequence[StateDict],
+    sources: Mapping[str, ParameterState],
+) -> str:
+    """Convert the schedules and counters of a Lightning checkpoint; say what became of them."""
+    _count_steps_once(checkpoint, len(optimizers))
+    schedules = checkpoint.get("lr_schedulers", [])
+    counts = [len(optimizer["param_groups"]) for optimizer in optimizers]
+    places = {role: (source.optimizer, source.group) for role, source in sources.items()}
+    checkpoint["lr_schedulers"], text = merge_schedules(schedules, counts, places)
+    return text
+
+
 def merge_schedules(
     schedules: Sequence[Mapping[str, Any]],
     group_counts: Sequence[int],
@@ -245,7 +299,7 @@ def _for_roles(
     return merged
 
 
-def count_steps_once(checkpoint: dict[str, Any], optimizers: int) -> None:
+def _count_steps_once(checkpoint: dict[str, Any], optimizers: int) -> None:
     """Count a Lightning checkpoint's steps, in place, as automatic optimization does.
 
     Manual optimization counts every optimizer's steps, so that two double `global_step`, and does
