@@ -1,7 +1,7 @@
 """Pages about runs, from their logs: one run, or several side by side.
 
-Nothing here is imported by training. Pictures need matplotlib, event files TensorBoard's reader;
-both are imported when they are used.
+Nothing here is imported by training. Pages need Jinja2, pictures matplotlib, event files
+TensorBoard's reader; each is imported when it is used.
 """
 
 from lightning_root.diagnostics.report.comparison import Comparison, comparison_of, page_of

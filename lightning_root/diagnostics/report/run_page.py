@@ -273,10 +273,11 @@ def _coefficient_table(entries: Sequence[CoefficientsInUse]) -> Table:
 
 def _refits(run: Run) -> list[Panel]:
     """Return a panel of the error on captured momentum where `ROOTRefit` was at work."""
-    tags = "\n".join(run.scalars)
-    found = re.findall(r"^root/coefficients/(\d+)x(\d+)/error(?:_before)?$", tags, re.MULTILINE)
+    pattern = re.compile(r"root/coefficients/(\d+)x(\d+)/error(_before)?")
+    found = [match for tag in run.scalars if (match := pattern.fullmatch(tag))]
+    shapes = sorted({(int(match[1]), int(match[2])) for match in found})
     lines = []
-    for place, (rows, columns) in enumerate(sorted({(int(m), int(n)) for m, n in found})):
+    for place, (rows, columns) in enumerate(shapes):
         for kind, words in (("error", ""), ("error_before", ", before a fit")):
             series = run.scalars.get(f"root/coefficients/{rows}x{columns}/{kind}")
             if series is not None:
