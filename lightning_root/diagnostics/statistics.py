@@ -23,53 +23,32 @@ class Statistic:
     """One number per matrix, and everything that is said of it anywhere.
 
     A new one needs an entry below and, unless `compute` says it in place, a function.
-
-    Args:
-        name: In tags, `root/<name>/<reduction>` and `root/<name>/<parameter>`.
-        compute: Stack -> (k) values; None for those that `measure` takes together.
-        stage: Whether a parameter group has the stage on that this is a statistic of; without it
-            the value is NaN and nothing is logged, drawn or counted. None: it is always there.
-        infinite_is_undefined: Leave infinities out too; else they and NaNs are shown.
-        reductions: Over all matrices, each counted once: what is logged of them together.
-        per_parameter: Log it of each parameter too.
-        note: Said of it in the help of `ROOTMonitor`.
-        chart: Title on TensorBoard's page of custom scalars; those with equal ones share a chart.
-            Up to a comma it is that of the chart of each parameter too.
-        heat_map: Title of the picture by layer and step; "" for none, nor for the chart of
-            each parameter. Needs `per_parameter`.
-        heat_map_log: Draw its logarithm: beside decades in time layers would not differ.
-        section: Of the report that has its panel.
-        card: Have the last mean among the key numbers of a report.
-        title: Of the panel; those with equal ones share a panel, the last of them on top.
-        unit: Label of the panel's vertical axis.
-        about: The definition, in the caption.
-        line: Its name in a panel that it shares.
-        from_zero: Have the vertical axis begin at zero.
-        compared: Place among the panels of a comparison of runs.
-        largest: What the report calls layers with the largest values; "" if they are as good.
-        smallest: What it calls those with the smallest.
     """
 
-    name: str
-    compute: Callable[[Stack], Tensor] | None = None
+    name: str  # in tags, `root/<name>/<reduction>` and `root/<name>/<parameter>`
+    compute: Callable[[Stack], Tensor] | None = None  # (k) values; None: `measure` takes it itself
+    # Whether a parameter group has the stage on that this is a statistic of; without it the value
+    # is NaN and nothing is logged, drawn or counted. None: it is always there.
     stage: Callable[[Mapping[str, Any]], bool] | None = None
-    infinite_is_undefined: bool = False
-    reductions: tuple[Reduction, ...] = ()
-    per_parameter: bool = False
-    note: str = ""
+    infinite_is_undefined: bool = False  # leave infinities out too; else they and NaNs are shown
+    reductions: tuple[Reduction, ...] = ()  # over all matrices, each counted once: what is logged
+    per_parameter: bool = False  # log it of each parameter too
+    note: str = ""  # in the help of `ROOTMonitor`
+    # Title on TensorBoard's page of custom scalars; those with equal ones share a chart. Up to a
+    # comma it is that of the chart of each parameter too.
     chart: str = ""
-    heat_map: str = ""
-    heat_map_log: bool = False
-    card: bool = False
-    section: Section | None = None
-    title: str = ""
-    unit: str = ""
-    about: str = ""
-    line: str = ""
-    from_zero: bool = False
-    compared: int = 99
-    largest: str = ""
-    smallest: str = ""
+    heat_map: str = ""  # title by layer and step, with a chart of each; needs `per_parameter`
+    heat_map_log: bool = False  # beside decades in time layers would not differ
+    card: bool = False  # have the last mean among the key numbers of a report
+    section: Section | None = None  # of the report that has its panel
+    title: str = ""  # of the panel; those with equal ones share a panel, the last of them on top
+    unit: str = ""  # label of the panel's vertical axis
+    about: str = ""  # the definition, in the caption
+    line: str = ""  # its name in a panel that it shares
+    from_zero: bool = False  # have the vertical axis begin at zero
+    compared: int = 99  # place among the panels of a comparison of runs
+    largest: str = ""  # what the report calls layers with the largest values; "" if as good
+    smallest: str = ""  # and those with the smallest
 
     def tag(self, of: str) -> str:
         """Return the tag of a reduction or a parameter."""
