@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 MAX_COLUMNS: Final = 128  # columns beyond which neighbouring points share one, however long the run
+_NUMBERS: Final = ("width", "points", "_pending_points", "_pending_step")  # of a state
 
 
 class History:
@@ -59,11 +60,9 @@ class History:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors."""
-        names = ("labels", "steps", "width", "points", "_pending", "_pending_points")
-        state = {name: getattr(self, name) for name in (*names, "_pending_step")}
         columns = [self._padded(column, torch.nan) for column in self._columns]
         return {
-            **state,
+            **{name: getattr(self, name) for name in _NUMBERS},
             "_pending": self._pending.clone(),
             "labels": list(self.labels),
             "steps": list(self.steps),
@@ -74,21 +73,18 @@ class History:
         """Restore a state; if damaged, raise Key-, Type- or ValueError and change nothing."""
         labels = [str(label) for label in state_dict["labels"]]
         steps = [int(step) for step in state_dict["steps"]]
-        width, points, pending_points, pending_step = (
-            int(state_dict[name])
-            for name in ("width", "points", "_pending_points", "_pending_step")
-        )
+        numbers = {name: int(state_dict[name]) for name in _NUMBERS}
         columns, pending = state_dict["_columns"], state_dict["_pending"]
         _check_tensor(pending, (2, None, None))
         rows = min(pending.shape[1], self.rows)  # statistics that are new since come last
         _check_tensor(pending, (2, rows, None))
         if columns is not None:
             _check_tensor(columns, (len(steps), rows, len(labels)))
-        self.labels, self.steps, self.width, self.points = labels, steps, width, points
+        self.labels, self.steps = labels, steps
+        vars(self).update(numbers)
         new = (0, 0, 0, self.rows - rows)
         self._columns = [pad(c, new, value=torch.nan) for c in (() if columns is None else columns)]
         self._pending = pad(pending, new).clone()
-        self._pending_points, self._pending_step = pending_points, pending_step
 
     def _mean(self) -> Tensor:
         """Return (rows, labels) of the unfinished column; 0 / 0 is the NaN of a missing label."""
