@@ -9,11 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_root.diagnostics.history import History
-from lightning_root.diagnostics.statistics import (
-    SKIPPED,
-    STATISTICS,
-    heat_map_statistics,
-)
+from lightning_root.diagnostics.statistics import SKIPPED, STATISTICS, heat_map_statistics
 
 MAX_NAMES: Final = 60  # more rows than this have only some of their names beside them
 CELL: Final = 8  # pixels of a value, each way, in plain pictures

@@ -14,12 +14,7 @@ from lightning_root.diagnostics import board
 from lightning_root.diagnostics.alerts import Alerts
 from lightning_root.diagnostics.history import History
 from lightning_root.diagnostics.measurements import aggregates, by_label, per_parameter
-from lightning_root.diagnostics.observation import (
-    Observation,
-    Observer,
-    gather_observations,
-    merge,
-)
+from lightning_root.diagnostics.observation import Observation, Observer, gather_observations, merge
 from lightning_root.diagnostics.spectrum import Matrix, Shape, matrices_by_shape, pick_matrix
 from lightning_root.diagnostics.statistics import (
     SKIPPED,

@@ -13,12 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_root.coefficients.shapes import shape_text
-from lightning_root.diagnostics.adaptation import (
-    MAX_FIT_STEPS,
-    Adaptation,
-    FitResult,
-    refittable,
-)
+from lightning_root.diagnostics.adaptation import MAX_FIT_STEPS, Adaptation, FitResult, refittable
 from lightning_root.diagnostics.spectrum import Shape, SpectrumCapture
 from lightning_root.diagnostics.training import SuppressLogWriteErrors, check_whole, roots_of
 from lightning_root.optim import ROOT
