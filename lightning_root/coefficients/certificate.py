@@ -34,8 +34,9 @@ def output_range(
     low, high = lower, upper
     for triple in triples:
         low, high = low - slack * abs(low), high + slack * abs(high)
+        a, b, c = triple
         points = [low, high, *(x for x in critical_points(triple) if low < x < high)]
-        values = [_evaluate(triple, x) for x in points]
+        values = [x * (a + x * x * (b + x * x * c)) for x in points]
         low, high = min(values), max(values)
         if not all(map(math.isfinite, values)) or max(-low, high) > 1e100:
             return -math.inf, math.inf
@@ -78,19 +79,13 @@ def bfloat16_error(triples: Sequence[Triple]) -> float:
     Args:
         triples: One triple (a, b, c) per step.
     """
-    matrix, exact = _probe(tuple(triples))
+    sigma = torch.logspace(-3, 0, 64, dtype=torch.float64, device="cpu")
+    sigma = sigma / sigma.norm()
+    image = compose(torch.tensor(tuple(triples), dtype=torch.float64, device="cpu"), sigma)
+    left, right = _cosines(64), _cosines(96)[:, :64]
+    matrix, exact = (left * sigma) @ right.T, (left * image) @ right.T
     rounded = newton_schulz(matrix.float(), triples, dtype=torch.bfloat16).double()
     return float((rounded - exact).norm()) / math.sqrt(len(matrix))
-
-
-def _probe(triples: tuple[Triple, ...]) -> tuple[Tensor, Tensor]:
-    """Return a matrix with known singular value decomposition, and its exact image."""
-    m, n = 64, 96
-    sigma = torch.logspace(-3, 0, m, dtype=torch.float64, device="cpu")
-    sigma = sigma / sigma.norm()
-    image = compose(torch.tensor(triples, dtype=torch.float64, device="cpu"), sigma)
-    left, right = _cosines(m), _cosines(n)[:, :m]
-    return (left * sigma) @ right.T, (left * image) @ right.T
 
 
 def _cosines(size: int) -> Tensor:
@@ -99,13 +94,6 @@ def _cosines(size: int) -> Tensor:
     matrix = torch.cos(math.pi / size * torch.outer(index + 0.5, index)) * math.sqrt(2.0 / size)
     matrix[:, 0] /= math.sqrt(2.0)
     return matrix
-
-
-def _evaluate(triple: Triple, x: float) -> float:
-    """Evaluate one step."""
-    a, b, c = triple
-    square = x * x
-    return x * (a + square * (b + square * c))
 
 
 def critical_points(triple: Triple) -> list[float]:

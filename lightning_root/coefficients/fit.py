@@ -20,17 +20,12 @@ from lightning_root.coefficients.solver import Targets, descend, greedy_schedule
 from lightning_root.coefficients.spectra import Spectrum, log_uniform, marchenko_pastur, mixture
 from lightning_root.functional import Triple
 
-MAX_INPUT = 1.02
-"""Round-off pushes singular values past 1, in bfloat16 by less than this."""
-
-MAX_OUTPUT = 1.3
-"""No fitted set sends a singular value in [0, `MAX_INPUT`] above this."""
-
+MAX_INPUT = 1.02  # round-off pushes singular values past 1, in bfloat16 by less than this
+MAX_OUTPUT = 1.3  # no fitted set sends a singular value in [0, `MAX_INPUT`] above this
+# Nor does a schedule with a triple per step when every singular value is off by this share, one
+# unit of bfloat16, at every step. The steepest schedules that ignore round-off are a little better
+# on paper, and overflow in practice: published ones turn a constant matrix into 1e11.
 SLACK = 2.0**-8
-"""Nor does a schedule with a triple per step when every singular value is off by this share, one
-unit of bfloat16, at every step. The steepest schedules that ignore round-off are a little better on
-paper, and overflow in practice: published ones turn a constant matrix into 1e11."""
-
 _PRICE = 10.0  # of the mean squared violation of a bound, beside the mean square error
 _MARGIN = 0.005  # how far p_T may break a bound, which are all set tighter by this much
 _ROUNDS = 8
@@ -84,8 +79,7 @@ def fit_coefficients(
         if per_step:
             spectrum = mixture((0.97, spectrum), (0.03, log_uniform()))
     triples = fit_schedule(spectrum, steps, per_step=per_step, starts=starts)
-    kind = "a triple per step" if per_step else "one triple"
-    source = f"{kind}, fitted to {spectrum.name}"
+    source = f"{'a triple per step' if per_step else 'one triple'}, fitted to {spectrum.name}"
     return certified(triples, source, shape=(m, n), spectrum=spectrum)
 
 
@@ -131,19 +125,15 @@ def is_bounded(triples: Sequence[Triple]) -> bool:
 @lru_cache(maxsize=16)
 def _bounds(per_step: bool, steps: int) -> Targets:
     """Return bounds at 6400 inputs up to 1, and at as many up to 1.02 with round-off."""
-    x = torch.cat(
-        [
-            torch.logspace(-4, -1, 1600, dtype=torch.float64, device="cpu"),
-            torch.linspace(0.1, 1.0, 4801, dtype=torch.float64, device="cpu")[1:],
-        ]
-    )
+    small = torch.logspace(-4, -1, 1600, dtype=torch.float64, device="cpu")
+    large = torch.linspace(0.1, 1.0, 4801, dtype=torch.float64, device="cpu")
+    x = torch.cat([small, large[1:]])
     one = torch.ones_like(x)
     low = (2.0 * x).clamp(max=0.1)  # positive: no direction is ever turned round
     price = one * (_PRICE / len(x))
-    largest = MAX_OUTPUT - 0.05
+    high = one * (MAX_OUTPUT - 0.05 - _MARGIN)
     stretch = 1.0 + (SLACK if per_step else 0.0)
-    rounded = x * (MAX_INPUT / stretch)
-    safe = Targets(rounded, low + _MARGIN, one * (largest - _MARGIN), price, one * stretch)
+    safe = Targets(x * (MAX_INPUT / stretch), low + _MARGIN, high, price, one * stretch)
     if not per_step:
         return safe
     if steps >= 5:

@@ -21,10 +21,9 @@ from lightning_root.coefficients.store import FitKey, get_or_fit, in_table, ship
 from lightning_root.functional import Triple, as_schedule
 from lightning_root.functional.orthogonalize import check_steps
 
+# Schedules by shape, "768x3072" (smaller size first), and under "otherwise" the name of what all
+# other shapes use.
 ByShape: TypeAlias = Mapping[str, Any]
-"""Schedules by shape, "768x3072" (smaller size first), and under "otherwise" the name of what all
-other shapes use."""
-
 OTHERWISE: Final = "otherwise"
 
 
@@ -71,14 +70,18 @@ def lookup(
         if coefficients.endswith(".json"):
             return lookup(shape, schedules_from_file(coefficients, steps), steps)
         check_steps(steps)
-        return _lookup_name(check_shape(shape), coefficients, steps)
+        sizes = check_shape(shape)
+        if needs_fit(sizes, coefficients, steps):
+            fit = _fit_adaptive if coefficients == "adaptive" else _fit_paper
+            return get_or_fit(FitKey(coefficients, sizes, steps), lambda: fit(sizes, steps))
+        return _listed(sizes, coefficients, steps)
     if isinstance(coefficients, Mapping):
         name = shape_text(check_shape(shape))
         entry = coefficients.get(name)
         if entry is None:
             return lookup(shape, coefficients.get(OTHERWISE, "adaptive"), steps)
-        return _explicit(as_schedule(entry, steps), f"set for {name}")
-    return _explicit(as_schedule(coefficients, steps), "given by the user")
+        return _certified(as_schedule(entry, steps), f"set for {name}")
+    return _certified(as_schedule(coefficients, steps), "given by the user")
 
 
 def needs_fit(shape: Sequence[int], coefficients: object, steps: int) -> bool:
@@ -103,18 +106,7 @@ def schedules_from_file(path: str | Path, steps: int) -> dict[str, Any]:
     return {OTHERWISE: "adaptive", **fitting}
 
 
-@lru_cache(maxsize=4096)
-def _explicit(triples: tuple[Triple, ...], source: str) -> Coefficients:
-    """Certify triples that the user gave."""
-    return certified(triples, source)
-
-
-def _lookup_name(shape: Shape, name: str, steps: int) -> Coefficients:
-    """Return the set of that name, which may need a fit."""
-    if needs_fit(shape, name, steps):
-        fit = _fit_adaptive if name == "adaptive" else _fit_paper
-        return get_or_fit(FitKey(name, shape, steps), lambda: fit(shape, steps))
-    return _listed(shape, name, steps)
+_certified = lru_cache(maxsize=4096)(certified)
 
 
 @lru_cache(maxsize=4096)

@@ -10,11 +10,10 @@ from typing import Final, Literal, TypeAlias
 from lightning_root.coefficients.shapes import Shape
 from lightning_root.functional import Triple
 
+# K. Jordan et al., Muon, 2024. The ROOT authors' script uses it for shapes it does not know.
 MUON: Final[Triple] = (3.4445, -4.7750, 2.0315)
-"""K. Jordan et al., Muon, 2024. The ROOT authors' script uses it for shapes it does not know."""
-
+# The classical fifth-order step: fixed point 1 with zero first and second derivative.
 NEWTON_SCHULZ: Final[Triple] = (1.875, -1.25, 0.375)
-"""The classical fifth-order step: fixed point 1 with zero first and second derivative."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +23,13 @@ class Published:
     triples: tuple[Triple, ...]  # one per step, as published
     source: str
     then: Triple = NEWTON_SCHULZ  # the step that continues it beyond its length
-    margin: float | None = None
-    """Room for round-off, by which `lookup.with_margin` divides the first input; None for none."""
+    margin: float | None = None  # by which `lookup.with_margin` divides the first input
 
 
+# Polar Express evaluates all its polynomials but the last at sigma / 1.01: room for round-off.
 _SAFETY: Final = 1.01
-"""Polar Express evaluates all its polynomials but the last at sigma / 1.01: room for round-off."""
 
+# Schedules by name. One more is an entry here, and its name in `CoefficientName`.
 PUBLISHED: Final[dict[str, Published]] = {
     "muon": Published(triples=(MUON,), source="Muon (K. Jordan et al., 2024)", then=MUON),
     "polar_express": Published(  # N. Amsel et al.
@@ -70,7 +69,6 @@ PUBLISHED: Final[dict[str, Published]] = {
         source="J. You; F. Cesista",
     ),
 }
-"""Schedules by name. One more is an entry here, and its name in `CoefficientName`."""
 
 CoefficientName: TypeAlias = Literal[
     "adaptive", "paper", "published", "muon", "polar_express", "cans", "quintic"
@@ -80,6 +78,7 @@ CoefficientName: TypeAlias = Literal[
 COEFFICIENT_NAMES: Final = ("adaptive", "paper", "published", *PUBLISHED)
 """All of `CoefficientName`."""
 
+# ROOT, arXiv:2511.20626, Table 1: for 5 steps, fitted to Gaussian matrices.
 TABLE_1: Final[dict[Shape, Triple]] = {
     (2048, 2048): (3.3334, -4.2591, 1.7791),
     (4096, 4096): (3.3732, -4.6134, 2.0576),
@@ -89,13 +88,12 @@ TABLE_1: Final[dict[Shape, Triple]] = {
     (2048, 8192): (2.5925, -3.0010, 1.4138),
     (2048, 16384): (2.7045, -3.2335, 1.5336),
 }
-"""ROOT, arXiv:2511.20626, Table 1: for 5 steps, fitted to Gaussian matrices."""
 
+# The ROOT authors' script, `"published"`: fitted to real momentum and Gaussian matrices, 1 : 3.
+# The first is unstable: its range over [0, 1] reaches 3.3 after 5 steps and 679 after 6.
 AUTHORS_SCRIPT: Final[dict[Shape, Triple]] = {
     (2048, 2048): (3.4916, -4.8224, 2.1095),
     (2048, 3072): (3.4509, -4.5790, 1.9325),
     (2048, 8192): (2.9794, -3.6674, 1.6207),
     (2048, 16384): (3.1943, -3.8221, 1.5322),
 }
-"""The ROOT authors' script, `"published"`: fitted to real momentum and Gaussian matrices, 1 : 3.
-The first is unstable: its range over [0, 1] reaches 3.3 after 5 steps and 679 after 6."""

@@ -15,8 +15,8 @@ from lightning_root.functional import Triple, as_schedule
 
 FORMAT: Final = "lightning_root coefficients 1"
 
+# Sets that send a singular value in [0, 1] above this are refused; sound ones stay below 1.3.
 BOUND: Final = 2.0
-"""Sets that send a singular value in [0, 1] above this are refused; sound ones stay below 1.3."""
 
 
 @dataclass(frozen=True, kw_only=True)

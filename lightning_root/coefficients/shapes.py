@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
-Shape: TypeAlias = tuple[int, int]
-"""(rows, columns) with rows <= columns."""
+Shape: TypeAlias = tuple[int, int]  # (rows, columns) with rows <= columns
 
 
 def check_shape(shape: Sequence[int]) -> Shape:

@@ -1,15 +1,10 @@
 """Numerical methods for compositions of odd quintics: least squares, and the best worst case.
 
-Levenberg-Marquardt fits a schedule of T triples to intervals, from many starting points at a time:
-at every node x, p_T(x) shall lie in [low, high], and the sum of weight * distance^2 is minimised. A
-spectrum asks for [1, 1]; a bound asks for less than a ceiling. Derivatives are exact, so a few
-hundred cheap steps reach optima that lie at the end of long flat valleys. float64 and
-deterministic; what overflows is a step that is not taken.
-
-Remez exchange finds the best odd quintic on [l, u], which takes its largest error at l, at two
-points between, and at u, with alternating signs (Chebyshev). Applying the best one to what the
-steps before have left is optimal for the worst singular value of [l, u] (arXiv:2505.16932): where a
-fit starts from.
+Levenberg-Marquardt, with exact derivatives and from many starting points at a time, minimises the
+sum of weight * distance^2 of p_T(x) from [low, high]: [1, 1] for a spectrum, less than a ceiling
+for a bound. Remez exchange finds the best odd quintic on [l, u], whose largest error alternates in
+sign at l, two points between, and u; applied to what the steps before have left it is optimal for
+the worst singular value (arXiv:2505.16932), and where a fit starts from.
 """
 
 from dataclasses import dataclass, fields
@@ -21,9 +16,7 @@ from torch import Tensor
 from lightning_root.coefficients.certificate import critical_points, output_range
 from lightning_root.functional import Triple
 
-_TRIALS = ((15, 12), (25, 4))
-"""After so many iterations, so many of the starting points are left."""
-
+_TRIALS = ((15, 12), (25, 4))  # after so many iterations, so many starting points are left
 _ITERATIONS = 200  # of those that are left
 _TOLERANCE = 1e-4  # relative gain of the best in 50 iterations, below which nothing more is done
 
@@ -134,9 +127,8 @@ def equioscillating(lower: float, upper: float) -> Triple:
     inner = [lower + share * (upper - lower) for share in (0.25, 0.75)]
     a = b = c = 0.0
     for _ in range(30):
-        points = [lower, *inner, upper]
-        signs = (1.0, -1.0, 1.0, -1.0)
-        system = [[x, x**3, x**5, s] for x, s in zip(points, signs, strict=True)]
+        points = zip([lower, *inner, upper], (1.0, -1.0, 1.0, -1.0), strict=True)
+        system = [[x, x**3, x**5, sign] for x, sign in points]
         matrix = torch.tensor(system, dtype=torch.float64, device="cpu")
         solution = torch.linalg.solve(matrix, matrix.new_ones(4))
         a, b, c = solution[:3].tolist()

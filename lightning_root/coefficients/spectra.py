@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ from lightning_root.coefficients.shapes import Shape, parse_shape, shape_text
 from lightning_root.functional import Triple
 
 BINS: Final = 240
-LOWEST: Final = -16.0
-"""Natural logarithm of the smallest singular value that a histogram tells apart: 1.1e-7."""
-
+LOWEST: Final = -16.0  # natural logarithm of the smallest value that a histogram tells apart
 FORMAT: Final = "lightning_root spectra 1"
 
 
@@ -160,24 +158,14 @@ def scaled_gaussian(
     )
 
 
-class _Model(NamedTuple):
-    """Parameters of `training_model`."""
-
-    gaussian: float  # share of the Gaussian law for square matrices of up to 256 rows
-    growth: float  # of that share, for every doubling of the rows
-    median: float  # of the factor in `scaled_gaussian`
-
-
 def training_model(rows: int, columns: int, steps: int = 5) -> Spectrum:
     """Spectrum that the default coefficients are fitted to, where only the shape is known.
 
     Part is the Gaussian law, as at initialization or in pure noise, and part `scaled_gaussian`;
     3 % is log-uniform, to keep every singular value above 1e-3 in view. The parameters were set on
     momentum captured from GPTs of width 128 to 768 and vision transformers of width 128 to 320, and
-    on Gaussian matrices, so that no published schedule is better on either kind. The larger a
-    matrix, the more of `scaled_gaussian` lies where no few steps can lift it, at the expense of all
-    the rest, and the wider, the less there is near zero to be lifted: both get more of the Gaussian
-    law, up to 80 %. Small ones have a wider bulk.
+    on Gaussian matrices, so that no published schedule is better on either kind. Large and wide
+    matrices get more of the Gaussian law, up to 80 %: what else they have, few steps cannot lift.
 
     Args:
         rows: m, in either order.
@@ -186,18 +174,19 @@ def training_model(rows: int, columns: int, steps: int = 5) -> Spectrum:
             is, and what is left to win is accuracy on the Gaussian part.
     """
     m, n = sorted((rows, columns))
-    model = _SHORT if steps < 5 else _USUAL if steps == 5 else _LONG
+    # Share of the Gaussian law for square matrices of up to 256 rows, what every doubling of the
+    # rows adds to it, and the median of the factor in `scaled_gaussian`.
+    share, growth, median = (
+        (0.1, 0.2, 0.15) if steps < 5 else (0.2, 0.2, 0.2) if steps == 5 else (0.7, 0.05, 0.2)
+    )
     doublings = max(0.0, math.log2(m / 256.0))
-    gaussian = min(0.8, model.gaussian + model.growth * doublings + 0.4 * (1.0 - m / n))
+    gaussian = min(0.8, share + growth * doublings + 0.4 * (1.0 - m / n))
     spread = 1.4 + 0.4 * min(1.0, max(0.0, math.log2(320.0 / m))) * (steps <= 5)
     return mixture(
         (gaussian, marchenko_pastur(rows, columns)),
-        (0.97 - gaussian, scaled_gaussian(rows, columns, model.median, spread)),
+        (0.97 - gaussian, scaled_gaussian(rows, columns, median, spread)),
         (0.03, log_uniform()),
     )
-
-
-_SHORT, _USUAL, _LONG = _Model(0.1, 0.2, 0.15), _Model(0.2, 0.2, 0.2), _Model(0.7, 0.05, 0.2)
 
 
 @dataclass

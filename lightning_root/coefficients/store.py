@@ -1,12 +1,9 @@
 """Schedules that need no fit: the shipped table behind `"adaptive"`, and fits made before.
 
-The table is a grid of shapes, each fitted and certified. What a schedule has to be good at changes
-slowly with the size and the aspect ratio of a matrix, so a shape takes the schedule of the nearest
-grid shape, in log m and log n / m. How much a schedule of its own would gain is measured by
-`python -m examples.benchmarks.default_schedule`, which also makes the table.
-
-Fits are kept in memory, and in the cache folder between runs. A folder that cannot be written and a
-file that cannot be read cost a fit (a second), never a run.
+A shape takes the schedule of the nearest shape of a grid, in log m and log n / m; how much one of
+its own would gain `python -m examples.benchmarks.default_schedule` measures, which also makes the
+table. Fits are kept in memory, and in the cache folder between runs: one that cannot be written or
+read costs a fit (a second), never a run.
 """
 
 import json
@@ -30,19 +27,13 @@ from lightning_root.coefficients.shapes import Shape, parse_shape, shape_text
 from lightning_root.functional import Triple, as_schedule
 
 TABLE: Final = Path(__file__).parent / "tables" / "adaptive.json"
-
+# The grid of m, and of n / m.
 ROWS: Final = (16, 48, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384)
-"""Grid of m."""
-
 RATIOS: Final = (1.0, 1.5, 2.5, 4.0, 8.0, 20.0)
-"""Grid of n / m."""
-
-STEPS: Final = 8
-"""Longest schedules in the table; beyond it the classical step is appended."""
+STEPS: Final = 8  # longest schedules in the table; beyond it the classical step is appended
 
 _log = logging.getLogger(__name__)
-_VERSION: Final = 2
-"""Part of the folder's name; to be raised when the fits change."""
+_VERSION: Final = 2  # part of the folder's name; to be raised when the fits change
 
 
 class FitKey(NamedTuple):
@@ -136,7 +127,4 @@ def grid_shape(rows: int, ratio: float) -> Shape:
 def _table() -> dict[Shape, list[tuple[Triple, ...]]]:
     """Read the schedules for 1 to 8 steps, by grid shape."""
     schedules = json.loads(TABLE.read_text("utf-8"))["schedules"]
-    return {
-        parse_shape(key): [as_schedule(triples) for triples in by_steps]
-        for key, by_steps in schedules.items()
-    }
+    return {parse_shape(key): [*map(as_schedule, rows)] for key, rows in schedules.items()}

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+# Elements (4 MiB of float32) that work in slices takes at a time: enough to keep an accelerator
+# busy; a CPU is as fast with a quarter or with four times as many.
 SLICE_ELEMENTS = 1 << 20
-"""Elements (4 MiB of float32) that work in slices has before it at a time: enough to keep an
-accelerator busy; a CPU is as fast with a quarter or with four times as many."""
 
 
 def check_matrix(
@@ -28,10 +28,8 @@ def check_same_shape(**matrices: Tensor) -> None:
     """Raise ValueError if two matrices, named as the caller names them, differ in shape."""
     (first, left), (second, right) = matrices.items()
     if left.shape != right.shape:
-        raise ValueError(
-            f"`{first}` and `{second}` must have the same shape, got {tuple(left.shape)} and "
-            f"{tuple(right.shape)}"
-        )
+        shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
+        raise ValueError(f"`{first}` and `{second}` must have the same shape, got {shapes}")
 
 
 def widen(matrix: Tensor, name: str = "matrix") -> Tensor:
@@ -55,7 +53,7 @@ def normalise(
 
 def magnitude(values: Tensor) -> Tensor:  # (*batch, m, n) -> (*batch, 1, 1)
     """Return the largest magnitude of each matrix."""
-    if values.shape[-2] == 0 or values.shape[-1] == 0:
+    if 0 in values.shape[-2:]:
         return values.new_zeros((*values.shape[:-2], 1, 1))
     # Several times faster on a CPU than the infinity norm, and without a temporary of (m, n).
     highest = values.amax(dim=(-2, -1), keepdim=True)

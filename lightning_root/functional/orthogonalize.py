@@ -1,12 +1,9 @@
 """Orthogonalization of a matrix by an odd polynomial iteration (Newton-Schulz).
 
-For X0 = B / ||B||_F with singular values in [0, 1], each step applies
-
-    X <- a X + b (X X') X + c (X X')^2 X,
-
-which maps every singular value sigma to a sigma + b sigma^3 + c sigma^5 and leaves the singular
-vectors alone. After a few well chosen steps all singular values sit near 1: X is close to the
-polar factor U V' of B (ROOT, arXiv:2511.20626, Eq. 5; Muon, K. Jordan et al., 2024).
+From X = B / ||B||_F on, each step applies X <- a X + b (X X') X + c (X X')^2 X, which maps every
+singular value sigma to a sigma + b sigma^3 + c sigma^5 and leaves the singular vectors alone. After
+a few well chosen steps all singular values sit near 1: X is close to the polar factor U V' of B
+(ROOT, arXiv:2511.20626, Eq. 5; Muon, K. Jordan et al., 2024).
 """
 
 from collections.abc import Sequence
@@ -15,7 +12,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor
 
-from lightning_root.functional.matrices import check_matrix
+from lightning_root.functional.matrices import check_matrix, nonzero
 
 Triple: TypeAlias = tuple[float, float, float]
 """(a, b, c): sigma -> a sigma + b sigma^3 + c sigma^5."""
@@ -89,9 +86,7 @@ def as_schedule(
     rows = list(coefficients)
     if rows and not isinstance(rows[0], Sequence):
         if steps is None:
-            raise ValueError(
-                "`steps` is required when `coefficients` is a single triple; 5 is usual"
-            )
+            raise ValueError("`steps` is required when `coefficients` is one triple; 5 is usual")
         check_steps(steps)
         rows = [rows] * steps
     triples = tuple(_as_triple(cast("Sequence[float]", row)) for row in rows)
@@ -109,10 +104,8 @@ def unit_frobenius(matrix: Tensor) -> Tensor:
     """Divide each matrix (*batch, m, n) by its Frobenius norm, in float32 or better; 0 stays 0."""
     # By the largest magnitude first, so that squares neither overflow nor vanish.
     x = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-    largest = x.abs().amax(dim=(-2, -1), keepdim=True)
-    x = x / largest.masked_fill(largest == 0, 1.0)
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    return x.div_(norm.masked_fill_(norm == 0, 1.0))
+    x = x / nonzero(x.abs().amax(dim=(-2, -1), keepdim=True))
+    return x.div_(nonzero(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)))
 
 
 def iterate(x: Tensor, triples: Sequence[Triple]) -> Tensor:  # (m, n) or (k, m, n), m <= n

@@ -2,10 +2,9 @@
 
 From a start vector v, j products with a symmetric A give a tridiagonal (j, j) matrix T whose
 eigenvalues lie within those of A, the extreme ones first, and v' f(A) v is close to (f(T))_11 for
-smooth f: exact for polynomials of degree 2 j - 1 (Lanczos' method; G. Golub and G. Meurant,
-"Matrices, Moments and Quadrature", 2010). Several start vectors of random signs estimate a trace
-(M. Hutchinson, 1990). All of it is made of products and sums, so it runs on every device and never
-waits for one.
+smooth f (Lanczos' method; G. Golub and G. Meurant, "Matrices, Moments and Quadrature", 2010).
+Several start vectors of random signs estimate a trace (M. Hutchinson, 1990). Products and sums are
+all it takes, so it runs on every device and never waits for one.
 """
 
 import math
@@ -17,26 +16,16 @@ from torch import Tensor
 
 from lightning_root.functional.matrices import magnitude, nonzero, norm, normalise, slices, widen
 
-STEPS = 16
-"""Products with the matrix; more change the estimates of a trace by less than its noise."""
-
-MAX_UNIT_VECTORS = 32
-"""Matrices of at most so many rows start from every unit vector: their traces are not sampled."""
-
-MIN_PROBES = 4
-"""Start vectors of large matrices; so many also find the extreme eigenvalues."""
-
+STEPS = 16  # products with the matrix; more change a trace's estimate by less than its noise
+MAX_UNIT_VECTORS = 32  # of so few rows every unit vector is a start: traces are not sampled
+MIN_PROBES = 4  # start vectors of large matrices; so many also find the extreme eigenvalues
 SQUARINGS = 20  # 2^20 steps of power iteration on a (j, j) matrix
 TINY = 1e-30  # keeps a quotient of zeros at zero
 NODES = 64  # of the quadrature; see `square_root_error`
-
+# e^2, e^3, e^4: near (sqrt(1 + e) - 1)^2, by 24 % at most for singular values in [0, 1.3].
 QUARTIC = (0.1985, -0.1982, 0.3628)
-"""e^2, e^3, e^4: near (sqrt(1 + e) - 1)^2, by 24 % at most for singular values in [0, 1.3]."""
-
 MAX_FOR_QUARTIC = 0.7  # e = sigma^2 - 1; beyond it the quartic is no help
-
-MAX_ROWS_FOR_EIGENVALUES = 64
-"""Rows; on a CPU the eigenvalues of such small matrices cost less than any estimate, in float64."""
+MAX_ROWS_FOR_EIGENVALUES = 64  # on a CPU they cost less then than any estimate, in float64
 
 
 class Tridiagonal(NamedTuple):
@@ -61,15 +50,11 @@ def orthogonalization_error(update: Tensor, exact: bool = False) -> Tensor:
     This is the error of the paper's Table 1 and of `Coefficients.mse`. A direction that the
     momentum does not have stays at sigma = 0 and counts as 1.
 
-    With G = U U' (the Gram matrix of the smaller side), E = G - I and e = sigma^2 - 1, the error is
-    the mean of f(e) = (sqrt(1 + e) - 1)^2. The traces of E^2, E^3 and E^4 give what a quartic
-    catches of f, and Lanczos' method from a few fixed vectors of signs estimates the rest. This
-    costs the Gram matrix, its square and 16 products with a few vectors, two (m, m) matrices of
-    memory and 4 MiB (and a float32 copy of an update of lower precision).
-
-    Compared with the singular values of updates of 33 to 1536 rows, in training and of Gaussian
-    matrices, the estimate is off by 1 to 2 % (root mean square), at most by 7 %; below 33 rows by
-    at most 1 %. Up to 64 rows a CPU takes the eigenvalues, in float64.
+    With E = U U' - I, of the smaller side, and e = sigma^2 - 1, it is the mean of f(e) = (sqrt(1 +
+    e) - 1)^2. The traces of E^2, E^3 and E^4 give what a quartic catches of f, and Lanczos' method
+    from a few fixed vectors of signs estimates the rest: 1 to 2 % off for updates of 33 to 1536
+    rows (root mean square), at most 7 %, and below 33 rows at most 1 %. It takes two (m, m)
+    matrices of memory and 4 MiB. Up to 64 rows a CPU takes the eigenvalues, in float64.
 
     Args:
         update: U, shape (*batch, m, n), any floating dtype, wide or tall; not modified.
@@ -324,9 +309,10 @@ def extreme_eigenvalues(
     shift = 2 * bound * torch.eye(dense.shape[-1], dtype=dense.dtype, device=dense.device)
     power = torch.stack([shift - dense, shift + dense])
     for _ in range(SQUARINGS):
-        power = power / _diagonal(power).amax(dim=-1).clamp(min=TINY)[..., None, None]
+        largest = power.diagonal(dim1=-2, dim2=-1).amax(dim=-1)
+        power = power / largest.clamp(min=TINY)[..., None, None]
         power = power @ power
-    weight = _diagonal(power).sum(dim=-1).clamp(min=TINY)
+    weight = power.diagonal(dim1=-2, dim2=-1).sum(dim=-1).clamp(min=TINY)
     least, greatest = (power * dense).sum(dim=(-2, -1)) / weight
     return least.amin(dim=-1) + 0.0, greatest.amax(dim=-1) + 0.0  # no negative zero
 
@@ -345,8 +331,7 @@ def square_root_error(matrix: Tridiagonal) -> Tensor:  # (*batch, probes)
     diagonal, off_diagonal = matrix.diagonal[..., None], matrix.off_diagonal[..., None]
     first = diagonal[..., 0, :]
     if diagonal.shape[-2] == 1:
-        values = first.square() / (1 + cosines * first)
-        return (values * weights).mean(dim=-1)
+        return (first.square() / (1 + cosines * first) * weights).mean(dim=-1)
     # Elimination from the last row of 1 + cos^2 T upwards, for all nodes at once.
     pivot = 1 + cosines * diagonal[..., -1, :]
     for row in range(diagonal.shape[-2] - 2, 0, -1):
@@ -362,8 +347,3 @@ def _dense(diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
     """Write tridiagonal matrices out, (*batch, probes, j, j)."""
     sides = torch.diag_embed(off_diagonal, offset=1) + torch.diag_embed(off_diagonal, offset=-1)
     return torch.diag_embed(diagonal) + sides if off_diagonal.numel() else diagonal[..., None]
-
-
-def _diagonal(matrices: Tensor) -> Tensor:
-    """Return the diagonal of the last two dimensions."""
-    return matrices.diagonal(dim1=-2, dim2=-1)

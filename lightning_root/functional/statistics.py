@@ -25,8 +25,7 @@ from lightning_root.functional.matrices import (
     widen,
 )
 
-GAUSSIAN_KURTOSIS: Final = 3.0
-"""Of independent Gaussian entries, whatever the scales of their rows and columns."""
+GAUSSIAN_KURTOSIS: Final = 3.0  # of independent entries, whatever their rows' and columns' scales
 
 
 def root_mean_square(matrix: Tensor) -> Tensor:
@@ -295,12 +294,11 @@ def norms(
     """Take all sums in one passage over the entries, slice by slice."""
     count, rows, columns = momentum.shape
     divisor = nonzero(largest)
-    parts = torch.stack(
-        [
-            _norms_of_slice(momentum[:, part], clipped[:, part], update[:, part], divisor)
-            for part in slices(rows, count * columns)
-        ]
-    )
+    found = [
+        _norms_of_slice(momentum[:, part], clipped[:, part], update[:, part], divisor)
+        for part in slices(rows, count * columns)
+    ]
+    parts = torch.stack(found)  # (slices, 5, k)
     size, squares, outliers, changed = vector_norm(parts[:, :-1], dim=0)
     return Norms(size, squares, outliers, changed, parts[:, -1].sum(dim=0))
 

@@ -1,13 +1,10 @@
 """Ways to evaluate the same iteration, and the symmetric products that they are made of.
 
-With R = X X' every step multiplies X from the left by P = a I + b R + c R^2, so T steps are
-X_T = Q X with an (m, m) matrix Q = P_T ... P_1 that depends on R alone. `standard` iterates on X,
-`gram` on R and Q, and `eigh` takes Q from the eigenvalues of R, on which the polynomial acts one by
-one. The wide matrix is then touched twice, however many steps there are. They differ in operations
-and rounding, not in the result; the plain twin is `functional.newton_schulz`.
-
-Of a symmetric product, block rows of the lower triangle are computed, each up to its diagonal
-block, and mirrored: little more than half the operations of its plain twin `a @ b`.
+With R = X X' every step multiplies X from the left by P = a I + b R + c R^2, so T steps are Q X
+with an (m, m) matrix Q = P_T ... P_1 that depends on R alone. `standard` iterates on X, `gram` on R
+and Q, and `eigh` takes Q from the eigenvalues of R; these two touch the wide matrix twice, however
+many steps there are. The plain twin is `functional.newton_schulz`. Of a symmetric product, the
+lower triangle's blocks are computed and mirrored: little more than half the operations of `a @ b`.
 """
 
 import math
@@ -21,6 +18,7 @@ from torch import Tensor
 
 from lightning_root.coefficients.published import NEWTON_SCHULZ
 from lightning_root.functional import Triple
+from lightning_root.functional.matrices import magnitude, nonzero
 from lightning_root.functional.orthogonalize import iterate, unit_frobenius
 from lightning_root.kernels.triton.tiles import DTYPES, Tuning
 
@@ -30,14 +28,9 @@ Form: TypeAlias = Literal["standard", "gram", "eigh", "polar"]
 FORMS: Final[tuple[str, ...]] = get_args(Form)
 """All of `Form`."""
 
-MAX_ROUNDING_ERROR: Final = 0.05
-"""Relative error that rounding of R may cause in the smallest singular directions."""
-
-_SAFE: Final = (1e-12, 1e12)
-"""Largest entries whose squares, summed over a matrix, are normal numbers in float32."""
-
-MIN_ROWS: Final = 256
-"""Smaller products are done whole: the blocks would be too thin to be fast."""
+MAX_ROUNDING_ERROR: Final = 0.05  # relative, of R's rounding in the smallest singular directions
+_SAFE: Final = (1e-12, 1e12)  # largest entries whose squares add up to normal float32 numbers
+MIN_ROWS: Final = 256  # smaller products are done whole: the blocks would be too thin to be fast
 
 
 def quadratic(r: Tensor, b: float, c: float) -> Tensor:
@@ -138,15 +131,12 @@ def orthogonalize_by(
     tuning: Tuning | None = None,
 ) -> Tensor:  # as `matrix`
     """Orthogonalize in one form; a transposed view gives a result laid out alike."""
-    if matrix.shape[-2] > matrix.shape[-1]:
-        wide = matrix.mT
-        return orthogonalize_by(
-            wide, triples, form=form, dtype=dtype, largest=largest, tuning=tuning
-        ).mT
+    tall = matrix.shape[-2] > matrix.shape[-1]
     if form in ("eigh", "polar"):  # there are no decompositions in lower precision
         dtype = torch.promote_types(dtype, torch.float32)
-    x = _near_one(matrix, largest).to(dtype)
-    return _evaluate_flat(x, triples, form, tuning).to(matrix.dtype)
+    x = _near_one(matrix.mT if tall else matrix, largest).to(dtype)
+    result = _evaluate_flat(x, triples, form, tuning).to(matrix.dtype)
+    return result.mT if tall else result
 
 
 def orthogonalize_unit(unit: Tensor, triples: Sequence[Triple], tuning: Tuning) -> Tensor:
@@ -174,13 +164,12 @@ def _near_one(matrix: Tensor, largest: Tensor | None) -> Tensor:
     """Divide each matrix by its largest magnitude where its squares would leave float32."""
     matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     if largest is None:
-        least, most = (function(matrix, dim=(-2, -1)) for function in (torch.amin, torch.amax))
-        largest = torch.maximum(-least, most)
+        largest = magnitude(matrix)[..., 0, 0]
     if largest.device.type == "cpu":  # elsewhere a look at the numbers costs more than the division
         low, high = _SAFE
         if all(low < value < high or value == 0.0 for value in largest.flatten().tolist()):
             return matrix
-    return matrix / largest.masked_fill(largest == 0, 1.0)[..., None, None]
+    return matrix / nonzero(largest)[..., None, None]
 
 
 def segments(triples: Sequence[Triple], dtype: torch.dtype) -> list[tuple[Triple, ...]]:
@@ -216,7 +205,7 @@ def evaluate(
     view gives a transposed result, without a copy.
     """
     if form == "standard":
-        return _standard(x if is_unit else _unit(x), triples, products)
+        return _standard(x if is_unit else unit_frobenius(x).to(x.dtype), triples, products)
     if form == "polar":
         return _polar(x)
     if form == "eigh":
@@ -225,15 +214,6 @@ def evaluate(
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             pass  # it did not converge, or the matrix is not finite
     return _through_gram(x, triples, _gram, products)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Divide by the Frobenius norm, taken in float32 or better; zero stays zero."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    largest = wide.abs().amax(dim=(-2, -1), keepdim=True)
-    wide = wide / largest.masked_fill(largest == 0, 1.0)
-    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
-    return wide.div_(norm.masked_fill_(norm == 0, 1.0)).to(x.dtype)
 
 
 def _standard(x: Tensor, triples: Sequence[Triple], products: Products) -> Tensor:
@@ -257,14 +237,12 @@ def _through_gram(
     """Compute Q X, where `factor` gives Q from R and part of the schedule."""
     for number, part in enumerate(segments(triples, x.dtype)):
         gram = products.symmetric(x, x.mT, mirror=factor is _gram)
-        inverse_norm = None
         if number == 0:
-            square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]  # the trace
-            square = square.masked_fill(square == 0, 1.0)
-            gram /= square
-            inverse_norm = square.rsqrt()
-        q = factor(gram, part, products)
-        x = _left(q if inverse_norm is None else q.mul_(inverse_norm), x)
+            square = nonzero(gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None])  # the trace
+            q = factor(gram.div_(square), part, products).mul_(square.rsqrt())
+        else:
+            q = factor(gram, part, products)
+        x = _left(q, x)
     return x
 
 
@@ -307,8 +285,7 @@ def _polar(x: Tensor) -> Tensor:
         return iterate(unit_frobenius(wide), (NEWTON_SCHULZ,) * 30).to(x.dtype)
     # Below the rounding of x itself there is nothing to bring up to 1.
     eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
-    negligible = (eps * math.sqrt(x.shape[-1])) ** 2
-    floor = eigenvalues[..., -1:] * negligible
+    floor = eigenvalues[..., -1:] * (eps * math.sqrt(x.shape[-1])) ** 2
     inverse = eigenvalues.rsqrt().masked_fill(eigenvalues <= floor, 0.0)
     q = PLAIN.symmetric(vectors * inverse.unsqueeze(-2), vectors.mT)
     return _left(q, wide).to(x.dtype)

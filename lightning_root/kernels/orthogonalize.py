@@ -67,10 +67,12 @@ def orthogonalize(
         dtype = torch.float32 if matrix.dtype == torch.float16 else matrix.dtype
     rows, columns = matrix.shape[-2:]
     resolved = resolved_form(form, (rows, columns), triples, dtype, matrix.device)
-    flat = matrix.reshape(-1, rows, columns) if matrix.ndim > 3 else matrix
-    sizes = None if largest is None else largest.flatten() if matrix.ndim > 3 else largest
+    flat = matrix
+    if matrix.ndim > 3:
+        flat = matrix.reshape(-1, rows, columns)
+        largest = None if largest is None else largest.flatten()
     result = orthogonalize_by(
-        flat, triples, form=resolved, dtype=dtype, largest=sizes, tuning=tuning
+        flat, triples, form=resolved, dtype=dtype, largest=largest, tuning=tuning
     )
     return result.reshape(matrix.shape)
 
@@ -87,35 +89,27 @@ def resolved_form(
     if form != "auto":
         return form
     of_cpu = rates(threads or torch.get_num_threads()) if device.type == "cpu" else None
-    return cheapest_form((min(shape), max(shape)), triples, dtype, of_cpu)
+    return cheapest_form((min(shape), max(shape)), tuple(triples), dtype, of_cpu)
 
 
+@lru_cache(maxsize=4096)
 def cheapest_form(
     shape: tuple[int, int],  # (m, n), m <= n
-    triples: Sequence[Triple],
+    triples: tuple[Triple, ...],
     dtype: torch.dtype,
     measured: Rates | None,  # None for an accelerator, where only `standard` has been tried
 ) -> Form:
     """Return the form that takes the least time, by operation counts and measured rates."""
     if measured is None or dtype not in (torch.float32, torch.float64):
         return "standard"
-    return _cheapest(shape, tuple(triples), dtype, measured)
+    found = costs(shape, triples, dtype, measured)
+    return min(found, key=lambda form: found[form])
 
 
 def costs(
     shape: tuple[int, int], triples: Sequence[Triple], dtype: torch.dtype, measured: Rates
 ) -> dict[Form, float]:
-    """Estimate the time of each form, in units of the plain product of two m x m matrices.
-
-    With w = n / m, s the time of a symmetric product, f that of one with a sum and e that of an
-    eigendecomposition, T steps in r segments:
-
-    .. code-block:: text
-
-        standard   T (s w + s + f w)
-        gram       r (s w + w) + (3 T - 2 r) s + T - r
-        eigh       r (s w + e + s + w)
-    """
+    """Estimate the time of each form, in units of the plain product of two m x m matrices."""
     m, n = shape
     wide = n / m
     eigh, symmetric, fused = measured.at(m)
@@ -126,12 +120,3 @@ def costs(
         "gram": ends + (3 * steps - 2 * parts) * symmetric + steps - parts,
         "eigh": ends + parts * (eigh + symmetric),
     }
-
-
-@lru_cache(maxsize=4096)
-def _cheapest(
-    shape: tuple[int, int], triples: tuple[Triple, ...], dtype: torch.dtype, measured: Rates
-) -> Form:
-    """Return the form with the least of `costs`."""
-    found = costs(shape, triples, dtype, measured)
-    return min(found, key=lambda form: found[form])

@@ -29,10 +29,11 @@ Parse = Callable[[Mapping[str, Any]], Measured | None]
 
 SIZES: Final = (64, 128, 256, 384, 512, 768, 1024)
 
-
+# Of small matrices so many are timed at once, as a step takes them: alone, what a call costs hides
+# what they cost, and that is not the same for all operations.
 STACKED_ELEMENTS: Final = 1 << 16
-"""Of small matrices so many are timed at once, as a step takes them: alone, what a call costs hides
-what they cost, and that is not the same for all operations."""
+
+_MAX_ROUNDS: Final = 100_000  # so that a clock that stands still does not hold anything up
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ class Rates:
         return eigh, symmetric, fused
 
 
+# Of one AVX-512 core with MKL.
 DEFAULT_RATES: Final = Rates(
     eigh=(32.0, 24.5, 14.0, 10.4, 8.2, 6.1, 6.0),
     symmetric=(1.5, 1.2, 1.4, 1.0, 0.9, 0.78, 0.85),
     fused=(1.25, 1.08, 1.15, 1.1, 1.07, 1.05, 1.05),
 )
-"""Of one AVX-512 core with MKL."""
 
 _known: dict[int, Rates] = {}
 _lock = Lock()
@@ -77,9 +78,8 @@ def rates(threads: int) -> Rates:
 
 def rates_file(threads: int) -> Path:
     """Return the file for the rates of this machine."""
-    return machine_file(
-        f"{processor()} {os.cpu_count()} cores torch {torch.__version__} {threads} threads"
-    )
+    cores = f"{processor()} {os.cpu_count()} cores"
+    return machine_file(f"{cores} torch {torch.__version__} {threads} threads")
 
 
 def rates_in_use() -> dict[int, Rates]:
@@ -111,10 +111,6 @@ _COMPARED: Final[Mapping[str, Callable[[Tensor], object]]] = {
     "symmetric": lambda x: quadratic(x, 1.0, 1.0),
     "fused": lambda x: (torch.addmm if x.ndim == 2 else torch.baddbmm)(x, x, x, beta=2.0),
 }
-
-
-_MAX_ROUNDS: Final = 100_000
-"""So that a clock that stands still does not hold anything up."""
 
 
 def _seconds(

@@ -1,9 +1,8 @@
 """Different matrices on different CPU threads.
 
-One small or middle-sized matrix does not keep several threads busy, and an eigendecomposition or a
-selection hardly uses more than one. So each worker takes matrices of its own, with one thread for
-every operation. Who takes which has no influence on results. Where other processes use the machine
-too, this is also the difference between waiting for one lost core in every operation and never.
+A small matrix does not keep several threads busy, nor does an eigendecomposition or a selection. So
+each worker takes matrices of its own, with one thread for every operation; who takes which has no
+influence on results. An operation then never waits for a core that another process has taken.
 """
 
 import os
@@ -45,7 +44,7 @@ def run_in_order(
     begun: deque[Future[Result]] = deque()
     try:
         for job in jobs:
-            begun.append(pool.submit(_without_gradients, job))
+            begun.append(pool.submit(torch.no_grad()(job)))  # a thread's own setting
             if ahead is not None and len(begun) >= ahead:
                 yield begun.popleft().result()
         while begun:
@@ -60,12 +59,6 @@ def _take_one_thread() -> None:
     """Have operations of this thread use no other."""
     torch.get_num_threads()  # a thread's first question sets it to the number of all others
     torch.set_num_threads(1)
-
-
-def _without_gradients(job: Callable[[], Result]) -> Result:
-    """Run a job under `torch.no_grad`."""
-    with torch.no_grad():  # a thread's own setting
-        return job()
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:

@@ -18,14 +18,9 @@ _log = logging.getLogger(__name__)
 
 _FAILED: Final = "a Triton kernel does not run here and is not used: %s"
 
-MARGIN: Final = 0.97
-"""Share of torch's time that a kernel must stay below: noise is not to decide."""
-
-STACK_ELEMENTS: Final = 1 << 22
-"""Elements of a stack of small matrices, as the optimizer makes them."""
-
-PASSES_SHAPE: Final = (8, 1024, 2048)
-"""Stack for the passes over memory: more than a cache holds."""
+MARGIN: Final = 0.97  # share of torch's time to stay below: noise is not to decide
+STACK_ELEMENTS: Final = 1 << 22  # of a stack of small matrices, as the optimizer makes them
+PASSES_SHAPE: Final = (8, 1024, 2048)  # for the passes over memory: more than a cache holds
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Tuning:

@@ -2,17 +2,11 @@
 # mypy: disable-error-code="no-untyped-def, name-defined"
 """What a step does to every entry on its own, in a few passes over memory instead of a dozen.
 
-The first pass reads G and M and writes M and N; a second finds the threshold; the third reads N,
-the fourth reads N and writes what is orthogonalized, in the dtype of the iteration; the last one
-reads U, in that dtype, and changes W. Sums are taken block by block and then over the blocks in a
-fixed order, so that results are the same from run to run. The plain twins are `optim.elementwise`'s
-functions of these names, `functional.outlier_threshold(mode="sampled")`, `torch.clamp` and
-`functional.orthogonalize.unit_frobenius`.
-
-The threshold needs no sorting: magnitudes are in the order of their 31 bits. Counting the entries
-by their upper 11 bits tells which of them the order statistic has; of the entries that share these
-the next 11 bits are counted, then the last 9. Counts are whole numbers, so the result does not
-depend on who counts first.
+Sums are taken block by block and then over the blocks in a fixed order, so that results are the
+same from run to run. The plain twins are `optim.elementwise`'s functions of these names,
+`functional.outlier_threshold(mode="sampled")`, `torch.clamp` and `unit_frobenius`. The threshold
+needs no sorting, for magnitudes are in the order of their 31 bits: counting entries by the upper 11
+tells those of the order statistic; of the entries that share them the next 11 are counted, then 9.
 """
 
 from __future__ import annotations
@@ -28,11 +22,8 @@ from lightning_root.kernels.rounding import BFLOAT16_LARGEST, MIXERS
 from lightning_root.kernels.triton.language import cdiv, jit, tl
 from lightning_root.kernels.triton.rounding import advance, to_bfloat16
 
-BLOCK: Final = 4096
-"""Elements of a program: 32 of each of its 128 threads."""
-
-CHUNK: Final = 4096
-"""Entries that are counted at a time."""
+BLOCK: Final = 4096  # elements of a program: 32 of each of its 128 threads
+CHUNK: Final = 4096  # entries that are counted at a time
 
 
 def blocks(matrix: Tensor) -> int:

@@ -15,8 +15,7 @@ from torch import Tensor
 from lightning_root.kernels.triton.language import cdiv, interpreted, jit, tl
 from lightning_root.kernels.triton.tiles import Tile
 
-GROUP: Final = 8
-"""Rows of tiles whose programs run at about the same time and share what the cache holds."""
+GROUP: Final = 8  # rows of tiles whose programs run at one time and share what the cache holds
 
 
 def symmetric_product(a: Tensor, b: Tensor, tile: Tile) -> Tensor:

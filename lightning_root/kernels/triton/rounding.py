@@ -23,8 +23,7 @@ from lightning_root.kernels.rounding import (
 )
 from lightning_root.kernels.triton.language import cdiv, jit, tl
 
-ROWS: Final = 32
-"""Blocks of a program: 32 entries for each of its 128 threads."""
+ROWS: Final = 32  # blocks of a program: 32 entries for each of its 128 threads
 
 
 def momentum_step_float8_(

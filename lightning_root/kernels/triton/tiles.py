@@ -6,11 +6,11 @@ from typing import Final
 
 import torch
 
+# Rows of the matrices that are tried; in between and beyond, the nearest decides.
 SIZES: Final = (128, 256, 512, 1024, 2048, 4096)
-"""Rows of the matrices that are tried; in between and beyond, the nearest decides."""
-
-ALIGNED: Final = 16
-"""Rows and columns of other sizes are loaded entry by entry, which was not measured."""
+ALIGNED: Final = 16  # other rows and columns are loaded entry by entry, which was not measured
+DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)  # of the iteration
+TORCH: Final = -1  # in place of the number of a tile: torch's own product
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +23,8 @@ class Tile:
     stages: int  # loads that are under way at a time
 
 
-TILES: Final = (
-    Tile(64, 64, 4, 3),
-    Tile(128, 32, 4, 4),
-    Tile(128, 64, 4, 3),
-    Tile(128, 64, 8, 3),
-)
-"""Those that are tried; the fastest of them is used at each size."""
-
-TORCH: Final = -1
-"""In place of the number of a tile: torch's own product."""
-
-DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)
-"""Dtypes of the iteration for which there are kernels."""
+# Those that are tried; the fastest of them is used at each size.
+TILES: Final = (Tile(64, 64, 4, 3), Tile(128, 32, 4, 4), Tile(128, 64, 4, 3), Tile(128, 64, 8, 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +48,7 @@ class Tuning:
         return tile if pays or self.forced else None
 
 
+# What `kernels="triton"` stands for; in float32 large tiles do not fit into registers.
 ALL_KERNELS: Final = Tuning((0, 0, 0, 3, 3, 3), passes=True, rounds=True, forced=True)
-"""What `kernels="triton"` stands for."""
-
 ALL_KERNELS_FLOAT32: Final = Tuning((0,) * len(SIZES), passes=True, rounds=True, forced=True)
-"""In float32, of which large tiles do not fit into registers."""
-
 NO_KERNELS: Final = Tuning((TORCH,) * len(SIZES), passes=False, rounds=False)
