@@ -1,8 +1,7 @@
 """Find the matrices in one parameter: q, k, v; gate and up; an LSTM's gates; groups; experts.
 
-Cutting needs certainty: the owner's type, or the modules around a Linear, must tell sizes that add
-up. A wrong cut joins pieces of different matrices, so an ambiguous weight stays whole, and its
-reason says what it may hold.
+A wrong cut joins pieces of different matrices, so a weight stays whole unless its owner's type, or
+the modules around a Linear, tell sizes that add up; the reason says what it may hold.
 """
 
 import json
@@ -128,7 +127,7 @@ def find_view(use: ParameterUse, modules: Modules) -> ViewDecision:
     elif use.kind == "attention":
         decision = _cut_outputs(MatrixView(), _torch_attention_sizes(use))
     elif use.kind == "recurrent":
-        decision = _cut_outputs(MatrixView(), _recurrent_sizes(use))
+        decision = _view_of_gates(use)
     elif use.kind == "linear" or is_conv1d(use.module):
         decision = _view_of_linear(use, parent)
     elif is_expert_stack(use):
@@ -165,9 +164,9 @@ def _view_of_convolution(use: ParameterUse) -> ViewDecision:
     """Cut a grouped convolution into its groups, also a transposed one, stored as (in, out)."""
     if not isinstance(use.module, Convolution):
         return ViewDecision()
-    groups, transposed = use.module.groups, use.module.transposed
+    groups = use.module.groups
     rows = _equal_sizes(groups, use.shape[0]) if groups > 1 else None
-    view = MatrixView(rows=rows, transposed=transposed)
+    view = MatrixView(rows=rows, transposed=use.module.transposed)
     return ViewDecision(None if view == MatrixView() else view)
 
 
@@ -180,15 +179,12 @@ def _torch_attention_sizes(use: ParameterUse) -> Sizes | Ambiguity | None:
     return _equal_sizes(3, use.shape[0])
 
 
-def _recurrent_sizes(use: ParameterUse) -> Sizes | None:
-    """Return the sizes of an LSTM's four gates, or a GRU's three; a plain RNN has one."""
-    if not use.leaf.startswith(("weight_ih", "weight_hh")):
-        return None
-    if isinstance(use.module, nn.LSTM | nn.LSTMCell):
-        return _equal_sizes(4, use.shape[0])
-    if isinstance(use.module, nn.GRU | nn.GRUCell):
-        return _equal_sizes(3, use.shape[0])
-    return None
+def _view_of_gates(use: ParameterUse) -> ViewDecision:
+    """Cut the weight of an LSTM into four gates, of a GRU into three; a plain RNN has one."""
+    gates = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+    count = next((n for kind, n in gates.items() if isinstance(use.module, kind)), 1)
+    gated = count > 1 and use.leaf.startswith(("weight_ih", "weight_hh"))
+    return _cut_outputs(MatrixView(), _equal_sizes(count, use.shape[0]) if gated else None)
 
 
 def _raw_sizes(use: ParameterUse) -> Sizes | Ambiguity | None:
@@ -282,11 +278,8 @@ def _attention_sizes(
 
 def _is_query_key_value(component: str, fan_in: int, fan_out: int) -> bool:
     """Tell whether a component in lower case names q, k and v in one; `in_proj` needs the shape."""
-    return (
-        "qkv" in component
-        or component in _QUERY_KEY_VALUE | _OF_UNKNOWN_ORDER
-        or (component == "in_proj" and fan_out == 3 * fan_in)
-    )
+    named = "qkv" in component or component in _QUERY_KEY_VALUE | _OF_UNKNOWN_ORDER
+    return named or (component == "in_proj" and fan_out == 3 * fan_in)
 
 
 def _key_value_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambiguity:
@@ -303,11 +296,8 @@ def _key_value_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambiguit
 def _is_head_by_head(parent: nn.Module) -> bool:
     """Tell whether an attention module is known to store heads one after the other."""
     model = getattr(getattr(parent, "config", None), "model_type", None)
-    return (
-        plain_class(parent).__name__ in _HEAD_BY_HEAD
-        or model in _HEAD_BY_HEAD_MODELS
-        or getattr(parent, "head_first", False) is True  # timm's MaxViT
-    )
+    known = plain_class(parent).__name__ in _HEAD_BY_HEAD or model in _HEAD_BY_HEAD_MODELS
+    return known or getattr(parent, "head_first", False) is True  # timm's MaxViT
 
 
 def _guess_sizes(component: str, fan_in: int, fan_out: int) -> int | Sizes | None:
@@ -321,11 +311,9 @@ def _guess_sizes(component: str, fan_in: int, fan_out: int) -> int | Sizes | Non
 
 
 def is_expert_stack(use: ParameterUse) -> bool:
-    """Tell whether a parameter with three dimensions is certainly a stack of experts' matrices.
-
-    Its module, or the path to it, must be called after experts or count as many as there are; a
-    module that counts another number rules it out. Names without a module are not certain.
-    """
+    """Tell whether a parameter with three dimensions is certainly a stack of experts' matrices."""
+    # Its module, or the path to it, must be called after experts or count as many as there are; a
+    # module that counts another number rules it out. Names without a module are not certain.
     if use.module is None or len(use.shape) != 3 or min(use.shape) < 2:
         return False
     if _EXPERT_BIAS.search(use.leaf.lower()):  # a row for each expert
@@ -372,11 +360,7 @@ def _pair_transposed(ups: Iterable[Shape], downs: Iterable[Shape]) -> bool | Non
 
 
 def _are_experts_transposed(use: ParameterUse, matrix: Shape, paired: bool | None) -> bool:
-    """Tell whether experts are stored as (in, out), as far as the module tells; else they are not.
-
-    In this order: transformers' flag, sizes of input and output, the pair of gate-and-up and down,
-    the width of the model together with a name that says where the matrix leads.
-    """
+    """Tell whether experts are stored as (in, out), as far as the module tells; else False."""
     module, rows, columns = use.module, *matrix
     stated = getattr(module, "is_transposed", None)
     if isinstance(stated, bool):

@@ -24,22 +24,20 @@ BlockType = type[nn.Module] | tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def find_heads(parameters: Sequence[ModelParameter], modules: Modules) -> Heads:
-    """Find the output heads, each with the reason.
-
-    In this order: layers called like a head; both ends of two towers; a head tied to an embedding
-    (nothing more to find); a layer called `fc`, `output`, ... at the top of the model; the last
-    Linear, provided that no other matrix comes after it.
-    """
+    """Find the output heads, each with the reason."""
     uses = sorted((use for p in parameters for use in p.uses), key=lambda use: use.index)
     uses = [use for use in uses if not names.MODULATION.search(use.path.lower())]
     blocks, auxiliary = _repeated_blocks(uses, modules), _auxiliary_modules(uses)
     model = [use for use in uses if auxiliary.isdisjoint(names.prefixes(use.path))]
     free = [use for use in model if blocks.isdisjoint(names.prefixes(use.path))]
 
-    heads = _layers_called_head(model, free, modules) | _tables_called_head(free)
+    heads = _layers_called_head(model, free, modules)
+    for use in free:
+        if use.kind == "raw" and len(use.shape) > 1 and names.is_head(use.own_component):
+            heads[use.path, use.leaf] = f"output head: named '{use.own_component}'"
     heads |= _ends_of_towers(free)
     if heads or any(_is_tied_head(parameter) for parameter in parameters):
-        return heads
+        return heads  # a head tied to an embedding has its reason there
     # One use a parameter: a module that is registered twice must not look like two.
     firsts = {parameter.uses[0].index for parameter in parameters}
     model = [use for use in model if use.index in firsts]
@@ -102,15 +100,6 @@ def _ends_of_towers(free: Sequence[ParameterUse]) -> Heads:
     }
 
 
-def _tables_called_head(free: Sequence[ParameterUse]) -> Heads:
-    """Find parameters of custom modules that are called like a head."""
-    return {
-        (use.path, use.leaf): f"output head: named '{use.own_component}'"
-        for use in free
-        if use.kind == "raw" and len(use.shape) > 1 and names.is_head(use.own_component)
-    }
-
-
 def _called_head_at_top(free: Sequence[ParameterUse], top: str) -> Heads:
     """Find the last layer at the top of the model with a name that is only telling there."""
     for use in reversed(free):
@@ -167,15 +156,13 @@ def _top_module(model: Sequence[ParameterUse]) -> str:
 
 
 def _auxiliary_modules(uses: Sequence[ParameterUse]) -> set[str]:
-    """Return the paths of losses, metrics and teachers: known by name, or frozen as a whole.
-
-    A frozen Linear alone or a frozen head is still part of the model.
-    """
+    """Return the paths of losses, metrics and teachers: known by name, or frozen as a whole."""
     trained = {path for use in uses if use.trainable for path in names.prefixes(use.path)}
     found: set[str] = set()
     for use in uses:
         for path in names.prefixes(use.path)[1:]:
             component = names.last_component(path)
+            # A frozen Linear alone or a frozen head is still part of the model.
             frozen = path not in trained and path != use.path and not names.is_head(component)
             if frozen or names.is_auxiliary(component):
                 found.add(path)
@@ -190,13 +177,16 @@ def _repeated_blocks(uses: Iterable[ParameterUse], modules: Modules) -> set[str]
     and a sibling is alike: of the same class or, where the class says nothing, with the same
     parameters. In a stack called "blocks", "layers", ... one child of a custom class is enough.
     """
-    inner = _uses_in_submodules(uses)
+    below: dict[str, list[ParameterUse]] = {}  # path of a module -> uses in its submodules
+    for use in uses:
+        for path in names.prefixes(use.path)[:-1]:
+            below.setdefault(path, []).append(use)
     stacks: dict[str, dict[str, BlockType]] = {}  # path of a stack -> path of a child -> its type
-    for path in inner:
+    for path, inner in below.items():
         parent, _, key = path.rpartition(".")
         listed = modules is not None and isinstance(modules[parent], nn.ModuleList | nn.Sequential)
-        if path and (listed or key.isdigit()):
-            stacks.setdefault(parent, {})[path] = _block_type(path, inner[path], modules)
+        if path and (listed or key.isdigit()) and any(use.is_matrix for use in inner):
+            stacks.setdefault(parent, {})[path] = _block_type(path, inner, modules)
     blocks: set[str] = set()
     for stack, children in stacks.items():
         component = names.last_component(stack)
@@ -208,15 +198,6 @@ def _repeated_blocks(uses: Iterable[ParameterUse], modules: Modules) -> set[str]
             if count[block_type] > 1 or (named and custom):
                 blocks.add(child)
     return blocks
-
-
-def _uses_in_submodules(uses: Iterable[ParameterUse]) -> dict[str, list[ParameterUse]]:
-    """Map each module that has submodules with matrices to all the uses in these submodules."""
-    below: dict[str, list[ParameterUse]] = {}
-    for use in uses:
-        for path in names.prefixes(use.path)[:-1]:
-            below.setdefault(path, []).append(use)
-    return {path: inner for path, inner in below.items() if any(use.is_matrix for use in inner)}
 
 
 def _block_type(path: str, inner: Sequence[ParameterUse], modules: Modules) -> BlockType:

@@ -22,10 +22,8 @@ _HEADS = frozenset(
     "seq_relationship qa_outputs cls_score bbox_pred last_linear final_linear final_layer "
     "class_embed bbox_embed outc".split()
 )
-_HEAD_ENDINGS = frozenset(
-    "head heads classifier logits predictor prediction predictions".split()
-)  # after "_"
-# "multi_head" is attention, "pre_logits" and "conv_head" are hidden layers.
+# After "_"; but "multi_head" is attention, "pre_logits" and "conv_head" are hidden layers.
+_HEAD_ENDINGS = frozenset("head heads classifier logits predictor prediction predictions".split())
 _HIDDEN_STEMS = frozenset(
     "multi attn attention self cross sa per each single num n pre conv".split()
 )
@@ -108,15 +106,11 @@ def candidate_globs(name: str) -> list[str]:
     """Return globs that match a name, from its last telling components to the name itself."""
     parts = name.split(".")
     # The last two components, and more where these do not name the layer.
-    start = min(
-        [
-            len(parts) - 2,
-            *(i for i, part in enumerate(parts) if _FACTOR.match(part)),
-            *(i - 1 for i, part in enumerate(parts) if part == "parametrizations"),
-        ]
-    )
+    starts = [len(parts) - 2]
+    starts += [i for i, part in enumerate(parts) if _FACTOR.match(part)]
+    starts += [i - 1 for i, part in enumerate(parts) if part == "parametrizations"]
     numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
-    start = max(start, 0, *(i + 1 for i in numbers))
+    start = max(min(starts), 0, *(i + 1 for i in numbers))
     ending = ".".join(parts[start:])
     starred = ".".join("*" if part.isdigit() else part for part in parts)
     return list(dict.fromkeys([f"*.{ending}" if start else ending, starred, name]))

@@ -75,9 +75,8 @@ class ModelParameter(NamedTuple):
 def survey_module(module: nn.Module) -> tuple[list[ModelParameter], dict[str, nn.Module]]:
     """List a module's parameters and, by canonical path, its submodules; refuse lazy parameters."""
     # A wrapper and the module in it share one canonical path; the inner one comes later and stays.
-    modules = {
-        names.canonical(path): child for path, child in module.named_modules(remove_duplicate=False)
-    }
+    named_modules = module.named_modules(remove_duplicate=False)
+    modules = {names.canonical(path): child for path, child in named_modules}
     named = list(module.named_parameters(remove_duplicate=False))
     if lazy := [names.canonical(name) for name, parameter in named if is_lazy(parameter)]:
         more = f" and {len(lazy) - 3} more" if len(lazy) > 3 else ""

@@ -123,8 +123,8 @@ def _convolution_geometry(use: ParameterUse, first: bool) -> tuple[int, int, boo
 def _role_of_matrix(use: ParameterUse) -> RoleDecision:
     """Decide about the weight of a Linear, an attention or a recurrent layer."""
     if use.kind == "attention":
-        stacked = use.leaf == "in_proj_weight"
-        return RoleDecision("root", f"attention: {'q, k, v stacked' if stacked else use.leaf[0]}")
+        content = "q, k, v stacked" if use.leaf == "in_proj_weight" else use.leaf[0]
+        return RoleDecision("root", f"attention: {content}")
     if use.kind == "recurrent":
         return RoleDecision("root", f"{use.owner or 'recurrent'} weight")
     if component := names.patch_component(use.path):
@@ -151,12 +151,9 @@ def _role_of_raw(use: ParameterUse) -> RoleDecision:
 
 
 def _maybe_factor(use: ParameterUse, reason: str) -> RoleDecision:
-    """Give a matrix to ROOT, and suggest AdamW if it is a factor of a low-rank adapter.
-
-    Each factor is orthogonalized on its own, as everybody does who gives adapters to Muon. That is
-    not the steepest descent of their product, which the suggestion leaves for the user to weigh:
-    arXiv:2606.12921 treats both together, others give the first to Adam.
-    """
+    """Give a matrix to ROOT, and suggest AdamW if it is a factor of a low-rank adapter."""
+    # Each factor is orthogonalized on its own, as is usual with Muon, and not by the steepest
+    # descent of their product (arXiv:2606.12921 treats both together, others give one to Adam).
     component = names.factor_component(use.name)
     if component is None:
         return RoleDecision("root", reason)

@@ -6,7 +6,7 @@ The table has one row for equal parameters of repeated blocks.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
@@ -43,8 +43,8 @@ class Route:
         reason: Why, in a few words; for people, not to be parsed.
         view: How the parameter is cut into matrices. None takes it whole, flattened to
             (shape[0], rest).
-        suggestion: A rule that would change a decision that is not certain, to be pasted into
-            `rules`, such as `"*.bank": {"stack": 1}`; None when there is no doubt.
+        suggestion: A rule that would change an uncertain decision, to be pasted into `rules`, such
+            as `"*.bank": {"stack": 1}`; None when there is no doubt.
     """
 
     name: str
@@ -77,16 +77,10 @@ class Partition:
 
         Each is `{"name": role, "role": role, "params": [(name, parameter), ...]}`.
         """
-        return [
-            {"name": role, "role": role, "params": list(self._named(role))}
-            for role in ("root", "adamw")
-        ]
-
-    def _named(self, role: str) -> Iterator[tuple[str, Tensor]]:
-        """Yield names and parameters of one role."""
+        params: dict[str, list[tuple[str, Tensor]]] = {"root": [], "adamw": []}
         for route, parameter in zip(self.routes, self.parameters, strict=True):
-            if route.role == role:
-                yield route.name, parameter
+            params[route.role].append((route.name, parameter))
+        return [{"name": role, "role": role, "params": pairs} for role, pairs in params.items()]
 
     def __str__(self) -> str:
         """Return the readable table: parameter, shape, rule, reason, and totals."""
@@ -101,12 +95,10 @@ class Partition:
 def _render_table(routes: Sequence[Route]) -> str:
     """Return the table in at most 110 columns, then the totals, then suggested rules, if any."""
     rows = _collapse_blocks(routes)
-    columns = list(zip(_HEADER, *rows, strict=True))
-    name, shape, rule, reason = (max(map(len, column)) for column in columns)
+    name, shape, rule, reason = (max(map(len, each)) for each in zip(_HEADER, *rows, strict=True))
     name = min(name, _MAX_NAME)
     used = name + shape + rule + 3 * len(_GAP)
-    reason = min(reason, max(_MAX_WIDTH - used, _MIN_REASON))
-    widths = (name, shape, rule, reason)
+    widths = (name, shape, rule, min(reason, max(_MAX_WIDTH - used, _MIN_REASON)))
     lines = [_pad_cells(_HEADER, widths), _GAP.join("-" * width for width in widths)]
     for row in rows:
         lines += _wrap_row(row, widths)
@@ -154,9 +146,8 @@ def _format_range(numbers: list[int]) -> str:
     first, last = numbers[0], numbers[-1]
     if first == last:
         return str(first)
-    if last - first == len(numbers) - 1:
-        return f"{{{first}..{last}}}"
-    return f"{{{','.join(map(str, numbers))}}}"
+    listed = f"{first}..{last}" if last - first == len(numbers) - 1 else ",".join(map(str, numbers))
+    return f"{{{listed}}}"
 
 
 def _wrap_row(row: Cells, widths: Sequence[int]) -> list[str]:
@@ -194,13 +185,11 @@ def _summarize_roles(routes: Sequence[Route]) -> list[str]:
         chosen = [route for route in routes if route.role == role]
         size = sum(math.prod(route.shape) for route in chosen)
         work = sum(map(_estimate_operations, chosen))
-        tensors = f"{len(chosen)} tensor{'s' if len(chosen) != 1 else ''}"
-        matrices = sum(len(route.matrices) for route in chosen)
-        counted = f"{matrices} matri{'ces' if matrices != 1 else 'x'}"
-        if role == "adamw":
-            counted = tensors
-        elif matrices != len(chosen):
-            counted += f" in {tensors}"
+        counted = tensors = f"{len(chosen)} tensor{'s' if len(chosen) != 1 else ''}"
+        if role == "root":
+            matrices = sum(len(route.matrices) for route in chosen)
+            counted = f"{matrices} matri{'ces' if matrices != 1 else 'x'}"
+            counted += f" in {tensors}" if matrices != len(chosen) else ""
         lines.append(
             f"{label + ':':6} {counted}, {_with_unit(size)} parameters "
             f"({100 * size / max(total, 1):.1f} %), work {100 * work / max(total_work, 1):.1f} %"

@@ -1,9 +1,8 @@
 """The user's rules: globs on names, first match wins, a rule that matches nothing is an error.
 
-A rule gives a role, "root" or "adamw", or says how to cut a parameter into matrices: a mapping with
-`rows` and `columns` (sizes of blocks, or a number of equal blocks), `stack` (leading dimensions
-that count matrices), `transposed` and `role` ("root" unless it is given), or a `MatrixView`. A
-single name stands for the rules of a family whose modules do not tell.
+A rule gives a role, "root" or "adamw", or says how to cut a parameter into matrices: a `MatrixView`
+or a mapping with its fields, where numbers stand for equal blocks, and perhaps `role`. A single
+name stands for the rules of a family whose modules do not tell.
 """
 
 import math
@@ -26,13 +25,8 @@ Rules = Mapping[str, RuleValue] | Sequence[tuple[str, RuleValue]] | str
 # Here are those that keep hidden matrices in raw 3-D parameters.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     # Attention weights of shape (width, heads, head size): into the heads, and `o` out of them.
-    "xlnet": {
-        "*.rel_attn.[qkvr]": {"transposed": True},
-        "*.rel_attn.o": "root",
-    },
-    "funnel": {
-        "*.attention.r_kernel": {"transposed": True},
-    },
+    "xlnet": {"*.rel_attn.[qkvr]": {"transposed": True}, "*.rel_attn.o": "root"},
+    "funnel": {"*.attention.r_kernel": {"transposed": True}},
 }
 
 _VIEW_KEYS = ("rows", "columns", "stack", "transposed")
@@ -152,9 +146,7 @@ def _parse_cut(pattern: str, cut: Mapping[Any, Any]) -> Rule:
     view = dict(cut)
     role = view.pop("role", "root")
     if role not in ("root", "adamw"):
-        raise ValueError(
-            f"`rules` must give the role 'root' or 'adamw', got {role!r} for {pattern!r}."
-        )
+        raise ValueError(f"`rules` must give 'root' or 'adamw', got {role!r} for {pattern!r}.")
     if role == "adamw" and view:
         raise ValueError(
             f"`rules` may cut only what goes to 'root', but {pattern!r} gives the role 'adamw' "
@@ -169,17 +161,11 @@ def _parse_cut(pattern: str, cut: Mapping[Any, Any]) -> Rule:
 def _parse_view(data: Mapping[Any, Any]) -> ViewSpec:
     """Check the plain data of a view."""
     if unknown := [key for key in data if key not in _VIEW_KEYS]:
-        raise ValueError(
-            f"a cut has the keys 'role', {', '.join(map(repr, _VIEW_KEYS))}, got {unknown[0]!r}."
-        )
-    spec = ViewSpec(
-        rows=_parse_blocks("rows", data.get("rows")),
-        columns=_parse_blocks("columns", data.get("columns")),
-        stack=data.get("stack", 0),
-        transposed=data.get("transposed", False),
-    )
-    MatrixView(stack=spec.stack, transposed=spec.transposed)  # checks them
-    return spec
+        keys = ", ".join(map(repr, _VIEW_KEYS))
+        raise ValueError(f"a cut has the keys 'role', {keys}, got {unknown[0]!r}.")
+    blocks = {name: _parse_blocks(name, data.get(name)) for name in ("rows", "columns")}
+    MatrixView(**{key: data[key] for key in ("stack", "transposed") if key in data})  # checks them
+    return ViewSpec(**{**data, **blocks})
 
 
 def _parse_blocks(name: str, value: object) -> Blocks:

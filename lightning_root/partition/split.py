@@ -33,12 +33,10 @@ def partition_parameters(module: nn.Module, *, rules: Rules | None = None) -> Pa
     out, so partition again after unfreezing. No tensor's data is read.
 
     Several matrices in one parameter (q, k and v; gate and up; groups of a convolution; experts)
-    are cut apart by the route's `view` where the module tells how. Where it does not, they stay
-    together, the reason says so, and the table ends with the rule that would cut them. The factors
-    of adapters (LoRA) are matrices like any other; a rule gives them to AdamW.
-
-    The output head is the layer with a usual name (`lm_head`, `head`, `classifier`, ...), or else
-    the last Linear, but never one in a repeated block.
+    are cut apart by the route's `view` where the module tells how; where not, the table ends with
+    the rule that would. Factors of adapters (LoRA) are matrices like any other. The output head is
+    the layer with a usual name (`lm_head`, `head`, `classifier`, ...), or else the last Linear, but
+    never one in a repeated block.
 
     Args:
         module: The model, or what wraps it: a LightningModule, `torch.compile`, `fully_shard`.
@@ -125,9 +123,7 @@ def partition_named(
         raise ValueError("`named` must hold at least one (name, tensor) pair, got none.")
     count = Counter(parameter.name for parameter in parameters)
     if twice := [name for name, times in count.items() if times > 1]:
-        raise ValueError(
-            f"`named` must give each tensor a name of its own, got {twice[0]!r} twice."
-        )
+        raise ValueError(f"`named` must give each tensor its own name, got {twice[0]!r} twice.")
     return _partition(parameters, None, rules)
 
 
@@ -143,20 +139,18 @@ def _partition(
     decided = [(p, *_decide(p, parsed, context, modules)) for p in trained]
     suggested = {p.name: json.dumps(d.suggestion) for p, d, _ in decided if d.suggestion}
     names = [parameter.name for parameter in trained]
-    return Partition(
-        routes=tuple(
-            Route(
-                name=parameter.name,
-                shape=parameter.uses[0].shape,
-                role=decision.role,
-                reason=decision.reason,
-                view=view,
-                suggestion=_suggested_rule(parameter.name, suggested, names),
-            )
-            for parameter, decision, view in decided
-        ),
-        parameters=tuple(parameter.tensor for parameter in trained),
+    routes = (
+        Route(
+            name=parameter.name,
+            shape=parameter.uses[0].shape,
+            role=decision.role,
+            reason=decision.reason,
+            view=view,
+            suggestion=_suggested_rule(parameter.name, suggested, names),
+        )
+        for parameter, decision, view in decided
     )
+    return Partition(tuple(routes), tuple(parameter.tensor for parameter in trained))
 
 
 def _decide(
@@ -186,11 +180,9 @@ def _suggested_rule(name: str, suggested: Mapping[str, str], names: Sequence[str
     if name not in suggested:
         return None
     value = suggested[name]
-    glob = next(
-        glob
-        for glob in [*candidate_globs(name), name]
-        if all(suggested.get(n) == value for n in names if fnmatchcase(n, glob))
-    )
+    for glob in candidate_globs(name):  # the last is the name itself
+        if all(suggested.get(n) == value for n in names if fnmatchcase(n, glob)):
+            break
     return f'"{glob}": {value}'
 
 

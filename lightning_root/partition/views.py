@@ -48,22 +48,17 @@ class MatrixView:
 
     def __post_init__(self) -> None:
         if type(self.stack) is not int or not isinstance(self.transposed, bool):
-            raise TypeError(
-                "`stack` must be an integer and `transposed` a boolean, got "
-                f"{self.stack!r} and {self.transposed!r}."
-            )
+            got = f"{self.stack!r} and {self.transposed!r}"
+            raise TypeError(f"`stack` must be an integer and `transposed` a boolean, got {got}.")
         if self.stack < 0:
             raise ValueError(
                 f"`stack` must be >= 0, got {self.stack}; 1 is right for a stack of experts."
             )
-        for name, sizes in (("rows", self.rows), ("columns", self.columns)):
-            _check_sizes(name, sizes)
+        _check_sizes("rows", self.rows)
+        _check_sizes("columns", self.columns)
 
     def check(self, shape: Sequence[int]) -> None:
-        """Refuse a parameter that this view does not fit.
-
-        Args:
-            shape: Shape of the whole parameter.
+        """Refuse a whole parameter's `shape` that this view does not fit.
 
         Raises:
             ValueError: When too few dimensions are left for a matrix, or sizes do not add up.
@@ -87,10 +82,7 @@ class MatrixView:
                 )
 
     def matrices(self, shape: Sequence[int]) -> list[tuple[int, int]]:
-        """Return the shape of each matrix, in the order of `cut`.
-
-        Args:
-            shape: Shape of the whole parameter.
+        """Return the shape of each matrix of a whole parameter's `shape`, in the order of `cut`.
 
         Raises:
             ValueError: When the view does not fit the shape.
@@ -101,10 +93,7 @@ class MatrixView:
         return list(product(rows, columns)) * math.prod(shape[: self.stack])
 
     def cut(self, tensor: Tensor) -> list[Tensor]:
-        """Cut a tensor into its matrices.
-
-        Args:
-            tensor: The whole parameter, or anything of its shape: a gradient, a momentum.
+        """Cut a whole parameter, or anything of its shape, into its matrices.
 
         Returns:
             2-D blocks. They are views, and writing into them writes `tensor`, where `is_view`;
@@ -125,10 +114,6 @@ class MatrixView:
         """Write blocks back to where `cut` takes them from, whatever the memory of `tensor`.
 
         Not needed after an update in place of blocks that are views.
-
-        Args:
-            tensor: What is written, of the whole parameter's shape.
-            blocks: One block for each matrix, in the order of `cut`.
 
         Raises:
             ValueError: When blocks are missing or left over, have a wrong shape, or when the view
