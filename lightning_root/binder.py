@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 from zipfile import is_zipfile
 
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,19 +20,18 @@ from lightning_root.optim.checkpoint import keyed_by_names
 from lightning_root.optim.groups import members, views_of
 from lightning_root.partition.names import canonical
 
+# No space is left on the device, or none to this user.
 DISK_FULL: Final = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
-"""Error numbers: no space left on the device, or none left to this user."""
 
 
 class ROOTBinder(Callback):
     """Gives ROOT the live parameters, with their names, when training starts, and shows the split.
 
-    `LightningCLI` builds the optimizer before the model is complete; strategies such as FSDP2 then
-    replace its parameters. The Trainer calls this callback after that and before a checkpoint is
-    restored. The split is printed, and written to `partition.txt` beside the logs. The callback
-    also takes in parameters that are unfrozen during training, hands the length of the run to
-    `WarmupDecayLR` and has it stepped per step. Under DDP it has the ranks share the work on the
-    matrices (see `ROOT.share`). In checkpoints the state is keyed by names. It holds no state.
+    That is after the model is complete and strategies such as FSDP2 have replaced its parameters,
+    and before a checkpoint is restored. The split is printed, and written to `partition.txt` beside
+    the logs. The callback also takes in parameters that are unfrozen during training, hands the
+    length of the run to `WarmupDecayLR`, steps it per step, has the ranks of DDP share the work on
+    the matrices (see `ROOT.share`), and keys the state in checkpoints by names. It holds no state.
     `ROOTMixin` and `ROOTCLI` add it by themselves; elsewhere:
 
         trainer = Trainer(callbacks=[ROOTBinder()])
@@ -43,7 +41,9 @@ class ROOTBinder(Callback):
         """Bind every ROOT of the Trainer and resolve its schedules."""
         optimizers = _roots(trainer)
         partitions = [optimizer.bind(optimizer.module or pl_module) for optimizer in optimizers]
-        replicas = _replica_group(trainer)
+        model: Any = trainer.strategy.model
+        # The ranks with the same parameters and, after the backward pass, gradients.
+        replicas = model.process_group if isinstance(model, DistributedDataParallel) else None
         for optimizer in optimizers:
             if not optimizer.shards_state:  # the strategy shares more than this
                 optimizer.share(replicas if optimizer.share_updates else None)
@@ -107,10 +107,7 @@ class ROOTBinder(Callback):
 
 
 def run_length(module: LightningModule) -> int:
-    """Return the steps of the run that a module is in, 1 for a run without any.
-
-    Raises ValueError if there is no Trainer, or its run has no end, or none that can be counted.
-    """
+    """Return the steps of the run that a module is in, 1 for none; ValueError if it has no end."""
     if module._fabric is None and module._trainer is None:
         raise ValueError(
             "`max_steps` must be given when the module is not attached to a Trainer; with a "
@@ -165,20 +162,12 @@ def _note_full_disk(error: BaseException, trainer: Trainer) -> None:
     ]  # a file that was cut short lacks its end and is no zip file
     whole = [Path(path) for path in paths if path and (Path(path).is_dir() or is_zipfile(path))]
     last = max(whole, key=lambda path: path.stat().st_mtime, default=None)
-    then = (
-        "begin again: no checkpoint is whole" if last is None else f"go on with ckpt_path='{last}'"
-    )
+    then = f"go on with ckpt_path='{last}'" if last else "begin again: no checkpoint is whole"
     error.add_note(f"The disk is full{left}. Make room, then {then}")
 
 
 def _roots(trainer: Trainer) -> list[ROOT]:
     return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, ROOT)]
-
-
-def _replica_group(trainer: Trainer) -> dist.ProcessGroup | None:
-    """Return the ranks with the same parameters and, after the backward pass, gradients."""
-    model: Any = trainer.strategy.model
-    return model.process_group if isinstance(model, DistributedDataParallel) else None
 
 
 def _first_binder(trainer: Trainer) -> ROOTBinder:
@@ -199,7 +188,7 @@ def _align_backbone(trainer: Trainer, module: LightningModule, optimizer: ROOT) 
     groups = [
         group
         for group in optimizer.param_groups
-        if group["params"] and all(id(parameter) in backbone for parameter in group["params"])
+        if group["params"] and backbone.issuperset(map(id, group["params"]))
     ]
     if groups and groups[-1] is optimizer.param_groups[-1]:
         for group in groups:

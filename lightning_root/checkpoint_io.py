@@ -16,15 +16,14 @@ from lightning_root._files import atomic_write, remove_unfinished
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and then renames it, so that it is old or new, whole.
 
-    Lightning's own writes to the system's folder for temporary files and moves it from there. Where
-    that is on another file system, as on most clusters, moving is copying, and a process that ends
-    meanwhile leaves half a file in the place of the one before: `last.ckpt` is lost. It also keeps
-    a second copy of the checkpoint in memory; this does not. The file is on the disk, not only in
-    the system's memory, when it takes its place, so that a power cut leaves it whole too. What a
-    killed process has left of a file is removed when that file is written again, and of a full disk
-    nothing is left. Remote paths are left to Lightning, and folders of shards
-    (`save_distributed_checkpoint: true`) do not come by here: give each a name of its own and have
-    `save_last: link`.
+    Lightning's own moves it from the system's folder for temporary files. Where that is on another
+    file system, as on most clusters, moving is copying, and a process that ends meanwhile leaves
+    half a file in the place of the one before: `last.ckpt` is lost. This keeps no second copy in
+    memory either, and the file is on the disk when it takes its place, so that a power cut leaves
+    it whole too. What a killed process has left of a file is removed when that file is written
+    again, and of a full disk nothing is left. Remote paths are left to Lightning, and folders of
+    shards (`save_distributed_checkpoint: true`) do not come by here: give each a name of its own
+    and have `save_last: link`.
 
     Example:
         >>> import lightning as L
@@ -35,11 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write `checkpoint` to `path`.
-
-        Raises:
-            OSError: If the disk is full, for example; the file before it is as it was.
-        """
+        """Write `checkpoint` to `path`; after an OSError the file before it is as it was."""
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -57,12 +52,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read what `save_checkpoint` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged, no checkpoint, or could run code while it is read.
-        """
+        """Read what `save_checkpoint` wrote; errors are those of `explained_read_errors`."""
         with explained_read_errors(path):
             return super().load_checkpoint(path, map_location, weights_only)
 
@@ -70,9 +60,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Map what `save_checkpoint` wrote into memory: what is not looked at is not read.
 
         The file may be replaced meanwhile, because that makes a new one.
-
-        Raises:
-            FileNotFoundError, ValueError: As `load_checkpoint`.
         """
         with explained_read_errors(path):
             content: dict[str, Any]

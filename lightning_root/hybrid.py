@@ -12,11 +12,7 @@ REPLICATE, SHARD, TENSOR = "replicate", "shard", "tensor_parallel"
 
 
 class HybridMesh(DeviceMesh):
-    """A mesh (replicate, shard, tensor_parallel) whose "data_parallel" is the first two together.
-
-    `fully_shard(part, mesh=self.device_mesh["data_parallel"])`, as models for FSDP2 say it, then
-    shards within a replica and averages gradients between replicas.
-    """
+    """A mesh (replicate, shard, tensor_parallel) whose "data_parallel" is the first two."""
 
     def __getitem__(self, mesh_dim_names: str | tuple[str, ...]) -> DeviceMesh:
         names = (mesh_dim_names,) if isinstance(mesh_dim_names, str) else mesh_dim_names

@@ -78,11 +78,10 @@ class ROOTMixin:
 
         class Net(ROOTMixin, LightningModule): ...
 
-    An optimizer that the class configures itself is replaced, with a message; its learning rate is
-    kept where it is AdamW's or Adam's, because ROOT's updates have the same size. Several
-    optimizers are left as they are, with a warning, and so is a `configure_optimizers` that returns
-    a ROOT. `--optimizer` on the command line goes before all of these. For `lightning.pytorch` and
-    `pytorch_lightning` alike.
+    An optimizer that the class configures itself is replaced, with a message; AdamW's or Adam's
+    learning rate is kept, because ROOT's updates have the same size. Several optimizers are left as
+    they are, with a warning, and so is a ROOT. `--optimizer` on the command line goes before all of
+    these. For `lightning.pytorch` and `pytorch_lightning` alike.
 
     Raises:
         TypeError: At the class, if the mixin comes after its LightningModule.
@@ -90,9 +89,8 @@ class ROOTMixin:
     Attributes:
         root_options: Options of the factory `configure_optimizers`, to be set in the class or on
             the instance, for example {"lr": 2e-3, "warmup_steps": 100, "outlier_quantile": 0.95}.
-        clip_adamw_only: Have the Trainer's `gradient_clip_val` concern AdamW's part alone. The
-            matrices' updates have a size of their own whatever the gradients', and their large
-            norms then do not shrink the others' gradients.
+        clip_adamw_only: Have the Trainer's `gradient_clip_val` concern AdamW's part alone, whose
+            gradients the matrices' large norms then do not shrink.
     """
 
     root_options: Mapping[str, Any] = MappingProxyType({})
@@ -117,11 +115,9 @@ class ROOTMixin:
             cls.configure_optimizers = configure  # type: ignore[method-assign]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Keep the `configure_optimizers` that LightningCLI has put in the place of the class's.
-
-        Pickled by its name, as methods are, it would be the class's own again in every process that
-        `ddp_spawn` starts, and the options of `--optimizer` would be lost.
-        """
+        """Keep the `configure_optimizers` that LightningCLI has put in the place of the class's."""
+        # Pickled by its name, as methods are, it would be the class's own again in every process
+        # that `ddp_spawn` starts, and the options of `--optimizer` would be lost.
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
         method = state.get("configure_optimizers")
         if isinstance(method, MethodType) and isinstance(method.__func__, partial):

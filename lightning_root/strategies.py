@@ -55,10 +55,7 @@ class ShardedState:
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Map the file into memory, of which each rank then reads its part.
-
-        Otherwise each rank would hold all of it, which is N times the whole state on one machine.
-        """
+        """Map the file into memory, of which each rank then reads its part instead of all."""
         path = Path(checkpoint_path)
         if path.is_dir():
             raise ValueError(
@@ -79,15 +76,12 @@ class ShardedState:
 class ShardedDDPStrategy(ShardedState, DDPStrategy):
     """DDP with 1/N of ROOT's state on each of N ranks: `strategy: ddp_sharded_state`.
 
-    The model and the gradients are on every rank, as in DDP. The momentum of a matrix is kept by
-    the rank that orthogonalizes it; AdamW's averages are cut evenly, and each rank updates its part
-    of those parameters and sends it to the others. Runs end where those of `ddp` end, and the
-    checkpoints are the same: one file, which resumes under any strategy on any number of ranks.
-
-    To write a checkpoint, rank 0 needs CPU memory for the whole state, which it collects 16 MiB at
-    a time, and then for the file, which Lightning builds in memory and `AtomicCheckpointIO` does
-    not. To resume, a machine holds the file once, however many ranks it has. Options are those of
-    Lightning's `DDPStrategy`, such as `find_unused_parameters`.
+    The momentum of a matrix is kept by the rank that orthogonalizes it; AdamW's averages are cut
+    evenly, and each rank updates its part of those parameters and sends it to the others. Runs end
+    where those of `ddp` end, and the checkpoints are the same: one file, which resumes under any
+    strategy on any number of ranks. To write one, rank 0 needs CPU memory for the whole state, and
+    then for the file, which `AtomicCheckpointIO` does not build in memory; to resume, a machine
+    holds the file once. Options are those of Lightning's `DDPStrategy`.
 
     Raises:
         TypeError: If an optimizer is not ROOT.

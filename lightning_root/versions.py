@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+# The supported range of each package that is always needed: the dependencies of pyproject.toml.
 REQUIRED: Final[Mapping[str, str]] = {
     "torch": ">=2.11,<2.16",
     "lightning": ">=2.6.4,<2.7",
@@ -12,7 +13,6 @@ REQUIRED: Final[Mapping[str, str]] = {
     "jinja2": ">=3.1",
     "numpy": ">=2.0",
 }
-"""The supported range of each package that is always needed: the dependencies of pyproject.toml."""
 
 WITHOUT_CANN: Final = (
     "torch_npu is installed and cannot be loaded: `source` CANN's set_env.sh in this shell, or see "
@@ -32,21 +32,17 @@ class Version(NamedTuple):
         """Whether it is installed, in the supported range."""
         from packaging.specifiers import SpecifierSet
 
-        return self.found is not None and SpecifierSet(self.supported).contains(
-            self.found, prereleases=True
-        )
+        supported = SpecifierSet(self.supported)
+        return self.found is not None and supported.contains(self.found, prereleases=True)
 
     @property
     def problem(self) -> str | None:
         """What is wrong with it and the command that mends it; None if it fits."""
         if self.fits:
             return None
+        wrong = f"{self.found} is outside the supported range {self.supported}"
         cure = f"pip install '{self.package}{self.supported}'"
-        if self.found is None:
-            return f"{self.package} is not installed: {cure}"
-        return (
-            f"{self.package} {self.found} is outside the supported range {self.supported}: {cure}"
-        )
+        return f"{self.package} {wrong if self.found else 'is not installed'}: {cure}"
 
 
 def installed(package: str, supported: str) -> Version:
@@ -65,10 +61,7 @@ def own_version() -> str:
 
 
 def explain(error: BaseException) -> None:
-    """Note below an error which required packages are outside the supported range.
-
-    Noted too is a CANN that is not sourced, by which `import torch` itself fails.
-    """
+    """Note below an error a CANN that is not sourced, and packages outside the supported range."""
     if "backend extension: torch_npu" in str(error):
         error.add_note(WITHOUT_CANN)
     for package, supported in REQUIRED.items():

@@ -33,19 +33,13 @@ MAX_PIGEONHOLE: Final = 100  # jobs a rank in the pigeonhole bound; with more it
 class Matrices:
     """Equal matrices that follow each other in one parameter: one, or some of a stack.
 
-    Args:
-        name: Of the parameter.
-        number: Of the first within the parameter, from 0.
-        shape: (rows, columns) of each.
-        count: How many.
-
     Raises:
         ValueError: If a size or `count` is below 1, or `number` below 0.
     """
 
-    name: str
-    number: int
-    shape: Shape
+    name: str  # of the parameter
+    number: int  # of the first within the parameter, from 0
+    shape: Shape  # (rows, columns) of each
     count: int = 1
 
     def __post_init__(self) -> None:
@@ -83,25 +77,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class OwnershipPlan:
-    """Who orthogonalizes what, and what that takes in a step.
+    """Who orthogonalizes what, and what that takes in a step."""
 
-    Args:
-        pieces: In the order of names and numbers; each matrix is in exactly one.
-        operations: Of each rank.
-        sent: Bytes that each rank sends; see `ownership_cost`.
-        received: Bytes that each rank receives.
-        lower_bound: Operations that the busiest rank has at the least, whatever the plan.
-        bytes_bound: Bytes that a rank sends, and receives, at the least, on average.
-        largest: Operations of the most costly matrix.
-    """
-
-    pieces: tuple[Piece, ...]
-    operations: tuple[int, ...]
-    sent: tuple[int, ...]
-    received: tuple[int, ...]
-    lower_bound: int
-    bytes_bound: float
-    largest: int
+    pieces: tuple[Piece, ...]  # by name and number; each matrix is in exactly one
+    operations: tuple[int, ...]  # of each rank
+    sent: tuple[int, ...]  # bytes that each rank sends; see `ownership_cost`
+    received: tuple[int, ...]  # bytes that each rank receives
+    lower_bound: int  # operations that the busiest rank has at the least, whatever the plan
+    bytes_bound: float  # bytes that a rank sends, and receives, at the least, on average
+    largest: int  # operations of the most costly matrix
 
     @property
     def ranks(self) -> int:
@@ -137,15 +121,7 @@ class OwnershipPlan:
         return self.busiest == self.largest and self.largest * self.ranks > sum(self.operations)
 
     def owner(self, name: str, number: int = 0) -> int:
-        """Return the rank that orthogonalizes a matrix.
-
-        Args:
-            name: Of its parameter.
-            number: Of the matrix within the parameter.
-
-        Raises:
-            KeyError: If the plan has no such matrix.
-        """
+        """Return the rank that orthogonalizes matrix `number` of a parameter, or raise KeyError."""
         after = bisect_right(
             self.pieces, (name, number), key=lambda p: (p.matrices.name, p.matrices.number)
         )
@@ -231,10 +207,8 @@ def _check_arguments(
     for name, value in (("ranks", ranks), ("steps", steps), ("element_bytes", element_bytes)):
         if type(value) is not int or value < 1:
             raise ValueError(f"`{name}` must be a whole number >= 1, got {value!r}")
-    if placement not in get_args(Placement):
-        raise ValueError(
-            f"`placement` must be one of {list(get_args(Placement))}, got {placement!r}"
-        )
+    if placement not in (known := list(get_args(Placement))):
+        raise ValueError(f"`placement` must be one of {known}, got {placement!r}")
     if not ordered:
         raise ValueError("`matrices` must hold at least one, got none; AdamW's need no owner")
     for before, after in pairwise(ordered):
@@ -270,13 +244,11 @@ def _assign_in_order(entries: Sequence[Matrices], numbers: Sequence[int]) -> Ite
 
 
 def balance_load(classes: JobClasses, ranks: int) -> Counts:
-    """Assign every job to a rank, so that the busiest has little; takes time by classes, not jobs.
-
-    First by longest processing time first (R. L. Graham, 1969), at most 4/3 - 1/(3 N) of the
-    optimum. Where that is not close to the lower bound, by MULTIFIT (Coffman, Garey, Johnson,
-    1978): bisect the capacity at which the jobs fit. That leaves cheap jobs in heaps on the last
-    ranks, so as many classes as it does not harm are balanced by the first method again.
-    """
+    """Assign every job to a rank so that the busiest has little, in time by classes, not jobs."""
+    # By longest processing time first (R. L. Graham, 1969), at most 4/3 - 1/(3 N) of the optimum.
+    # Where that is not close to the lower bound, by MULTIFIT (Coffman, Garey, Johnson, 1978):
+    # bisect the capacity at which the jobs fit. That leaves cheap jobs in heaps on the last ranks,
+    # so as many classes as it does not harm are balanced by the first method again.
     counts = _longest_first(classes, ranks)
     low = min_busiest_load(classes, ranks)
     high = max(rank_loads(classes, counts, ranks))

@@ -1,15 +1,9 @@
 """What matrices cost in a step: operations that orthogonalize them, bytes to and from owners.
 
-An owner needs the whole matrix, and every rank that holds a part of the weight needs that part of
-the update. With N ranks and B bytes in all matrices, a rank receives on average
-
-"replicated" (DDP): (N - 1) / N B, as in an all-gather, because every rank has all weights and
-    averaged momenta, and lacks the updates that others compute.
-"rows" (FSDP2's shards): 2 (N - 1) / N B/N, two all-to-alls, because an owner has 1 / N of the rows
-    of each of its matrices; the other rows travel to it, and those of the update back.
-
-and sends as much. No plan in which one rank computes a whole update moves less, if N divides the
-rows. The busiest rank moves more as far as matrices are not balanced by size: the work is.
+With N ranks and B bytes in all matrices, a rank receives on average, and sends as much,
+"replicated" (DDP): (N - 1) / N B, the updates that others compute, as in an all-gather;
+"rows" (FSDP2's shards): 2 (N - 1) / N B/N, two all-to-alls: of the matrices it owns it has 1 / N of
+the rows, the others travel to it, and those of the update back.
 """
 
 from collections import Counter
@@ -17,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, TypeAlias
 
 Shape: TypeAlias = tuple[int, int]
+# Operations of a matrix of this shape, either way round, in so many steps of the iteration.
 Cost: TypeAlias = Callable[[Shape, int], int]
-"""Operations of a matrix of this shape, either way round, in so many steps of the iteration."""
-
 CostForm: TypeAlias = Literal["cheapest", "standard"]
 Placement: TypeAlias = Literal["replicated", "rows"]
 
@@ -60,12 +53,7 @@ COSTS: Final[Mapping[CostForm, Cost]] = {
 
 
 def bytes_bound(total: int, ranks: int, placement: Placement) -> float:
-    """Return the least that a rank receives in a step, on average over the ranks; it sends as much.
-
-    Args:
-        total: B, bytes of all matrices.
-        ranks: N.
-        placement: Where weights lie.
+    """Return the least of `total` bytes that a rank receives, on average; it sends as much.
 
     Example:
         >>> from lightning_root.distributed import bytes_bound
@@ -82,9 +70,7 @@ def count_traffic(
     """Return the bytes that each rank sends and receives, from its number of matrices by shape."""
     ranks = len(owned)
     sent, received = [0] * ranks, [0] * ranks
-    totals: Counter[Shape] = Counter()
-    for shapes in owned:
-        totals.update(shapes)
+    totals = sum(owned, Counter())
     for (rows, columns), total in totals.items():
         part = -(-rows // ranks)  # as FSDP2 cuts a parameter, here each matrix by itself
         for rank, shapes in enumerate(owned):

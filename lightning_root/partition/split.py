@@ -123,7 +123,9 @@ def partition_named(
         raise ValueError("`named` must hold at least one (name, tensor) pair, got none.")
     count = Counter(parameter.name for parameter in parameters)
     if twice := [name for name, times in count.items() if times > 1]:
-        raise ValueError(f"`named` must give each tensor its own name, got {twice[0]!r} twice.")
+        raise ValueError(
+            f"`named` must give each tensor a name of its own, got {twice[0]!r} twice."
+        )
     return _partition(parameters, None, rules)
 
 
