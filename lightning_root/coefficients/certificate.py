@@ -46,8 +46,7 @@ def output_range(
 def stable_input(triples: Sequence[Triple], bound: float = 2.0) -> float:
     """Compute the largest u such that p_T keeps all of [0, u] within [-bound, bound].
 
-    Round-off, above all in bfloat16, pushes singular values a little past 1; beyond u they would
-    be blown up. At most 10, which no matrix comes near.
+    Round-off pushes singular values a little past 1; beyond u they would be blown up. At most 10.
 
     Args:
         triples: One triple (a, b, c) per step.
@@ -72,9 +71,8 @@ def stable_input(triples: Sequence[Triple], bound: float = 2.0) -> float:
 def bfloat16_error(triples: Sequence[Triple]) -> float:
     """Measure how far the iteration in bfloat16 strays from the exact one, on one fixed matrix.
 
-    The matrix is 64 x 96 with singular values spread log-uniformly over three decades and cosine
-    singular vectors; the result is ||U_bfloat16 - U_exact||_F / sqrt(64), the root mean square per
-    singular direction. Muon's five steps give about 0.05.
+    It is 64 x 96 with singular values spread log-uniformly over three decades; the result is
+    ||U_bfloat16 - U_exact||_F / sqrt(64), per direction. Muon's five steps give about 0.05.
 
     Args:
         triples: One triple (a, b, c) per step.

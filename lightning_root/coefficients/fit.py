@@ -90,12 +90,9 @@ def fit_schedule(
     per_step: bool = True,
     starts: Sequence[Sequence[Triple]] = (),
 ) -> tuple[Triple, ...]:
-    """Find the schedule with the smallest mean of (p_T(sigma) - 1)^2 among the bounded ones.
-
-    Bounds are demanded at a few hundred points; where p_T breaks one between them, that point is
-    added and the fit goes on (the exchange method of semi-infinite programming). Values are rounded
-    to nine digits before they are judged.
-    """
+    """Find the schedule with the smallest mean of (p_T(sigma) - 1)^2 among the bounded ones."""
+    # Bounds are demanded at a few hundred points; where p_T breaks one between them, that point is
+    # added and the fit goes on (the exchange method of semi-infinite programming).
     single: Sequence[Sequence[Triple]] = [(triple,) * steps for triple in (MUON, *TABLE_1.values())]
     first = [*starts, *(minimax_schedules(steps) if per_step else single)]
     schedules = torch.tensor(first, dtype=torch.float64, device="cpu")
@@ -185,10 +182,7 @@ def _broken(schedules: Tensor, bounds: Targets) -> Tensor:  # (k, nodes), bool
 
 @lru_cache(maxsize=16)
 def minimax_schedules(steps: int) -> tuple[tuple[Triple, ...], ...]:
-    """Return the schedules that are best for the worst singular value of one of many intervals.
-
-    Bounded as a fit is, except for some of those with a cushion.
-    """
+    """Return the schedules that are best for the worst singular value of one of many intervals."""
     return tuple(
         greedy_schedule(lower, steps, MAX_INPUT + 0.01, cushion, SLACK)
         for lower in (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 1e-2, 3e-2)

@@ -5,15 +5,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from lightning_root.coefficients import published
 from lightning_root.coefficients.fit import SLACK, fit_coefficients
-from lightning_root.coefficients.published import (
-    AUTHORS_SCRIPT,
-    COEFFICIENT_NAMES,
-    MUON,
-    NEWTON_SCHULZ,
-    PUBLISHED,
-    TABLE_1,
-)
 from lightning_root.coefficients.record import Coefficients, certified, load_coefficients
 from lightning_root.coefficients.shapes import Shape, check_shape, shape_text
 from lightning_root.coefficients.spectra import training_model
@@ -92,7 +85,7 @@ def needs_fit(shape: Sequence[int], coefficients: object, steps: int) -> bool:
         return not given and needs_fit(shape, coefficients.get(OTHERWISE, "adaptive"), steps)
     if coefficients == "adaptive":
         return not in_table(shape)
-    return coefficients == "paper" and not (steps == 5 and shape in TABLE_1)
+    return coefficients == "paper" and not (steps == 5 and shape in published.TABLE_1)
 
 
 def schedules_from_file(path: str | Path, steps: int) -> dict[str, Any]:
@@ -116,15 +109,17 @@ def _listed(shape: Shape, name: str, steps: int) -> Coefficients:
         triples, neighbour = shipped(shape, steps)
         return certified(triples, f"the shipped table, {shape_text(neighbour)}", shape=shape)
     if name == "paper":
-        return certified((TABLE_1[shape],) * steps, "arXiv:2511.20626, Table 1", shape=shape)
+        return certified(
+            (published.TABLE_1[shape],) * steps, "arXiv:2511.20626, Table 1", shape=shape
+        )
     if name == "published":
         return _published(shape, steps)
-    if name in PUBLISHED:
-        known = PUBLISHED[name]
+    if name in published.PUBLISHED:
+        known = published.PUBLISHED[name]
         triples = with_margin(known.triples, known.margin) if known.margin else known.triples
         return certified(_extended(triples, steps, known.then), known.source, shape=shape)
     raise ValueError(
-        f"`coefficients` must be one of {list(COEFFICIENT_NAMES)}, a JSON file, a triple (a, b, c) "
+        f"`coefficients` must be one of {list(published.COEFFICIENT_NAMES)}, a JSON file, a triple (a, b, c) "
         f"or one triple per step, got {name!r}"
     )
 
@@ -145,20 +140,20 @@ def _fit_paper(shape: Shape, steps: int) -> Coefficients:
 
 def _published(shape: Shape, steps: int) -> Coefficients:
     """Return the set of the authors' script."""
-    triples = (AUTHORS_SCRIPT.get(shape, MUON),) * steps
+    triples = (published.AUTHORS_SCRIPT.get(shape, published.MUON),) * steps
     if shape == (2048, 2048) and steps <= 5:
         source = "the authors' script, unstable beyond 5 steps"
         return certified(triples, source, shape=shape, trusted=True)
-    source = "the authors' script" + ("" if shape in AUTHORS_SCRIPT else ": Muon's triple")
+    source = "the authors' script" + (
+        "" if shape in published.AUTHORS_SCRIPT else ": Muon's triple"
+    )
     return certified(triples, source, shape=shape)
 
 
 def with_margin(schedule: Sequence[Triple], margin: float) -> tuple[Triple, ...]:
-    """Divide the input of a schedule by `margin`, and by 1.004 before the steps between.
-
-    As published, inputs past 1 and round-off in bfloat16 drive the steepest schedules beyond the
-    interval on which their polynomials are small: CANS turns a constant matrix into 1e11.
-    """
+    """Divide the input of a schedule by `margin`, and by 1.004 before the steps between."""
+    # As published, inputs past 1 and round-off in bfloat16 drive the steepest schedules beyond the
+    # interval on which their polynomials are small: CANS turns a constant matrix into 1e11.
     last = len(schedule) - 1
     divisors = [margin if i == 0 else 1.0 if i == last else 1.0 + SLACK for i in range(last + 1)]
     return tuple(
@@ -167,7 +162,7 @@ def with_margin(schedule: Sequence[Triple], margin: float) -> tuple[Triple, ...]
 
 
 def _extended(
-    schedule: Sequence[Triple], steps: int, then: Triple = NEWTON_SCHULZ
+    schedule: Sequence[Triple], steps: int, then: Triple = published.NEWTON_SCHULZ
 ) -> tuple[Triple, ...]:
     """Cut a schedule to `steps` triples, or continue it with one more step."""
     return (*schedule[:steps], *(then,) * (steps - len(schedule)))

@@ -143,12 +143,9 @@ def equioscillating(lower: float, upper: float) -> Triple:
 def greedy_schedule(
     lower: float, steps: int, upper: float = 1.0, cushion: float = 0.0, slack: float = 0.0
 ) -> tuple[Triple, ...]:
-    """Compose best quintics for singular values in [lower, upper].
-
-    No step looks at values below the share `cushion` of the largest, so that the first ones lift
-    small values less and treat large ones better. `slack` is the relative error that values may
-    pick up before every step after the first.
-    """
+    """Compose best quintics for singular values in [lower, upper]."""
+    # No step looks at values below the share `cushion` of the largest, so that the first ones lift
+    # small values less and treat large ones better. `slack` is the relative error of each step.
     triples = []
     low, high = lower, upper
     for _ in range(steps):

@@ -132,9 +132,8 @@ def scaled_gaussian(
 ) -> Spectrum:
     """Gaussian singular values times a log-normal factor: a model of momentum in training.
 
-    Momentum of real networks has a few directions that hold most of its norm and a bulk that is
-    smaller and wider than a Gaussian matrix's, as if its rows came in very different sizes.
-    Products are collected in `nodes` bins of log sigma from 1e-6 to 1, each with its mean.
+    A few directions hold most of the norm there, and the bulk is smaller and wider than a Gaussian
+    matrix's. Products are collected in `nodes` bins of log sigma from 1e-6 to 1, with their means.
 
     Args:
         rows: m, in either order.

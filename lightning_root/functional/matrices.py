@@ -42,10 +42,7 @@ def normalise(
     matrix: Tensor,  # (*batch, m, n)
     name: str = "matrix",
 ) -> tuple[Tensor, Tensor]:  # (*batch, m, n), (*batch, 1, 1)
-    """Divide each matrix by its largest magnitude, so that no square overflows or vanishes.
-
-    Zeros stay zeros; the magnitude is NaN or infinite where an entry is.
-    """
+    """Divide each matrix by its largest magnitude, so that no square overflows; 0 stays 0."""
     values = widen(matrix, name)
     largest = magnitude(values)
     return values / nonzero(largest), largest
@@ -83,10 +80,7 @@ def ratio(numerator: Tensor, denominator: Tensor, undefined: float = 0.0) -> Ten
 
 
 def slices(extent: int, size: int, min_length: int = 1) -> Iterator[slice]:
-    """Cut a dimension, `size` elements an index, into equal parts of `SLICE_ELEMENTS` or less.
-
-    A part may have `min_length` indices all the same.
-    """
+    """Cut `size` elements an index into equal parts of `SLICE_ELEMENTS` or `min_length` indices."""
     count = -(-extent // max(min_length, SLICE_ELEMENTS // size))
     step = -(-extent // count)
     return (slice(start, start + step) for start in range(0, extent, step))

@@ -63,9 +63,8 @@ def outlier_threshold(
     """Compute the `quantile` of the non-zero magnitudes of each matrix.
 
     Linear interpolation between order statistics, as `torch.quantile` and the paper's script do it.
-    Exact zeros are left out. For a matrix without zeros this is the paper's threshold; where most
-    entries are zero (frozen rows, experts that saw no token) the paper's falls to 1e-9 and leaves
-    nothing but noise, while this one does not change when zero rows or columns are added.
+    Exact zeros are left out: where most entries are zero (frozen rows, experts that saw no token)
+    the paper's threshold falls to 1e-9, while this one does not change with zero rows or columns.
 
     Args:
         matrix: Shape (*batch, m, n), any floating dtype, any size; not modified.
@@ -143,9 +142,8 @@ def automatic_quantile(matrix: Tensor) -> Tensor:
 
     p = 1 - 0.1 min(max(excess, 0), 2), where excess = kappa / 3 - 1 + share: kappa is the
     `relative_kurtosis`, of which Gaussian entries have 3 and sums of outer products, as a layer's
-    momentum is one, less; share is what the largest entry has of ||N||_F^2, because a matrix that
-    is one entry looks like a sum of outer products, too. Nothing is clipped up to the Gaussian
-    kurtosis, the paper's tenth at twice and a fifth from three times that on.
+    momentum is one, less; share is what the largest entry has of ||N||_F^2. Nothing is clipped up
+    to the Gaussian kurtosis, the paper's tenth at twice and a fifth from three times that on.
 
     Found on the momentum of a byte-level GPT of 1 M parameters: kappa was between 1.4 and 2.8, and
     2 to 50 where entries of the gradient were replaced by outliers, without which the update was
@@ -213,11 +211,8 @@ def select_by_partition(
     magnitudes: Tensor,  # (k, size)
     quantile: float | Sequence[float],  # k of them
 ) -> Tensor:  # (k,)
-    """Compute quantiles by numpy's in-place selection, 20 to 50 times faster than `kthvalue`.
-
-    Magnitudes are in the order of their bits, and whole numbers are selected among three times as
-    fast as floating point numbers.
-    """
+    """Compute quantiles by numpy's in-place selection, 20 to 50 times faster than `kthvalue`."""
+    # Magnitudes are in the order of their bits, and whole numbers are three times as fast.
     values = magnitudes.numpy()
     bits = values.view(np.dtype(f"i{values.itemsize}"))
     without_zeros = bits.min() > 0  # much cheaper than counting

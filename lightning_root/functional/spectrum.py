@@ -86,10 +86,9 @@ def orthogonalization_error(update: Tensor, exact: bool = False) -> Tensor:
 def singular_value_range(matrix: Tensor, iterations: int = STEPS) -> tuple[Tensor, Tensor]:
     """Estimates of the least and the greatest singular value of each matrix.
 
-    Both lie within the true range (but for rounding, 1e-3 of the greatest near zero): the least is
-    overestimated, the greatest underestimated. For updates of up to 1536 rows, 16 iterations leave
-    the greatest 0.3 % too small at most; the least is off by up to 6 % of the greatest where many
-    singular values lie near zero, as those of square matrices do, and by less elsewhere.
+    Both lie within the true range (but for rounding, 1e-3 of the greatest near zero). For updates
+    of up to 1536 rows, 16 iterations leave the greatest 0.3 % too small at most; the least is off
+    by up to 6 % of the greatest where many singular values lie near zero, and by less elsewhere.
 
     Args:
         matrix: Shape (*batch, m, n), any floating dtype, any scale, wide or tall; not modified.
@@ -251,11 +250,9 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def probes(rows: int, like: Tensor) -> Tensor:  # (count, rows)
-    """Return unit vectors to start from, with device and dtype of `like`, the same in every call.
-
-    Every coordinate direction for small matrices, vectors of pseudo-random signs for large ones:
-    2048 / rows of them but at least 4, so that the noise of a trace is about the same up to 512.
-    """
+    """Return unit vectors to start from, with device and dtype of `like`, the same in every call."""
+    # Every coordinate direction for small matrices; else pseudo-random signs, so many vectors that
+    # the noise of a trace is about the same up to 512 rows.
     if rows <= MAX_UNIT_VECTORS:
         return torch.eye(rows, dtype=like.dtype, device=like.device)
     count = max(MIN_PROBES, 2048 // rows)
@@ -271,11 +268,9 @@ def tridiagonalise(
     start: Tensor,  # unit vectors, (*batch, probes, m)
     steps: int,  # j; more than m make up for rounding, which a small matrix shows sooner
 ) -> Tridiagonal:
-    """Run Lanczos' method from every start vector at once, without reorthogonalization.
-
-    Copies of converged eigenvalues appear in T, which neither its extreme eigenvalues nor
-    (f(T))_11 mind. Vectors are rows: products with the matrix on the right are faster on a CPU.
-    """
+    """Run Lanczos' method from every start vector at once, without reorthogonalization."""
+    # Copies of converged eigenvalues appear in T, which neither its extreme eigenvalues nor
+    # (f(T))_11 mind. Vectors are rows: products with the matrix on the right are faster on a CPU.
     previous, current = torch.zeros_like(start), start
     diagonal: list[Tensor] = []
     off_diagonal: list[Tensor] = []
@@ -297,11 +292,8 @@ def extreme_eigenvalues(
     matrix: Tridiagonal,  # started from `probes`
     rows: int,  # of the matrix that was tridiagonalised
 ) -> tuple[Tensor, Tensor]:  # (*batch), (*batch)
-    """Compute the least and the greatest eigenvalue that the probes have seen.
-
-    Power iteration by repeated squaring, on c - T and on c + T. Both results are averages of
-    eigenvalues, so they lie within the spectrum.
-    """
+    """Compute the least and the greatest eigenvalue that the probes have seen."""
+    # By repeated squaring, of c - T and c + T: averages of eigenvalues, so within the spectrum.
     # Each unit vector may see an invariant subspace of its own; of random ones a few are enough.
     count = rows if rows <= MAX_UNIT_VECTORS else MIN_PROBES
     dense = _dense(matrix.diagonal[..., :count, :], matrix.off_diagonal[..., :count, :])
@@ -318,13 +310,10 @@ def extreme_eigenvalues(
 
 
 def square_root_error(matrix: Tridiagonal) -> Tensor:  # (*batch, probes)
-    """Compute (f(T))_11 of f(e) = (sqrt(1 + e) - 1)^2 for each probe.
-
-    sqrt(x) is the mean of x / (sin^2 t + x cos^2 t) over t in [0, pi / 2]. Put together, f is the
-    mean of sin^2(2 t) / 2 times e^2 / (1 + e cos^2 t): positive terms, so nothing cancels where the
-    error is small. With 64 midpoints sqrt(x) is off by 2 sqrt(x) |(1 - sqrt(x)) / (1 +
-    sqrt(x))|^128 or so, at most 0.003; 16 would be off by up to 0.012, near zero.
-    """
+    """Compute (f(T))_11 of f(e) = (sqrt(1 + e) - 1)^2 for each probe."""
+    # sqrt(x) is the mean of x / (sin^2 t + x cos^2 t) over t in [0, pi / 2], and so f is the mean
+    # of sin^2(2 t) / 2 times e^2 / (1 + e cos^2 t): positive terms, so nothing cancels where the
+    # error is small. With 64 midpoints sqrt(x) is off by at most 0.003, with 16 by 0.012.
     angles = torch.arange(0.5, NODES, dtype=matrix.diagonal.dtype, device=matrix.diagonal.device)
     angles = angles * (math.pi / (2 * NODES))
     cosines, weights = angles.cos().square(), (2 * angles).sin().square() / 2

@@ -79,10 +79,8 @@ def update_to_weight_ratio(update: Tensor, weight: Tensor) -> Tensor:
 def kurtosis(momentum: Tensor) -> Tensor:
     """Kurtosis of the entries of each matrix, E[x^4] / E[x^2]^2: how heavy their tails are.
 
-    About zero and not about the mean, because the outlier threshold too is symmetric about zero. 3
-    for Gaussian entries, 1 (the least) for entries of one magnitude, m n (the greatest) for a
-    single entry that is not zero. Unlike the outlier fraction, which the quantile fixes, it moves
-    when outliers come or go.
+    About zero and not about the mean, as the outlier threshold is. 3 for Gaussian entries, 1 (the
+    least) for entries of one magnitude, m n (the greatest) for a single entry that is not zero.
 
     Args:
         momentum: Shape (*batch, m, n), any floating dtype; not modified.
@@ -106,9 +104,8 @@ def kurtosis(momentum: Tensor) -> Tensor:
 def cosine_similarity(momentum: Tensor, update: Tensor) -> Tensor:
     """Cosine of the angle between momentum and update, as vectors of m n entries.
 
-    With an exactly orthogonalized update it is the sum of the momentum's singular values over
-    sqrt(m) times its Frobenius norm: 1 for a momentum that was orthogonal already, 1 / sqrt(m) for
-    one of rank one. Clipping, and what orthogonalization leaves undone, lower it further.
+    With an exactly orthogonalized update it is 1 for a momentum that was orthogonal already and
+    1 / sqrt(m) for one of rank one. Clipping, and inexact orthogonalization, lower it further.
 
     Args:
         momentum: N, shape (*batch, m, n).
@@ -139,11 +136,8 @@ def relative_kurtosis(matrix: Tensor) -> Tensor:
     Pearson's mean square contingency. A matrix of rank one has 1, however heavy its tail, and
     independent Gaussian entries have 3, however their rows and columns are scaled; sums of some
     outer products, as the momentum of a layer is one, lie between the two. An entry that neither
-    its row nor its column explains brings it above that, up to min(m, n) where each row and
-    column has just one.
-
-    It does not change with the scale of the matrix, when it is transposed, when rows or columns
-    change places, or when zero rows or columns are added.
+    its row nor its column explains brings it above that. It does not change with the scale of the
+    matrix, when it is transposed, or when zero rows or columns are added.
 
     Args:
         matrix: Shape (*batch, m, n), any floating dtype; not modified.
@@ -168,11 +162,8 @@ def relative_kurtosis(matrix: Tensor) -> Tensor:
 
 
 def tail(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute relative kurtosis and the energy share of the largest entry, each (*batch).
-
-    `values` are from `normalise`, and overwritten.
-    """
-    squares = values.square_()
+    """Compute relative kurtosis and the energy share of the largest entry, each (*batch)."""
+    squares = values.square_()  # they are from `normalise`, and overwritten
     rows = squares.sum(dim=-1)
     columns = squares.sum(dim=-2, keepdim=True)
     # Divided before they are squared again, so that small entries do not vanish.
@@ -184,9 +175,8 @@ def tail(values: Tensor) -> tuple[Tensor, Tensor]:
 def outlier_fraction(momentum: Tensor, clipped: Tensor) -> Tensor:
     """Share of the entries that the threshold changed, zeros included in the count.
 
-    With a quantile p as the threshold it is 1 - p by construction, less where entries are zero or
-    tie: a check that clipping does what it should. What outliers there are shows in
-    `outlier_energy`, `kurtosis` and `relative_threshold`.
+    With a quantile p as the threshold it is 1 - p, less where entries are zero or tie; what
+    outliers there are shows in `outlier_energy`, `kurtosis` and `relative_threshold`.
 
     Args:
         momentum: N, shape (*batch, m, n).
@@ -332,11 +322,8 @@ def scaled_cosine(product: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def share_of_nonzero(signs: Tensor, count: int, largest: Tensor) -> Tensor:
-    """Compute the share of the entries of N - B that are not zero, from the norm of their signs.
-
-    Signs and a norm, because counting booleans is ten times slower on a CPU.
-    """
-    # An infinity in N would pass for one more outlier.
+    """Compute the share of the entries of N - B that are not zero, from the norm of their signs."""
+    # Counting booleans is ten times slower on a CPU. An infinity in N would pass for one more.
     return signs.square() / count + 0 * largest[..., 0, 0]
 
 

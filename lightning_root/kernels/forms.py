@@ -173,12 +173,10 @@ def _near_one(matrix: Tensor, largest: Tensor | None) -> Tensor:
 
 
 def segments(triples: Sequence[Triple], dtype: torch.dtype) -> list[tuple[Triple, ...]]:
-    """Cut a schedule where R, held in `dtype`, has to be computed anew from X.
-
-    R is rounded relative to its largest eigenvalue, and the steps that follow enlarge the smallest
-    ones by the square of their slopes at zero: by 2e5 in five steps, by 1e8 in eight. What was
-    rounding would become a wrong, even a negative eigenvalue, on which the iteration diverges.
-    """
+    """Cut a schedule where R, held in `dtype`, has to be computed anew from X."""
+    # R is rounded relative to its largest eigenvalue, and the steps that follow enlarge the
+    # smallest ones by the square of their slopes at zero: by 2e5 in five steps, by 1e8 in eight.
+    # Rounding would become a wrong, even a negative eigenvalue, on which the iteration diverges.
     limit = math.sqrt(MAX_ROUNDING_ERROR / torch.finfo(dtype).eps)
     parts: list[list[Triple]] = [[]]
     growth = 1.0
@@ -199,11 +197,8 @@ def evaluate(
     products: Products = PLAIN,
     is_unit: bool = False,  # its norm is 1 already
 ) -> Tensor:
-    """Divide by the Frobenius norm and iterate; zero for a zero matrix.
-
-    The largest entry of x must be near 1, so that squares neither overflow nor vanish. A transposed
-    view gives a transposed result, without a copy.
-    """
+    """Divide by the Frobenius norm and iterate; a transposed view gives a transposed result."""
+    # The largest entry of x must be near 1, so that squares neither overflow nor vanish.
     if form == "standard":
         return _standard(x if is_unit else unit_frobenius(x).to(x.dtype), triples, products)
     if form == "polar":
@@ -247,12 +242,9 @@ def _through_gram(
 
 
 def _gram(gram: Tensor, triples: Sequence[Triple], products: Products) -> Tensor:
-    """Compute Q from R, which is used up: 3 T - 2 symmetric products and T - 1 whole ones.
-
-    Q is symmetric too, up to rounding, but to mirror one triangle of it would spoil it: where R is
-    badly conditioned, the rounding in its rows is enlarged by the slopes at zero, by hundreds, and
-    that in its columns, which X meets, is not.
-    """
+    """Compute Q from R, which is used up: 3 T - 2 symmetric products and T - 1 whole ones."""
+    # Q is symmetric too, but to mirror one triangle would spoil it: where R is badly conditioned,
+    # the slopes at zero enlarge the rounding in its rows, by hundreds, but not in its columns.
     q = None
     for number, (a, b, c) in enumerate(triples, 1):
         p = products.quadratic(gram, b, c)

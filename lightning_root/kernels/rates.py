@@ -116,12 +116,9 @@ _COMPARED: Final[Mapping[str, Callable[[Tensor], object]]] = {
 def _seconds(
     runs: Mapping[str, Callable[[Tensor], object]], x: Tensor, min_seconds: float = 0.12
 ) -> dict[str, float]:
-    """Return the shortest time of each in three rounds or more, `min_seconds` together.
-
-    In turns, so that what slows the machine down for a while slows all of them, and so that none
-    finds in the cache what it left there itself: within an iteration none does. With one thread,
-    what other processes take of it does not count.
-    """
+    """Return the shortest time of each in three rounds or more, `min_seconds` together."""
+    # In turns, so that what slows the machine down for a while slows all of them, and so that none
+    # finds in the cache what it left there itself. With one thread, other processes do not count.
     for run in runs.values():
         run(x)
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -169,13 +166,10 @@ def load_or_measure(
     measure: Callable[[], Any],  # gives a dataclass
     parse: Parse[Measured],  # None, or a KeyError, TypeError or ValueError, for damaged values
 ) -> Measured | None:
-    """Load a measurement, or make and save it; None, with nothing measured, if it cannot be saved.
-
-    Results would depend on what else the machine was doing. Of several processes that start
-    together, the one that writes first decides for all.
-    """
-    found = _load(file, parse)
-    if found is not None:
+    """Load a measurement, or make and save it; None, with nothing measured, if it cannot be saved."""
+    # Results would depend on what else the machine was doing. Of several processes that start
+    # together, the one that writes first decides for all.
+    if (found := _load(file, parse)) is not None:
         return found
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,8 @@ def _parse_cut(pattern: str, cut: Mapping[Any, Any]) -> Rule:
     view = dict(cut)
     role = view.pop("role", "root")
     if role not in ("root", "adamw"):
-        raise ValueError(f"`rules` must give 'root' or 'adamw', got {role!r} for {pattern!r}.")
+        got = f"got {role!r} for {pattern!r}"
+        raise ValueError(f"`rules` must give the role 'root' or 'adamw', {got}.")
     if role == "adamw" and view:
         raise ValueError(
             f"`rules` may cut only what goes to 'root', but {pattern!r} gives the role 'adamw' "

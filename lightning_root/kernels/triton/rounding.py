@@ -13,14 +13,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightning_root.kernels.rounding import (
-    BLOCK,
-    FROM_HALF,
-    MIN_NORMAL,
-    MIXERS,
-    PER_PLACE,
-    PER_STEP,
-)
+import lightning_root.kernels.rounding as numbers
+from lightning_root.kernels.rounding import BLOCK
 from lightning_root.kernels.triton.language import cdiv, jit, tl
 
 ROWS: Final = 32  # blocks of a program: 32 entries for each of its 128 threads
@@ -57,12 +51,12 @@ def momentum_step_float8_(
         ON_DEVICE=on_device,
         ROWS=ROWS,
         BLOCK=BLOCK,
-        MIN_NORMAL=MIN_NORMAL,
-        FROM_HALF=FROM_HALF,
-        PER_STEP=PER_STEP,
-        PER_PLACE=PER_PLACE,
-        FIRST_MIXER=MIXERS[0],
-        SECOND_MIXER=MIXERS[1],
+        MIN_NORMAL=numbers.MIN_NORMAL,
+        FROM_HALF=numbers.FROM_HALF,
+        PER_STEP=numbers.PER_STEP,
+        PER_PLACE=numbers.PER_PLACE,
+        FIRST_MIXER=numbers.MIXERS[0],
+        SECOND_MIXER=numbers.MIXERS[1],
         enable_fp_fusion=True,
     )
 

@@ -13,16 +13,8 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 import torch
 
 from lightning_root.kernels.rates import load_or_measure, machine_file
-from lightning_root.kernels.triton.tiles import (
-    ALL_KERNELS,
-    ALL_KERNELS_FLOAT32,
-    DTYPES,
-    NO_KERNELS,
-    SIZES,
-    TILES,
-    TORCH,
-    Tuning,
-)
+from lightning_root.kernels.triton import tiles
+from lightning_root.kernels.triton.tiles import NO_KERNELS, Tuning
 
 KernelOption: TypeAlias = Literal["auto", "torch", "triton"]
 """What `kernels` takes."""
@@ -44,7 +36,7 @@ def tuning_for(option: KernelOption, device: torch.device, dtype: torch.dtype) -
     Raises:
         RuntimeError: If `option` is "triton" and they cannot run here.
     """
-    if option == "torch" or dtype not in DTYPES:
+    if option == "torch" or dtype not in tiles.DTYPES:
         return None
     if option == "triton":
         if not can_run(device):
@@ -52,7 +44,7 @@ def tuning_for(option: KernelOption, device: torch.device, dtype: torch.dtype) -
                 '`kernels="triton"` needs the package `triton` and a CUDA device, and the '
                 f'parameters are on {str(device)!r}; leave `kernels` at "auto"'
             )
-        return ALL_KERNELS_FLOAT32 if dtype == torch.float32 else ALL_KERNELS
+        return tiles.ALL_KERNELS_FLOAT32 if dtype == torch.float32 else tiles.ALL_KERNELS
     if device.type != "cuda" or not can_run(device):
         return None
     found = tuned(device, dtype)
@@ -106,6 +98,7 @@ def adopt_tunings(others: Mapping[str, Tuning]) -> None:
 
 def _parse(values: Mapping[str, Any]) -> Tuning | None:
     """Read what was saved; None if it is damaged."""
-    tiles = tuple(map(int, values["tiles"]))
-    sound = len(tiles) == len(SIZES) and all(TORCH <= tile < len(TILES) for tile in tiles)
-    return Tuning(tiles, bool(values["passes"]), bool(values["rounds"])) if sound else None
+    chosen = tuple(map(int, values["tiles"]))
+    known = range(tiles.TORCH, len(tiles.TILES))
+    sound = len(chosen) == len(tiles.SIZES) and all(tile in known for tile in chosen)
+    return Tuning(chosen, bool(values["passes"]), bool(values["rounds"])) if sound else None
