@@ -109,18 +109,18 @@ def _listed(shape: Shape, name: str, steps: int) -> Coefficients:
         triples, neighbour = shipped(shape, steps)
         return certified(triples, f"the shipped table, {shape_text(neighbour)}", shape=shape)
     if name == "paper":
-        return certified(
-            (published.TABLE_1[shape],) * steps, "arXiv:2511.20626, Table 1", shape=shape
-        )
+        triples = (published.TABLE_1[shape],) * steps
+        return certified(triples, "arXiv:2511.20626, Table 1", shape=shape)
     if name == "published":
         return _published(shape, steps)
     if name in published.PUBLISHED:
         known = published.PUBLISHED[name]
         triples = with_margin(known.triples, known.margin) if known.margin else known.triples
         return certified(_extended(triples, steps, known.then), known.source, shape=shape)
+    names = list(published.COEFFICIENT_NAMES)
     raise ValueError(
-        f"`coefficients` must be one of {list(published.COEFFICIENT_NAMES)}, a JSON file, a triple (a, b, c) "
-        f"or one triple per step, got {name!r}"
+        f"`coefficients` must be one of {names}, a JSON file, a triple (a, b, c) or one triple per "
+        f"step, got {name!r}"
     )
 
 
@@ -140,13 +140,12 @@ def _fit_paper(shape: Shape, steps: int) -> Coefficients:
 
 def _published(shape: Shape, steps: int) -> Coefficients:
     """Return the set of the authors' script."""
-    triples = (published.AUTHORS_SCRIPT.get(shape, published.MUON),) * steps
+    known = published.AUTHORS_SCRIPT
+    triples = (known.get(shape, published.MUON),) * steps
     if shape == (2048, 2048) and steps <= 5:
         source = "the authors' script, unstable beyond 5 steps"
         return certified(triples, source, shape=shape, trusted=True)
-    source = "the authors' script" + (
-        "" if shape in published.AUTHORS_SCRIPT else ": Muon's triple"
-    )
+    source = "the authors' script" + ("" if shape in known else ": Muon's triple")
     return certified(triples, source, shape=shape)
 
 

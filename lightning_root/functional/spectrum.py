@@ -250,7 +250,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def probes(rows: int, like: Tensor) -> Tensor:  # (count, rows)
-    """Return unit vectors to start from, with device and dtype of `like`, the same in every call."""
+    """Return unit vectors to start from, on the device of `like`, the same in every call."""
     # Every coordinate direction for small matrices; else pseudo-random signs, so many vectors that
     # the noise of a trace is about the same up to 512 rows.
     if rows <= MAX_UNIT_VECTORS:

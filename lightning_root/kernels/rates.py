@@ -166,7 +166,7 @@ def load_or_measure(
     measure: Callable[[], Any],  # gives a dataclass
     parse: Parse[Measured],  # None, or a KeyError, TypeError or ValueError, for damaged values
 ) -> Measured | None:
-    """Load a measurement, or make and save it; None, with nothing measured, if it cannot be saved."""
+    """Load a measurement, or make and save it; None, and not measured, if it cannot be saved."""
     # Results would depend on what else the machine was doing. Of several processes that start
     # together, the one that writes first decides for all.
     if (found := _load(file, parse)) is not None:
