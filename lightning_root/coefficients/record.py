@@ -74,11 +74,7 @@ class Coefficients:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Coefficients":
-        """Read what `as_dict` wrote; the certificate is computed again, never believed.
-
-        Raises:
-            ValueError: If the triples are missing or malformed, or the set is unbounded.
-        """
+        """Read what `as_dict` wrote, or raise ValueError; the certificate is computed again."""
         if not isinstance(values, Mapping) or "triples" not in values:
             raise ValueError("a coefficient set needs `triples`, one (a, b, c) per step")
         shape, mse, spectrum = (values.get(name) for name in ("shape", "mse", "spectrum"))
@@ -119,10 +115,7 @@ def certified(
     spectrum: Spectrum | None = None,
     trusted: bool = False,
 ) -> Coefficients:
-    """Certify a set; raise ValueError if p_T leaves [-2, 2] on [0, 1], unless it is trusted.
-
-    `mse` is computed on `spectrum`, or else on the Gaussian law of `shape`.
-    """
+    """Certify a set; raise ValueError if p_T leaves [-2, 2] on [0, 1], unless it is trusted."""
     low, high = output_range(triples)
     if max(-low, high) > BOUND and not trusted:
         raise ValueError(
@@ -130,7 +123,7 @@ def certified(
             f"values in [0, 1] to [{low:.3g}, {high:.3g}], outside [-{BOUND:g}, {BOUND:g}]. Take "
             'fewer steps (`ns_steps`) or another set, for example "adaptive"'
         )
-    if spectrum is None and shape is not None:
+    if spectrum is None and shape is not None:  # what `mse` is computed on
         spectrum = marchenko_pastur(*shape)
     return Coefficients(
         triples=triples,

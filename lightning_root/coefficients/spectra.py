@@ -210,12 +210,7 @@ class SpectrumHistogram:
     matrices: int = 0
 
     def add(self, singular_values: Tensor) -> None:
-        """Count the singular values of matrices, in any scale.
-
-        Args:
-            singular_values: Shape (*batch, m), one row per matrix; zero and non-finite rows are
-                left out.
-        """
+        """Count singular values (*batch, m), in any scale, but for zero and non-finite rows."""
         rows = singular_values.detach().to("cpu", torch.float64)
         rows = rows.reshape(-1, *rows.shape[-1:])
         norm = torch.linalg.vector_norm(rows, dim=1)
@@ -232,11 +227,7 @@ class SpectrumHistogram:
         self.matrices += other.matrices
 
     def spectrum(self, name: str = "captured") -> Spectrum:
-        """Return the distribution that was measured.
-
-        Raises:
-            ValueError: If nothing has been counted.
-        """
+        """Return the distribution that was measured; ValueError if nothing has been counted."""
         counts = torch.tensor(self.counts, dtype=torch.float64, device="cpu")
         if not counts.any():
             raise ValueError("the histogram is empty; `add` singular values first")
@@ -252,11 +243,7 @@ class SpectrumHistogram:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SpectrumHistogram":
-        """Read what `as_dict` wrote.
-
-        Raises:
-            ValueError: If the counts do not fit.
-        """
+        """Read what `as_dict` wrote, or raise ValueError if the counts do not fit."""
         first, given = int(values["first"]), [int(count) for count in values["counts"]]
         if first < 0 or first + len(given) != BINS or min(given, default=0) < 0:
             raise ValueError(f"a spectrum needs {BINS} counts >= 0, got {first} + {len(given)}")

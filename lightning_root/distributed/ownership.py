@@ -114,10 +114,7 @@ class OwnershipPlan:
 
     @property
     def limited_by_largest(self) -> bool:
-        """Whether one matrix is more than a fair share and all that the busiest rank has.
-
-        So it is wherever there are fewer matrices than ranks. More ranks do not help then.
-        """
+        """Whether one matrix is more than a fair share and all that the busiest rank has."""
         return self.busiest == self.largest and self.largest * self.ranks > sum(self.operations)
 
     def owner(self, name: str, number: int = 0) -> int:
@@ -176,7 +173,13 @@ def plan_ownership(
     _check_arguments(ordered, ranks, steps, placement, element_bytes)
     by_cost: dict[int, list[Matrices]] = defaultdict(list)
     for entry in ordered:
-        by_cost[_checked_cost(cost, entry.shape, steps)].append(entry)
+        operations = cost(entry.shape, steps)
+        if type(operations) is not int or operations < 1:
+            raise ValueError(
+                f"`cost` must return a whole number >= 1, got {operations!r} for {entry.shape}; "
+                "floats may differ between machines, and all ranks need one plan"
+            )
+        by_cost[operations].append(entry)
     classes = [(c, sum(e.count for e in by_cost[c])) for c in sorted(by_cost, reverse=True)]
     counts = balance_load(classes, ranks)
     pieces = [
@@ -213,20 +216,8 @@ def _check_arguments(
         raise ValueError("`matrices` must hold at least one, got none; AdamW's need no owner")
     for before, after in pairwise(ordered):
         if before.name == after.name and before.number + before.count > after.number:
-            raise ValueError(
-                f"`matrices` must hold each matrix once, got {after.number} of `{after.name}` twice"
-            )
-
-
-def _checked_cost(cost: Cost, shape: Shape, steps: int) -> int:
-    """Return a matrix's cost, or raise ValueError if it is not a positive whole number."""
-    operations = cost(shape, steps)
-    if type(operations) is not int or operations < 1:
-        raise ValueError(
-            f"`cost` must return a whole number >= 1, got {operations!r} for {shape}; floats may "
-            "differ between machines, and all ranks need one plan"
-        )
-    return operations
+            twice = f"{after.number} of `{after.name}`"
+            raise ValueError(f"`matrices` must hold each matrix once, got {twice} twice")
 
 
 def _assign_in_order(entries: Sequence[Matrices], numbers: Sequence[int]) -> Iterator[Piece]:

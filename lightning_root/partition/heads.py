@@ -36,7 +36,8 @@ def find_heads(parameters: Sequence[ModelParameter], modules: Modules) -> Heads:
         if use.kind == "raw" and len(use.shape) > 1 and names.is_head(use.own_component):
             heads[use.path, use.leaf] = f"output head: named '{use.own_component}'"
     heads |= _ends_of_towers(free)
-    if heads or any(_is_tied_head(parameter) for parameter in parameters):
+    tables = (p for p in parameters if any(use.table == "embedding" for use in p.uses))
+    if heads or any(use.kind == "linear" for parameter in tables for use in parameter.uses):
         return heads  # a head tied to an embedding has its reason there
     # One use a parameter: a module that is registered twice must not look like two.
     firsts = {parameter.uses[0].index for parameter in parameters}
@@ -129,12 +130,6 @@ def _last_linear(model: Sequence[ParameterUse], free: Sequence[ParameterUse], to
     return {(last.path, last.leaf): f"output head: {'the only' if only else 'last'} Linear"}
 
 
-def _is_tied_head(parameter: ModelParameter) -> bool:
-    """Tell whether a parameter is both an embedding and a Linear's weight."""
-    tables, kinds = {use.table for use in parameter.uses}, {use.kind for use in parameter.uses}
-    return "embedding" in tables and "linear" in kinds
-
-
 def _is_attention(path: str, inner: Sequence[ParameterUse]) -> bool:
     """Tell whether a module called like a head is an attention's."""
     depth = path.count(".") + 1
@@ -170,13 +165,11 @@ def _auxiliary_modules(uses: Sequence[ParameterUse]) -> set[str]:
 
 
 def _repeated_blocks(uses: Iterable[ParameterUse], modules: Modules) -> set[str]:
-    """Return the paths of modules that stand in a stack next to others of their kind.
-
-    A stack is a `ModuleList`, a `Sequential` or anything with numbered children. Its children are
-    blocks when they hold matrices in modules of their own (so the Linears of a plain MLP are none)
-    and a sibling is alike: of the same class or, where the class says nothing, with the same
-    parameters. In a stack called "blocks", "layers", ... one child of a custom class is enough.
-    """
+    """Return the paths of modules that stand in a stack next to others of their kind."""
+    # A stack is a `ModuleList`, a `Sequential` or anything with numbered children. Its children are
+    # blocks when they hold matrices in modules of their own (so the Linears of a plain MLP are
+    # none) and a sibling is of the same class or, where the class says nothing, has the same
+    # parameters. In a stack called "blocks", "layers", ... one child of a custom class is enough.
     below: dict[str, list[ParameterUse]] = {}  # path of a module -> uses in its submodules
     for use in uses:
         for path in names.prefixes(use.path)[:-1]:

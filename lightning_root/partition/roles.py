@@ -55,11 +55,6 @@ def decide_role(parameter: ModelParameter, context: ModelContext) -> RoleDecisio
     return _role_of_raw(use) if use.kind == "raw" else _role_of_matrix(use)
 
 
-def _flattened_shape(use: ParameterUse) -> tuple[int, int]:
-    """Return the shape of the matrix that is left when all dimensions but the first are joined."""
-    return use.shape[0], math.prod(use.shape[1:])
-
-
 def _describe_ties(parameter: ModelParameter) -> str:
     """Name the other uses of a tied parameter; one module under two names is no tie."""
     first, *others = parameter.uses
@@ -82,7 +77,7 @@ def _is_bias(use: ParameterUse) -> bool:
 def _is_vector(use: ParameterUse) -> bool:
     """Tell whether nothing is left to orthogonalize: one row, one column, or no entry at all."""
     if use.kind == "convolution":
-        return min(_flattened_shape(use)) <= 1
+        return min(use.shape[0], math.prod(use.shape[1:])) <= 1
     return sum(size != 1 for size in use.shape) <= 1 or 0 in use.shape
 
 
@@ -95,7 +90,7 @@ def _role_of_convolution(use: ParameterUse, context: ModelContext) -> RoleDecisi
         return RoleDecision("adamw", f"input embedding: named '{component}'")
     if groups == channels > 1:
         return RoleDecision("adamw", f"depthwise convolution: {groups} groups")
-    rows, columns = _flattened_shape(use)
+    rows, columns = use.shape[0], math.prod(use.shape[1:])
     if groups > 1:  # each group is a matrix of its own
         block = (rows // groups, columns)
         if 1 in block:

@@ -26,11 +26,10 @@ def partition_parameters(module: nn.Module, *, rules: Rules | None = None) -> Pa
     """Decide which of a module's parameters ROOT orthogonalizes, and which AdamW updates.
 
     ROOT takes hidden matrices: the weights of Linears, attention, recurrent layers, experts, and
-    of convolutions, flattened to (out, in * kernel). AdamW takes what is not one: embeddings
-    (also when tied to the head), output heads, patch embeddings, norms, biases, position tables
-    and tokens, depthwise convolutions, and stacks of three and more dimensions that are not
-    experts. Types and ties decide before names; each route says why. Frozen parameters are left
-    out, so partition again after unfreezing. No tensor's data is read.
+    of convolutions, flattened to (out, in * kernel). AdamW takes what is not one: embeddings (also
+    when tied to the head), output heads, patch embeddings, norms, biases, position tables, tokens,
+    depthwise convolutions, and stacks that are not experts. Types and ties decide before names;
+    each route says why. Frozen parameters are left out, so partition again after unfreezing.
 
     Several matrices in one parameter (q, k and v; gate and up; groups of a convolution; experts)
     are cut apart by the route's `view` where the module tells how; where not, the table ends with
@@ -95,9 +94,8 @@ def partition_named(
 ) -> Partition:
     """Partition (name, tensor) pairs without a module: names and shapes decide.
 
-    Prefer `partition_parameters`: from here an embedding with an unusual name looks like any other
-    matrix. Every tensor is routed, frozen or not, because the caller chose it. Tensors without
-    names may be called "parameter.0", "parameter.1"; then only shapes decide.
+    Prefer `partition_parameters`: here an embedding with an unusual name looks like any matrix.
+    Every tensor is routed, frozen or not. Those without names may be called "parameter.0", ...
 
     Args:
         named: Pairs as from `module.named_parameters()`.

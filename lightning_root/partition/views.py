@@ -14,10 +14,9 @@ from torch import Tensor
 class MatrixView:
     """How a parameter is cut into matrices: data, not behaviour of a module.
 
-    The parameter is seen as (stack..., rows, columns): its first `stack` dimensions count matrices,
-    the next one holds the rows, and all that follow are flattened into the columns, as for a
-    convolution. Then rows and columns are cut. Matrices are in the order of the stack, in it of
-    the row blocks, in these of the column blocks.
+    The parameter is seen as (stack..., rows, columns), with all that follows the rows flattened
+    into the columns, as for a convolution. Then rows and columns are cut. Matrices are in the order
+    of the stack, in it of the row blocks, in these of the column blocks.
 
     Args:
         stack: How many leading dimensions count matrices; 1 for a stack of experts.
@@ -136,11 +135,7 @@ class MatrixView:
                 target.copy_(whole.reshape(target.shape))
 
     def is_view(self, tensor: Tensor) -> bool:
-        """Tell whether the blocks that `cut` returns share their memory with `tensor`.
-
-        Always, unless there are dimensions to flatten that do not follow each other in memory, as
-        in a convolution in `torch.channels_last`.
-        """
+        """Tell whether the blocks of `cut` share the memory of `tensor`: not in `channels_last`."""
         self.check(tensor.shape)
         if tensor.ndim == self.stack + 2 or tensor.is_contiguous():
             return True

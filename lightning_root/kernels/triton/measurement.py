@@ -32,10 +32,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Tuning:
 
 
 def fastest_tile(m: int, device: torch.device, dtype: torch.dtype) -> int:
-    """Return the fastest tile's number, or `TORCH`, for a step of the standard form on m rows.
-
-    X X' with X twice as wide, and b R + c R^2.
-    """
+    """Return the number of the fastest tile, or `TORCH`, for X X' and b R + c R^2 on m rows."""
     stack = max(1, STACK_ELEMENTS // m**2)
     wide = _random(stack, m, 2 * m, device=device).div_((2 * m) ** 0.5).to(dtype)
 
@@ -100,10 +97,8 @@ def passes_are_faster(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def rounding_is_correct(device: torch.device) -> bool:
-    """Return whether momentum in 16 and in 8 bits is right after two steps, up to rounding.
-
-    That it is faster needs no measurement: it takes the place of 8 and of 25 passes over memory.
-    """
+    """Return whether momentum in 16 and in 8 bits is right after two steps, up to rounding."""
+    # That it is faster needs no measurement: it replaces 8 and 25 passes over memory.
     gradient = _random(*PASSES_SHAPE, device=device).flatten()
     entries, largest = gradient.numel(), gradient.new_empty(passes.blocks(gradient))
     half = torch.zeros_like(gradient, dtype=torch.bfloat16)
@@ -152,7 +147,7 @@ def milliseconds(run: Callable[[], object], rounds: int = 5, min_time: float = 2
     repeats, best = 1, float("inf")
     run()
     while rounds:
-        start, end = (_event() for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         for _ in range(repeats):
             run()
@@ -164,10 +159,6 @@ def milliseconds(run: Callable[[], object], rounds: int = 5, min_time: float = 2
             continue
         best, rounds = min(best, taken / repeats), rounds - 1
     return best
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _random(*shape: int, device: torch.device) -> Tensor:

@@ -42,10 +42,7 @@ def momentum_step_(
     maximize: bool,  # G counts negative
     finite: Tensor | None = None,  # (); where it is False, M stays as it is and G counts as zero
 ) -> None:
-    """Set M <- mu M + G, N <- G + mu M, or M without `nesterov`, and N's largest magnitudes.
-
-    All tensors are contiguous.
-    """
+    """Set M <- mu M + G, N <- G + mu M, or M without `nesterov`; all contiguous."""
     size = momentum.numel()
     _look_ahead[(blocks(momentum),)](
         gradient,
@@ -74,14 +71,11 @@ def clipped_unit(
     """Hold each matrix within its bound and divide it by its Frobenius norm; zero stays zero."""
     stack, size, parts = len(matrices), matrices[0].numel(), blocks(matrices[0])
     squares = torch.empty(stack, parts, dtype=torch.float32, device=matrices.device)
-    _squares[(stack * parts,)](
-        matrices, bounds, squares, size, parts, BLOCK=BLOCK, enable_fp_fusion=True
-    )
+    grid = (stack * parts,)
+    _squares[grid](matrices, bounds, squares, size, parts, BLOCK=BLOCK, enable_fp_fusion=True)
     norms = squares.sum(dim=1).sqrt_()
     out = torch.empty_like(matrices, dtype=dtype)
-    _clip[(stack * parts,)](
-        matrices, bounds, norms, out, size, parts, BLOCK=BLOCK, enable_fp_fusion=True
-    )
+    _clip[grid](matrices, bounds, norms, out, size, parts, BLOCK=BLOCK, enable_fp_fusion=True)
     return out
 
 
@@ -120,16 +114,9 @@ def sampled_threshold(
         flat = flat[:, :: sample_stride(flat.shape[1], matrices.shape[-1])].contiguous()
     out = torch.empty(len(flat), dtype=torch.float32, device=flat.device)
     coarse = struct.unpack("f", struct.pack("f", quantile))[0]  # arguments are float32
-    _quantile[(len(flat),)](
-        flat,
-        out,
-        flat.shape[1],
-        coarse,
-        quantile - coarse,
-        CHUNK=CHUNK,
-        num_warps=8,
-        enable_fp_fusion=True,
-    )
+    program = _quantile[(len(flat),)]
+    sizes = (flat.shape[1], coarse, quantile - coarse)
+    program(flat, out, *sizes, CHUNK=CHUNK, num_warps=8, enable_fp_fusion=True)
     return out
 
 
@@ -228,18 +215,10 @@ def _bits(matrix, start, entries, CHUNK: tl.constexpr):
 
 @jit
 def _next_digit(
-    matrix,
-    entries,
-    known,
-    rank,
-    SHIFT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
+    matrix, entries, known, rank, SHIFT: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """Return the bits, down to `SHIFT`, of the entry with this rank, and its rank among equals.
-
-    Of the entries that share the `known` bits, those above, the next `WIDTH` bits are counted.
-    """
+    """Return the bits, down to `SHIFT`, of the entry with this rank, and its rank among equals."""
+    # Of the entries that share the `known` bits, those above, the next `WIDTH` bits are counted.
     counts = tl.zeros((1 << WIDTH,), dtype=tl.int32)
     for start in range(0, entries, CHUNK):
         bits = _bits(matrix, start, entries, CHUNK)

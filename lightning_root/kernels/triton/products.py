@@ -37,9 +37,8 @@ def _run(
     """Compute alpha a b + beta addend."""
     m, depth = a.shape[-2:]
     out = torch.empty(*a.shape[:-1], m, dtype=a.dtype, device=a.device)
-    stacks = [
-        t.unsqueeze(0) if t.ndim == 2 else t for t in (a, b, out if addend is None else addend)
-    ]
+    given = (a, b, out if addend is None else addend)
+    stacks = [t.unsqueeze(0) if t.ndim == 2 else t for t in given]
     tiles = cdiv(m, tile.block)
     triangle = tiles * (tiles + 1) // 2
     _lower_tiles[(triangle * len(stacks[0]),)](
