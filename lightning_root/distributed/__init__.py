@@ -1,24 +1,6 @@
 """Sharing of the work on matrices among ranks, and the collectives that it takes."""
 
-from lightning_root.distributed.collectives import (
-    Exchange,
-    Receive,
-    RowShards,
-    Stream,
-    all_gather,
-    all_ranks_agree,
-    gather,
-    is_sharded,
-    local_part,
-    overlap,
-    pieces_of,
-    placed_like,
-    reshard,
-    row_shards,
-    scatter_like,
-    send_streams,
-    shard_like,
-)
+from lightning_root.distributed.collectives import gather, reshard
 from lightning_root.distributed.ownership import (
     Matrices,
     OwnershipPlan,
@@ -36,45 +18,25 @@ from lightning_root.distributed.ownership_cost import (
     cheapest_operations,
     standard_operations,
 )
-from lightning_root.distributed.replicas import Bucket, Replicas, cost_on, cut_by_size
-from lightning_root.distributed.state_owners import Kind, Parts, StateOwners
+from lightning_root.distributed.replicas import Replicas
+from lightning_root.distributed.state_owners import StateOwners
 
 __all__ = [
     "COSTS",
-    "Bucket",
     "Cost",
     "CostForm",
-    "Exchange",
-    "Kind",
     "Matrices",
     "OwnershipPlan",
-    "Parts",
     "Piece",
     "Placement",
-    "Receive",
     "Replicas",
-    "RowShards",
     "Shape",
     "StateOwners",
-    "Stream",
-    "all_gather",
-    "all_ranks_agree",
     "bytes_bound",
     "cheapest_operations",
-    "cost_on",
-    "cut_by_size",
     "gather",
-    "is_sharded",
-    "local_part",
     "matrices_in",
-    "overlap",
-    "pieces_of",
-    "placed_like",
     "plan_ownership",
     "reshard",
-    "row_shards",
-    "scatter_like",
-    "send_streams",
-    "shard_like",
     "standard_operations",
 ]

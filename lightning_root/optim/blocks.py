@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.coefficients import Coefficients, lookup
-from lightning_root.distributed import is_sharded
+from lightning_root.distributed.collectives import is_sharded
 from lightning_root.functional import update_scale
 from lightning_root.optim.options import PLANNED_OPTIONS
 from lightning_root.partition import MatrixView

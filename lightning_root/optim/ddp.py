@@ -15,16 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_root.distributed import (
-    Bucket,
-    Matrices,
-    Replicas,
-    Stream,
-    all_gather,
-    pieces_of,
-    replicas,
-    send_streams,
-)
+from lightning_root.distributed import Matrices, Replicas, replicas
+from lightning_root.distributed.collectives import Stream, all_gather, pieces_of, send_streams
+from lightning_root.distributed.replicas import Bucket
 from lightning_root.optim.blocks import (
     BlockStep,
     BoundParameter,

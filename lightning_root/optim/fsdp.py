@@ -16,19 +16,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_root.distributed import (
-    Bucket,
+from lightning_root.distributed import Matrices, Replicas, replicas
+from lightning_root.distributed.collectives import (
     Exchange,
-    Matrices,
-    Replicas,
     RowShards,
     local_part,
     overlap,
     pieces_of,
     placed_like,
-    replicas,
     row_shards,
 )
+from lightning_root.distributed.replicas import Bucket
 from lightning_root.optim.blocks import (
     BlockStep,
     BoundParameter,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_root.distributed import all_ranks_agree, is_sharded, local_part
+from lightning_root.distributed.collectives import all_ranks_agree, is_sharded, local_part
 from lightning_root.optim.blocks import BoundParameter, Group, GroupPlan
 
 

@@ -15,7 +15,9 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_root.distributed import cut_by_size, gather, local_part, scatter_like
+from lightning_root.distributed import gather
+from lightning_root.distributed.collectives import local_part, scatter_like
+from lightning_root.distributed.replicas import cut_by_size
 from lightning_root.kernels import run_in_order
 from lightning_root.optim.blocks import (
     NO_NEURONS,

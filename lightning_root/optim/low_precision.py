@@ -23,7 +23,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightning_root.distributed import local_part
+from lightning_root.distributed.collectives import local_part
 from lightning_root.kernels.rounding import (
     BFLOAT16_LARGEST,
     BLOCK,

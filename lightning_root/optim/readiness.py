@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from lightning_root.distributed import is_sharded, reshard
+from lightning_root.distributed import reshard
+from lightning_root.distributed.collectives import is_sharded
 from lightning_root.optim.groups import Groups, members, stale_names
 from lightning_root.partition.names import canonical
 

@@ -14,23 +14,19 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_root.distributed import (
-    Kind,
-    Parts,
-    Replicas,
-    StateOwners,
+from lightning_root.distributed import Replicas, StateOwners, replicas
+from lightning_root.distributed.collectives import (
     Stream,
-    cost_on,
-    cut_by_size,
     is_sharded,
     local_part,
     pieces_of,
-    replicas,
     row_shards,
     scatter_like,
     send_streams,
     shard_like,
 )
+from lightning_root.distributed.replicas import cost_on, cut_by_size
+from lightning_root.distributed.state_owners import Kind, Parts
 from lightning_root.optim.blocks import WHOLE, BoundParameter, Group, State, StateSpec
 from lightning_root.optim.groups import Groups, members
 from lightning_root.optim.low_precision import (

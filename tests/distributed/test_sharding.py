@@ -9,7 +9,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from lightning_root import ROOT
-from lightning_root.distributed import RowShards, gather, overlap, replicas
+from lightning_root.distributed import gather, replicas
+from lightning_root.distributed.collectives import RowShards, overlap
 from tests.distributed.test_sharded_optimizer import MODELS, set_gradients
 
 STEPS = 6

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from lightning_root import ROOT
-from lightning_root.distributed import Matrices, Replicas, pieces_of, replicas
+from lightning_root.distributed import Matrices, Replicas, replicas
+from lightning_root.distributed.collectives import pieces_of
 from lightning_root.optim import ddp
 from tests.distributed.test_sharded_optimizer import MODELS, set_gradients
 

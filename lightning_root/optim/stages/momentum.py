@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lightning_root.distributed import is_sharded, local_part, placed_like, shard_like
+from lightning_root.distributed.collectives import is_sharded, local_part, placed_like, shard_like
 from lightning_root.kernels import tuning_for
 from lightning_root.optim.blocks import (
     BlockStep,
