@@ -37,7 +37,7 @@ class Version(NamedTuple):
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with it and the command that mends it; None if it fits."""
+        """A fault and the command that mends it; None if the version fits."""
         if self.fits:
             return None
         wrong = f"{self.found} is outside the supported range {self.supported}"

@@ -64,7 +64,7 @@ class Package(NamedTuple):
 
     @property
     def problem(self) -> str | None:
-        """What is wrong and the next move; nothing is if an optional package is missing."""
+        """A fault and the next move; a missing optional package is none."""
         expected = self.purpose is None or self.version.found is not None
         return self.version.problem if expected else None
 
@@ -101,7 +101,7 @@ class Check(NamedTuple):
 
     @property
     def problem(self) -> str | None:
-        """What is wrong; None if the result is within its bound."""
+        """A fault; None if the result is within its bound."""
         what = f"orthogonalizer on {self.device} ({self.form}, {self.dtype})"
         if self.error is None:
             return f"{what}: {self.failure}"

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line that names the key."""
+"""Errors of a configuration, in one line that names the key."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What commands print and draw: tables, numbers of a readable length, JSON, progress, pictures."""
+"""Output of commands: tables, numbers of a readable length, JSON, progress, pictures."""
 
 import json
 import math

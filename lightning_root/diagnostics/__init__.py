@@ -1,4 +1,4 @@
-"""What a run says about itself, and what it learns about itself."""
+"""Monitoring of a run, coefficients refitted to it, metrics and reports."""
 
 from lightning_root.diagnostics.measurements import Measurements as Measurements
 from lightning_root.diagnostics.measurements import measure as measure

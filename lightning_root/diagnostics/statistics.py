@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_root.optim import Stack as Stack
 
 Reduction: TypeAlias = Literal["mean", "max", "min"]
-"""How the values of all matrices become one number."""
+"""A way to make one number of the values of all matrices."""
 
 Section: TypeAlias = Literal["orthogonalization", "outliers", "updates"]
 """Of a report, in this order."""

@@ -1,4 +1,4 @@
-"""What callbacks that watch ROOT ask of the Trainer, and how they write to its logs."""
+"""Questions of callbacks to the Trainer, and writing to logs on a full disk."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What matrices cost in a step: operations that orthogonalize them, bytes to and from owners.
+"""Costs of matrices in a step: operations that orthogonalize them, bytes to and from owners.
 
 With N ranks and B bytes in all matrices, a rank receives on average, and sends as much,
 "replicated" (DDP): (N - 1) / N B, the updates that others compute, as in an all-gather;

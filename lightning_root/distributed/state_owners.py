@@ -32,15 +32,15 @@ class Parts:
     sizes: tuple[int, ...]
 
     def of(self, rank: int) -> list[int]:
-        """The numbers of a rank's parts."""
+        """Return the numbers of a rank's parts."""
         return [number for number, owner in enumerate(self.owners) if owner == rank]
 
     def size(self, rank: int) -> int:
-        """How many elements a rank keeps."""
+        """Return how many elements a rank keeps."""
         return sum(self.sizes[number] for number in self.of(rank))
 
     def range_of(self, rank: int) -> tuple[int, int]:
-        """First element of a rank's only part and the one after its last; empty without a part."""
+        """Return first element and end of a rank's only part; an empty range without a part."""
         ranges = pairwise(accumulate(self.sizes, initial=0))
         found = zip(self.owners, ranges, strict=True)
         return next((place for owner, place in found if owner == rank), (0, 0))

@@ -1,4 +1,4 @@
-"""What the functions of this package take as matrices, and arithmetic that cannot overflow."""
+"""Checks of matrices, and arithmetic on them that cannot overflow."""
 
 from collections.abc import Iterator
 

@@ -22,7 +22,7 @@ Quantile: TypeAlias = float | Literal["auto"]
 """p in (0, 1], or chosen for each matrix; see `automatic_quantile`."""
 
 QuantileMode: TypeAlias = Literal["auto", "exact", "sampled"]
-"""How the threshold is found; see `outlier_threshold`."""
+"""Names of the ways to find the threshold; see `outlier_threshold`."""
 
 QUANTILE_MODES: Final[tuple[str, ...]] = get_args(QuantileMode)
 SAMPLED_ENTRIES: Final = 1 << 16  # of each matrix in a sample

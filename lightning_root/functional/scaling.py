@@ -1,4 +1,4 @@
-"""How large an orthogonalized update is made, as a function of the matrix's shape."""
+"""Scale of an orthogonalized update, as a function of the matrix's shape."""
 
 import math
 from typing import Literal, TypeAlias, get_args

@@ -1,4 +1,4 @@
-"""How far the singular values of an update are from 1, without a singular value decomposition.
+"""Distance of an update's singular values from 1, without a singular value decomposition.
 
 From a start vector v, j products with a symmetric A give a tridiagonal (j, j) matrix T whose
 eigenvalues lie within those of A, the extreme ones first, and v' f(A) v is close to (f(T))_11 for

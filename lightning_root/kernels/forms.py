@@ -169,7 +169,7 @@ def _near_one(matrix: Tensor, largest: Tensor | None) -> Tensor:
         low, high = _SAFE
         if all(low < value < high or value == 0.0 for value in largest.flatten().tolist()):
             return matrix
-    return matrix / nonzero(largest)[..., None, None]
+    return matrix / largest.masked_fill(largest == 0, 1.0)[..., None, None]
 
 
 def segments(triples: Sequence[Triple], dtype: torch.dtype) -> list[tuple[Triple, ...]]:

@@ -13,7 +13,7 @@ from lightning_root.kernels.rates import Rates, rates
 from lightning_root.kernels.triton.tiles import Tuning
 
 FormOption: TypeAlias = Literal["auto", "standard", "gram", "eigh", "polar"]
-"""What `ns_form` takes."""
+"""Names that `ns_form` takes."""
 
 
 def orthogonalize(

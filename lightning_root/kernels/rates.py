@@ -1,4 +1,4 @@
-"""How fast this machine is at what the forms of the iteration are made of.
+"""Speed of this machine at the operations that forms of the iteration are made of.
 
 Measured once per machine, version of torch and number of threads, in about a second, and saved in
 the cache folder, so that the same form is chosen from run to run and results stay the same bit for

@@ -124,6 +124,7 @@ class GroupPlan:
     basis: list[Any]  # what the plan rests on; another one calls for another plan
     # the parameters with a usable gradient in this step
     live: list[BoundParameter] = field(default_factory=list)
+    hooks: Sequence[Callable[[Any], None]] = ()  # to be called with every stack of this step
     # of lists of blocks that have been updated together
     schedules: dict[Hashable, Any] = field(default_factory=dict)
 

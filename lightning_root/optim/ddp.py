@@ -32,7 +32,6 @@ from lightning_root.optim.stages.adamw import adamw_update_
 from lightning_root.optim.stages.apply import apply_update_
 from lightning_root.optim.stages.momentum import advance_momentum_, in_float8, look_ahead_float8
 from lightning_root.optim.state import StateParts
-from lightning_root.optim.step import StackHook
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,14 +55,13 @@ class Replicated(Local):
         self,
         plan: GroupPlan,
         steps: Sequence[BlockStep],
-        hooks: Sequence[StackHook],
         in_place: bool = True,
     ) -> Finish:
         """Compute what this rank owns and send it; what is returned applies the updates of all."""
         finish = []
         for shared in self._shared(plan, steps):
             some = [steps[number] for number in shared.numbers]
-            finish.append(self._start(plan, shared, some, hooks, in_place))
+            finish.append(self._start(plan, shared, some, in_place))
         return partial(run_all, finish)
 
     def _shared(self, plan: GroupPlan, steps: Sequence[BlockStep]) -> list[_Shared]:
@@ -100,7 +98,6 @@ class Replicated(Local):
         plan: GroupPlan,
         shared: _Shared,
         steps: Sequence[BlockStep],
-        hooks: Sequence[StackHook],
         in_place: bool,
     ) -> Finish:
         under_way: list[tuple[Bucket, Tensor, Tensor, dist.Work]] = []
@@ -110,7 +107,7 @@ class Replicated(Local):
             part = torch.zeros_like(whole[0])
             slots = _slots(part, shared, steps, bucket.members[self._me])
             own = [one._replace(target=update) for one, update, _ in slots]
-            update_blocks_(plan, own, hooks, in_place=False)
+            update_blocks_(plan, own, in_place=False)
             for one, _, places in slots:
                 for values, place in zip(one.neurons.values(), places, strict=False):
                     place.copy_(values.view(shared.dtype))

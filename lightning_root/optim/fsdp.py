@@ -47,7 +47,6 @@ from lightning_root.optim.local import (
 )
 from lightning_root.optim.stages.apply import apply_update_
 from lightning_root.optim.stages.momentum import local_look_ahead
-from lightning_root.optim.step import StackHook
 
 Range: TypeAlias = tuple[int, int]
 
@@ -88,9 +87,7 @@ class _RowPlan:
 class Sharded(Local):
     """Each rank updates its share of the matrices of sharded parameters."""
 
-    def start(
-        self, plan: GroupPlan, parameters: Sequence[BoundParameter], hooks: Sequence[StackHook]
-    ) -> Finish:
+    def start(self, plan: GroupPlan, parameters: Sequence[BoundParameter]) -> Finish:
         """Begin the step of DTensors; what is returned ends it."""
         rows: defaultdict[Any, list[BoundParameter]] = defaultdict(list)
         stacks: list[BoundParameter] = []
@@ -107,13 +104,11 @@ class Sharded(Local):
                 kind = shards.group, state_dtype(bound.parameter), bound.parameter.device
                 rows[kind].append(bound)
         if stacks:
-            Local().start(plan, [own for own in stacks if own.parameter.numel()], hooks)
-        finish = [
-            self._start_rows(plan, alike, group, hooks) for (group, *_), alike in rows.items()
-        ]
+            Local().start(plan, [own for own in stacks if own.parameter.numel()])
+        finish = [self._start_rows(plan, alike, group) for (group, *_), alike in rows.items()]
         if gathered:
             for portion in portions(gathered, WHOLE_ELEMENTS):
-                self.update_whole_(plan, portion, hooks)
+                self.update_whole_(plan, portion)
         return partial(run_all, finish)
 
     def _start_rows(
@@ -121,7 +116,6 @@ class Sharded(Local):
         plan: GroupPlan,
         parameters: Sequence[BoundParameter],
         group: dist.ProcessGroup,
-        hooks: Sequence[StackHook],
     ) -> Finish:
         key = ("rows", *map(id, parameters))
         if key not in plan.schedules:
@@ -136,7 +130,7 @@ class Sharded(Local):
         neurons = [self.neurons(plan, bound) for bound in parameters]
         state = [neurons[rows.parameter][rows.number] for rows in planned.rows]
         exchanges = [
-            (bucket, _send_back(plan, planned, bucket, directions, state, hooks))
+            (bucket, _send_back(plan, planned, bucket, directions, state))
             for bucket in planned.buckets
         ]
 
@@ -164,7 +158,6 @@ def _send_back(
     bucket: Bucket,
     directions: Sequence[Tensor],  # N, this rank's rows of each parameter
     state: Sequence[Mapping[str, Tensor]],
-    hooks: Sequence[StackHook],
 ) -> Exchange:
     """Make this rank's matrices whole, compute their updates and send the rows back."""
     ranks = range(len(bucket.members))
@@ -184,7 +177,7 @@ def _send_back(
         whole = torch.cat([pieces[number] for pieces in from_ranks]).view(one.block.shape)
         target = torch.empty_like(whole, dtype=planned.dtype)
         steps.append(BlockStep(one.block, None, whole, target, None, state[i]))
-    update_blocks_(plan, steps, hooks, in_place=False)
+    update_blocks_(plan, steps, in_place=False)
     back = [
         [
             piece

@@ -1,6 +1,6 @@
 """One process updates all matrices: the plainest answer to the question who computes what.
 
-`ddp` and `fsdp` give the others. All three have one protocol: `start(plan, parameters, hooks)`
+`ddp` and `fsdp` give the others. All three have one protocol: `start(plan, parameters)`
 begins the step of some parameters of a group, and what it returns ends it.
 """
 
@@ -29,7 +29,7 @@ from lightning_root.optim.blocks import (
 )
 from lightning_root.optim.stages.apply import apply_update_
 from lightning_root.optim.stages.momentum import in_float8, whole_look_ahead
-from lightning_root.optim.step import Stack, StackHook, StackPlan, plan_stack, update_stack_
+from lightning_root.optim.step import Stack, StackPlan, plan_stack, update_stack_
 
 Finish: TypeAlias = Callable[[], None]
 
@@ -55,9 +55,7 @@ MAX_SCHEDULES: Final = 64
 class Local:
     """Every matrix is updated here, where it lies if its memory allows."""
 
-    def start(
-        self, plan: GroupPlan, parameters: Sequence[BoundParameter], hooks: Sequence[StackHook]
-    ) -> Finish:
+    def start(self, plan: GroupPlan, parameters: Sequence[BoundParameter]) -> Finish:
         """Begin the step of parameters that are not sharded; what is returned ends it."""
         in_place: list[BoundParameter] = []
         copied: list[BoundParameter] = []
@@ -66,23 +64,22 @@ class Local:
         finish: Finish = nothing
         if in_float8(plan.group):  # each has a whole N until it is updated
             for portion in portions(in_place, _ahead_elements(in_place)):
-                self.start_blocks(plan, self.steps_in_place(plan, portion), hooks)()
+                self.start_blocks(plan, self.steps_in_place(plan, portion))()
         elif in_place:
-            finish = self.start_blocks(plan, self.steps_in_place(plan, in_place), hooks)
+            finish = self.start_blocks(plan, self.steps_in_place(plan, in_place))
         if copied:
             for portion in portions(copied, WHOLE_ELEMENTS):
-                self.update_whole_(plan, portion, hooks)
+                self.update_whole_(plan, portion)
         return finish
 
     def start_blocks(
         self,
         plan: GroupPlan,
         steps: Sequence[BlockStep],
-        hooks: Sequence[StackHook],
         in_place: bool = True,
     ) -> Finish:
         """Begin the step of blocks, or of their updates alone; what is returned ends it."""
-        update_blocks_(plan, steps, hooks, in_place)
+        update_blocks_(plan, steps, in_place)
         return nothing
 
     def steps_in_place(
@@ -126,9 +123,7 @@ class Local:
             for b in bound.blocks
         ]
 
-    def update_whole_(
-        self, plan: GroupPlan, parameters: Sequence[BoundParameter], hooks: Sequence[StackHook]
-    ) -> None:
+    def update_whole_(self, plan: GroupPlan, parameters: Sequence[BoundParameter]) -> None:
         """Update parameters that are copied, or gathered from shards: all U, then each W."""
         steps: list[BlockStep] = []
         updates: list[tuple[BoundParameter, Tensor]] = []
@@ -137,7 +132,7 @@ class Local:
             whole = torch.empty(bound.parameter.shape, dtype=dtype, device=bound.gradient.device)
             updates.append((bound, whole))
             steps += self.steps_of(plan, bound, whole, whole=True)
-        self.start_blocks(plan, steps, hooks, in_place=False)()
+        self.start_blocks(plan, steps, in_place=False)()
         for bound, whole in updates:
             scale = _common_scale_(bound, whole)
             update = local_part(scatter_like(whole, bound.parameter))
@@ -182,9 +177,7 @@ class Schedule:
     workers: int
 
 
-def update_blocks_(
-    plan: GroupPlan, steps: Sequence[BlockStep], hooks: Sequence[StackHook], in_place: bool
-) -> None:
+def update_blocks_(plan: GroupPlan, steps: Sequence[BlockStep], in_place: bool) -> None:
     """Update blocks here, on several threads where the matrices are on a CPU."""
     key = (in_place, torch.get_num_threads(), *[id(one.block) for one in steps])
     schedule: Schedule | None = plan.schedules.get(key)
@@ -192,16 +185,17 @@ def update_blocks_(
         if len(plan.schedules) >= MAX_SCHEDULES:
             plan.schedules.clear()
         schedule = plan.schedules[key] = _scheduled(plan, steps, in_place)
+    keep = bool(plan.hooks)
     jobs = [
-        partial(update_stack_, stack, [steps[i] for i in stack.members], plan.group, bool(hooks))
+        partial(update_stack_, stack, [steps[i] for i in stack.members], plan.group, keep)
         for stack in schedule.stacks
     ]
     if schedule.workers == 1:
         done: Iterable[Stack | None] = map(call, jobs)
     else:
-        done = run_in_order(jobs, schedule.workers, schedule.workers if hooks else None)
+        done = run_in_order(jobs, schedule.workers, schedule.workers if keep else None)
     for seen in done:
-        for hook in hooks:
+        for hook in plan.hooks:
             assert seen is not None
             hook(seen)
 

@@ -336,10 +336,11 @@ class ROOT(SharedState, torch.optim.Optimizer):
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             check_capturing(self.param_groups, self._checked)
         plans = self._plans()
-        hooks = tuple(self._stack_hooks.values())
+        for plan in plans:
+            plan.hooks = tuple(self._stack_hooks.values())
         try:
             skipped = take_gradients(plans, self.state.__getitem__, self._skip_counts)
-            finish = [self._start(plan, hooks) for plan in plans if plan.live]
+            finish = [self._start(plan) for plan in plans if plan.live]
             for end_of_group in finish:
                 end_of_group()
         finally:
@@ -365,7 +366,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
             self._known_plans = known
         return known
 
-    def _start(self, plan: GroupPlan, hooks: Sequence[StackHook]) -> Finish:
+    def _start(self, plan: GroupPlan) -> Finish:
         """Begin the step of a group wherever it is computed; what is returned ends it."""
         for bound in plan.live:
             if not plan.keys <= bound.state.keys():
@@ -380,9 +381,9 @@ class ROOT(SharedState, torch.optim.Optimizer):
             return nothing
         sharded = [bound for bound in plan.live if bound.is_sharded]
         if not sharded:
-            return self._where.start(plan, plan.live, hooks)
+            return self._where.start(plan, plan.live)
         whole = [bound for bound in plan.live if not bound.is_sharded]
-        finish = [self._where.start(plan, whole, hooks), Sharded().start(plan, sharded, hooks)]
+        finish = [self._where.start(plan, whole), Sharded().start(plan, sharded)]
         return partial(run_all, finish)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ Suggestion = str | dict[str, Any]  # the value of a rule, to be written as JSON,
 
 
 class Ambiguity(NamedTuple):
-    """What a weight may hold, and the block sizes, or number of blocks, right if it does."""
+    """Guess at the contents of a weight, and the block sizes, or number, right if it is true."""
 
     content: str
     guess: int | Sizes | None

@@ -1,4 +1,4 @@
-"""What a partition says: a role and a route for each parameter, and a table of them to read.
+"""A role and a route for each parameter, and a table of them to read.
 
 The table has one row for equal parameters of repeated blocks.
 """

@@ -1,4 +1,4 @@
-"""How a parameter is cut into matrices: the one description that partition and optimizer share."""
+"""The cut of a parameter into matrices: one description for partition and optimizer."""
 
 import math
 from collections import Counter

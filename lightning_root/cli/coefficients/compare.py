@@ -2,12 +2,10 @@
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from lightning_root.cli.coefficients.picture import NAMED_SETS, draw_comparisons
+from lightning_root.cli.coefficients.picture import NAMED_SETS, Comparison, draw_comparisons
 from lightning_root.cli.coefficients.show import (
     LEGEND,
     PROPERTIES,
@@ -32,7 +30,6 @@ from lightning_root.cli.output import (
     wrapped,
 )
 from lightning_root.coefficients import (
-    Coefficients,
     Spectrum,
     SpectrumHistogram,
     fit_coefficients,
@@ -67,27 +64,6 @@ THEORETICAL_SPECTRA: Final = {
         "singular values spread evenly in log sigma over [0.001, 1]", lambda *_: log_uniform()
     ),
 }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Sets for one shape (m, n), m <= n, and T steps, by the name to show, on one spectrum."""
-
-    shape: Shape
-    steps: int
-    spectrum: Spectrum
-    sets: Mapping[str, Coefficients]
-
-    @property
-    def title(self) -> str:
-        """Shape and number of steps."""
-        return f"{shape_text(self.shape)}, T = {self.steps}"
-
-    @cached_property
-    def errors(self) -> dict[str, float]:
-        """Mean (p_T(sigma) - 1)^2 of each set."""
-        error = self.spectrum.mean_square_error
-        return {name: error(entry.triples) for name, entry in self.sets.items()}
 
 
 def compare(options: argparse.Namespace) -> int:

@@ -1,8 +1,10 @@
-"""The picture of `fit --plot` and `compare --plot`."""
+"""Comparisons of coefficients, and the picture of `fit --plot` and `compare --plot`."""
 
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,14 +14,13 @@ import torch
 from torch.nn.functional import avg_pool1d, max_pool1d
 
 from lightning_root.cli.output import error_text, new_figure, plain_axes
-from lightning_root.coefficients import Spectrum
+from lightning_root.coefficients import Coefficients, Spectrum
 from lightning_root.coefficients.certificate import compose
+from lightning_root.coefficients.shapes import Shape, shape_text
 from lightning_root.diagnostics.report.drawing import log_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from lightning_root.cli.coefficients.compare import Comparison
 
 # By the name to show: what `lookup` calls a set, and its colour, which colour-blind eyes can tell
 # apart, and marker
@@ -41,8 +42,29 @@ MAX_ERROR: Final = 10.0  # greater ones would squeeze all others together
 Styles = dict[str, dict[str, Any]]  # what `plot` takes, by the name of a set
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Sets for one shape (m, n), m <= n, and T steps, by the name to show, on one spectrum."""
+
+    shape: Shape
+    steps: int
+    spectrum: Spectrum
+    sets: Mapping[str, Coefficients]
+
+    @property
+    def title(self) -> str:
+        """Shape and number of steps."""
+        return f"{shape_text(self.shape)}, T = {self.steps}"
+
+    @cached_property
+    def errors(self) -> dict[str, float]:
+        """Mean (p_T(sigma) - 1)^2 of each set."""
+        error = self.spectrum.mean_square_error
+        return {name: error(entry.triples) for name, entry in self.sets.items()}
+
+
 def draw_comparisons(
-    path: Path, comparisons: Sequence["Comparison"], names: Sequence[str], spectrum: str
+    path: Path, comparisons: Sequence[Comparison], names: Sequence[str], spectrum: str
 ) -> None:
     """Draw p_T of each set over log sigma on the left, the errors of all sets on the right.
 
@@ -93,7 +115,7 @@ def _draw_spectrum(axes: "Axes", spectrum: Spectrum) -> None:
     axes.fill_between(sigma.tolist(), height, color="#dde3ea", label="singular values", zorder=0)
 
 
-def _draw_curves(axes: "Axes", comparison: "Comparison", styles: Styles) -> None:
+def _draw_curves(axes: "Axes", comparison: Comparison, styles: Styles) -> None:
     """Draw p_T, a line for its local mean and a band for its local range.
 
     Towards 1 a composition oscillates faster than a picture can show.
@@ -132,7 +154,7 @@ def _draw_one(axes: "Axes", errors: Mapping[str, float]) -> None:
 
 
 def _draw_several(
-    axes: "Axes", comparisons: Sequence["Comparison"], styles: Styles, *, over_steps: bool
+    axes: "Axes", comparisons: Sequence[Comparison], styles: Styles, *, over_steps: bool
 ) -> None:
     """Draw one shape as a line for each set over T, several as a row for each comparison."""
     drawn = []

@@ -1,4 +1,4 @@
-r"""What another optimizer has gathered, in ROOT's units.
+r"""State of other optimizers in ROOT's units.
 
 ROOT's momentum is a sum, M = sum_k mu^k G_{t-k} (arXiv:2511.20626, Algorithm 2). torch.optim.Muon
 keeps the average (1 - mu) sum_k mu^k G_{t-k} (`buf.lerp_(grad, 1 - momentum)`), which is M but for
@@ -37,7 +37,7 @@ CARRIED_OPTIONS: Final = {
 """Options that mean the same in ROOT. All others are the resumed run's own."""
 
 SCHEDULE_OPTIONS: Final = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
-"""What torch's schedules keep in the groups."""
+"""Options that torch's schedules keep in the groups."""
 
 FRESH: Final = "starts anew"
 

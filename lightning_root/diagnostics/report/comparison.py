@@ -27,7 +27,7 @@ MAX_TITLE: Final = 90  # characters up to which the labels of all runs are the t
 
 
 class Standing(NamedTuple):
-    """How a run did in the metric that is compared; speed-ups are over the worst run."""
+    """Result of a run in the metric that is compared; speed-ups are over the worst run."""
 
     label: str
     last: Point

@@ -56,7 +56,7 @@ class Run:
 
 @dataclass
 class Session:
-    """What one process wrote: one event file, or the CSV file, which has no clock."""
+    """Logs of one process: one event file, or the CSV file, which has no clock."""
 
     start: float | None = None  # Unix time
     # By tag, in the order of writing: (step, Unix time or NaN, value) and (step, text).

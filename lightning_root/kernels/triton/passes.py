@@ -1,9 +1,9 @@
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="no-untyped-def, name-defined"
-"""What a step does to every entry on its own, in a few passes over memory instead of a dozen.
+"""A few passes over memory in the place of a dozen, for what a step does to every entry.
 
 Sums are taken block by block and then over the blocks in a fixed order, so that results are the
-same from run to run. The plain twins are `optim.elementwise`'s functions of these names,
+same from run to run. The plain twins are `optim.stages`' functions of these names,
 `functional.outlier_threshold(mode="sampled")`, `torch.clamp` and `unit_frobenius`. The threshold
 needs no sorting, for magnitudes are in the order of their 31 bits: counting entries by the upper 11
 tells those of the order statistic; of the entries that share them the next 11 are counted, then 9.

@@ -17,7 +17,7 @@ from lightning_root.kernels.triton import tiles
 from lightning_root.kernels.triton.tiles import NO_KERNELS, Tuning
 
 KernelOption: TypeAlias = Literal["auto", "torch", "triton"]
-"""What `kernels` takes."""
+"""Names that `kernels` takes."""
 
 KERNEL_OPTIONS: Final[tuple[str, ...]] = get_args(KernelOption)
 """All of `KernelOption`."""
