@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_root.coefficients.published import NEWTON_SCHULZ
 from lightning_root.functional import Triple
-from lightning_root.functional.matrices import magnitude, nonzero
+from lightning_root.functional.matrices import magnitude
 from lightning_root.functional.orthogonalize import iterate, unit_frobenius
 from lightning_root.kernels.triton.tiles import DTYPES, Tuning
 
@@ -200,7 +200,7 @@ def evaluate(
     """Divide by the Frobenius norm and iterate; a transposed view gives a transposed result."""
     # The largest entry of x must be near 1, so that squares neither overflow nor vanish.
     if form == "standard":
-        return _standard(x if is_unit else unit_frobenius(x).to(x.dtype), triples, products)
+        return _standard(x if is_unit else _unit(x), triples, products)
     if form == "polar":
         return _polar(x)
     if form == "eigh":
@@ -209,6 +209,15 @@ def evaluate(
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             pass  # it did not converge, or the matrix is not finite
     return _through_gram(x, triples, _gram, products)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Divide by the Frobenius norm, taken in float32 or better; zero stays zero."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    largest = wide.abs().amax(dim=(-2, -1), keepdim=True)
+    wide = wide / largest.masked_fill(largest == 0, 1.0)
+    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
+    return wide.div_(norm.masked_fill_(norm == 0, 1.0)).to(x.dtype)
 
 
 def _standard(x: Tensor, triples: Sequence[Triple], products: Products) -> Tensor:
@@ -233,7 +242,8 @@ def _through_gram(
     for number, part in enumerate(segments(triples, x.dtype)):
         gram = products.symmetric(x, x.mT, mirror=factor is _gram)
         if number == 0:
-            square = nonzero(gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None])  # the trace
+            square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]  # the trace
+            square = square.masked_fill(square == 0, 1.0)
             q = factor(gram.div_(square), part, products).mul_(square.rsqrt())
         else:
             q = factor(gram, part, products)

@@ -9,6 +9,7 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -51,14 +52,14 @@ class Net(nn.Module):
         self.head = nn.Linear(8, 16)
 
 
-def calls_of_a_step(way="alone"):
+def calls_of_a_step(way="alone", form="gram"):
     """How often the third step enters each function, by (file, first line, name)."""
     torch.set_num_threads(1)
     model = Net()
     if way == "fsdp2":
         mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
         fully_shard(model, mesh=mesh)
-    optimizer = ROOT(model.parameters(), lr=1e-2, ns_form="gram")
+    optimizer = ROOT(model.parameters(), lr=1e-2, ns_form=form)
     if way == "ddp":
         optimizer.share(dist.group.WORLD)
     calls = Counter()
@@ -102,8 +103,10 @@ def listed(calls, files=None):
     return "\n".join(f"{file}: {', '.join(names)}" for file, names in sorted(by_file.items()))
 
 
-def test_a_step_on_one_process_stays_short():
-    calls = calls_of_a_step()
+@pytest.mark.parametrize("form", ["standard", "gram", "eigh"])
+def test_a_step_on_one_process_stays_short(form):
+    """Whichever of its forms "auto" takes on a machine."""
+    calls = calls_of_a_step(form=form)
     found = {"files": len(files_of(calls)), "functions": len(calls), "calls": calls.total()}
     limits = {"files": MAX_FILES, "functions": MAX_FUNCTIONS, "calls": MAX_CALLS}
     assert all(found[key] <= limits[key] for key in limits), (
