@@ -132,9 +132,8 @@ def run_length(module: LightningModule) -> int:
 
 def full_disk(error: BaseException) -> OSError | None:
     """Return the error of a full disk, if it is this one or one that it came from."""
-    return next(
-        (e for e in error_chain(error) if isinstance(e, OSError) and e.errno in DISK_FULL), None
-    )
+    errors = (each for each in error_chain(error) if isinstance(each, OSError))
+    return next((each for each in errors if each.errno in DISK_FULL), None)
 
 
 def notes_of(error: BaseException) -> list[str]:

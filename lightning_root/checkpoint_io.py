@@ -16,14 +16,12 @@ from lightning_root._files import atomic_write, remove_unfinished
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and then renames it, so that it is old or new, whole.
 
-    Lightning's own moves it from the system's folder for temporary files. Where that is on another
-    file system, as on most clusters, moving is copying, and a process that ends meanwhile leaves
-    half a file in the place of the one before: `last.ckpt` is lost. This keeps no second copy in
-    memory either, and the file is on the disk when it takes its place, so that a power cut leaves
-    it whole too. What a killed process has left of a file is removed when that file is written
-    again, and of a full disk nothing is left. Remote paths are left to Lightning, and folders of
-    shards (`save_distributed_checkpoint: true`) do not come by here: give each a name of its own
-    and have `save_last: link`.
+    Lightning's own moves it from the system's folder for temporary files, which is copying where
+    that is on another file system: a process that ends meanwhile leaves half a file in the place of
+    the one before. This keeps no second copy in memory either, and a power cut leaves the file
+    whole too. What a killed process has left of a file is removed when that file is written again.
+    Remote paths are left to Lightning, and folders of shards (`save_distributed_checkpoint: true`)
+    do not come by here: give each a name of its own and have `save_last: link`.
 
     Example:
         >>> import lightning as L

@@ -143,6 +143,7 @@ def scaled_gaussian(
         nodes: Number of bins; empty ones are left out.
     """
     lowest = math.log(1e-6)
+    m, n = sorted((rows, columns))
     gaussian = marchenko_pastur(rows, columns, nodes=400)
     factor = _log_normal(median, spread, nodes=64)
     logarithm = (factor[:, None] * gaussian.sigma).log().clamp_(lowest, 0.0).flatten()
@@ -152,9 +153,7 @@ def scaled_gaussian(
     total = share.new_zeros(nodes).index_add_(0, place, share * logarithm)
     used = weight > 0
     sigma = (total[used] / weight[used]).exp()
-    return Spectrum(
-        sigma, weight[used], f"scaled Gaussian {min(rows, columns)}x{max(rows, columns)}"
-    )
+    return Spectrum(sigma, weight[used], f"scaled Gaussian {m}x{n}")
 
 
 def training_model(rows: int, columns: int, steps: int = 5) -> Spectrum:

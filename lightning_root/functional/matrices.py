@@ -19,9 +19,8 @@ def check_matrix(
     if not matrix.is_floating_point():
         raise TypeError(f"`{name}` must be a floating point tensor, got {matrix.dtype}")
     if matrix.ndim < 2:
-        raise ValueError(
-            f"`{name}` must have at least 2 dimensions, got shape {tuple(matrix.shape)}; {hint}"
-        )
+        shape = tuple(matrix.shape)
+        raise ValueError(f"`{name}` must have at least 2 dimensions, got shape {shape}; {hint}")
 
 
 def check_same_shape(**matrices: Tensor) -> None:

@@ -293,10 +293,8 @@ def norms(
     return Norms(size, squares, outliers, changed, parts[:, -1].sum(dim=0))
 
 
-def _norms_of_slice(
-    momentum: Tensor, clipped: Tensor, update: Tensor, divisor: Tensor
-) -> Tensor:  # (5, k)
-    """Take the sums over some rows; no more than two copies of them are alive at a time."""
+def _norms_of_slice(momentum: Tensor, clipped: Tensor, update: Tensor, divisor: Tensor) -> Tensor:
+    """Take the sums over some rows, (5, k); at most two copies of them are alive at a time."""
     values = momentum / divisor
     size, squares = norm(values), norm(values.square())
     product = values.mul_(update).sum(dim=(-2, -1))

@@ -50,9 +50,7 @@ class MatrixView:
             got = f"{self.stack!r} and {self.transposed!r}"
             raise TypeError(f"`stack` must be an integer and `transposed` a boolean, got {got}.")
         if self.stack < 0:
-            raise ValueError(
-                f"`stack` must be >= 0, got {self.stack}; 1 is right for a stack of experts."
-            )
+            raise ValueError(f"`stack` must be >= 0, got {self.stack}; 1 is right for experts.")
         _check_sizes("rows", self.rows)
         _check_sizes("columns", self.columns)
 
@@ -178,9 +176,8 @@ def _check_sizes(name: str, sizes: object) -> None:
     if not isinstance(sizes, tuple) or any(type(size) is not int for size in sizes):
         raise TypeError(f"`{name}` must be None or a tuple of integers, got {sizes!r}.")
     if not sizes or min(sizes) < 1:
-        raise ValueError(
-            f"`{name}` must hold positive sizes, got {sizes}; None is one block of all {name}."
-        )
+        whole = f"None is one block of all {name}"
+        raise ValueError(f"`{name}` must hold positive sizes, got {sizes}; {whole}.")
 
 
 def _split_dim(matrix: Tensor, dim: int, sizes: tuple[int, ...] | None) -> list[Tensor]:
