@@ -8,15 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
+from lightning_root.cli import output
 from lightning_root.cli.lightning import read_model
-from lightning_root.cli.output import (
-    check_picture,
-    new_figure,
-    plain_axes,
-    print_json,
-    text_table,
-    wrapped,
-)
 from lightning_root.cli.parser import (
     ModelParser,
     add_allocate,
@@ -107,10 +100,10 @@ def make_parser() -> ModelParser:
 
 def _plan(options: argparse.Namespace) -> int:
     if options.plot:
-        check_picture(options.plot)
+        output.check_picture(options.plot)
     plans = _make_plans(options)
     if options.json:
-        print_json(_as_dict(plans))
+        output.print_json(_as_dict(plans))
     else:
         _print(plans)
     if options.plot:
@@ -153,11 +146,11 @@ def _print(plans: Plans) -> None:
         f"{with_prefix(sum(plan.operations))} operations in {plans.steps} steps "
         f"({plans.form} form)\n"
     )
-    print(text_table(HEADER, [_row(plans, ranks) for ranks in plans.replicated]))
+    print(output.text_table(HEADER, [_row(plans, ranks) for ranks in plans.replicated]))
     print(f"\n{LEGEND.format(dtype=plans.dtype)}")
     limit = _limit_text(plans)
     if limit:
-        print(f"\n{wrapped(limit)}")
+        print(f"\n{output.wrapped(limit)}")
 
 
 def _limit_text(plans: Plans) -> str:
@@ -251,7 +244,7 @@ def draw_loads(path: Path, plans: Plans) -> None:
     """Draw each rank's operations over the mean, busiest first: a panel for each number."""
     columns = min(len(plans.replicated), 3)
     rows = -(-len(plans.replicated) // columns)
-    figure = new_figure(max(4.2 * columns, 6.0), 3.2 * rows + 0.5)
+    figure = output.new_figure(max(4.2 * columns, 6.0), 3.2 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (ranks, plan) in zip(panels, plans.replicated.items(), strict=False):
         mean = sum(plan.operations) / ranks
@@ -266,7 +259,7 @@ def draw_loads(path: Path, plans: Plans) -> None:
         axes.set_title(f"{ranks:,} ranks: busiest at {plan.balance:.3f}", fontsize=9.5, loc="left")
         axes.set(xlabel="ranks, the busiest first", ylim=(0.0, 1.15 * max(loads)))
         axes.set_xticks([])
-        plain_axes(axes)
+        output.plain_axes(axes)
     for axes in list(figure.axes)[len(plans.replicated) :]:
         axes.set_visible(False)
     first = figure.axes[0]

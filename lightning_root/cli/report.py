@@ -9,16 +9,7 @@ from typing import Final, Literal
 
 from lightning_root.cli.output import new_figure, progress, text_table, wrapped
 from lightning_root.cli.parser import CommandParser, program, read_weight
-from lightning_root.diagnostics.report import (
-    Page,
-    Run,
-    comparison_of,
-    find_run,
-    page_of,
-    read_run,
-    report_of,
-    write_page,
-)
+from lightning_root.diagnostics import report
 from lightning_root.diagnostics.report.comparison import explain_target, result_table
 from lightning_root.diagnostics.report.run import log_files
 from lightning_root.diagnostics.summary import format_block
@@ -99,11 +90,11 @@ def _add_choices(parser: CommandParser) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     new_figure(1, 1)  # fails before the work if there is no matplotlib
-    folder = find_run(options.run_dir)
+    folder = report.find_run(options.run_dir)
     output = _checked(options.output or folder / "report")
     (run,) = _read([folder])
-    page = report_of(run, options.smooth)
-    path = write_page(page, output / "report.html", partial(progress, doing="drawing"))
+    page = report.report_of(run, options.smooth)
+    path = report.write_page(page, output / "report.html", partial(progress, doing="drawing"))
     rows = [(card.label, f"{card.value} {card.note}".strip()) for card in page.cards]
     print(format_block(page.title, [*rows, *_page_rows(page, path)]).strip("\n"))
     return 0
@@ -111,9 +102,9 @@ def _report(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     new_figure(1, 1)  # fails before the work if there is no matplotlib
-    folders = [find_run(folder) for folder in options.run_dirs]
+    folders = [report.find_run(folder) for folder in options.run_dirs]
     output = _checked(options.output or Path("comparison"))
-    comparison = comparison_of(
+    comparison = report.comparison_of(
         _read(folders),
         labels=options.label,
         metric=options.metric,
@@ -121,22 +112,22 @@ def _compare(options: argparse.Namespace) -> int:
         steps_only=options.steps_only,
         smooth=options.smooth,
     )
-    page = page_of(comparison)
-    path = write_page(page, output / "comparison.html", partial(progress, doing="drawing"))
+    page = report.page_of(comparison)
+    path = report.write_page(page, output / "comparison.html", partial(progress, doing="drawing"))
     print(f"{comparison.metric}\n\n{text_table(*result_table(comparison))}\n")
     print(wrapped(explain_target(comparison)))
     print(format_block("", _page_rows(page, path)).strip("\n"))
     return 0
 
 
-def _read(folders: Sequence[Path]) -> list[Run]:
+def _read(folders: Sequence[Path]) -> list[report.Run]:
     size = sum(path.stat().st_size for folder in folders for path in log_files(folder))
     if size > MAX_QUIET_BYTES and sys.stderr.isatty():
         print(f"reading {size / 1e6:,.0f} MB of logs", file=sys.stderr)
-    return [read_run(folder) for folder in progress(folders, "reading")]
+    return [report.read_run(folder) for folder in progress(folders, "reading")]
 
 
-def _page_rows(page: Page, path: Path) -> list[tuple[str, str]]:
+def _page_rows(page: report.Page, path: Path) -> list[tuple[str, str]]:
     """Return the page's notes, path and size, as rows with labels."""
     count = len(page.pictures)
     figures = "1 figure" if count == 1 else f"{count} figures"

@@ -15,14 +15,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from lightning_root._files import cache_folder
+from lightning_root.coefficients import record
 from lightning_root.coefficients.certificate import output_range
 from lightning_root.coefficients.published import NEWTON_SCHULZ
-from lightning_root.coefficients.record import (
-    BOUND,
-    Coefficients,
-    load_coefficients,
-    save_coefficients,
-)
 from lightning_root.coefficients.shapes import Shape, parse_shape, shape_text
 from lightning_root.functional import Triple, as_schedule
 
@@ -44,22 +39,22 @@ class FitKey(NamedTuple):
     steps: int
 
 
-_memory: dict[FitKey, Coefficients] = {}
+_memory: dict[FitKey, record.Coefficients] = {}
 
 
-def get_or_fit(key: FitKey, fit: Callable[[], Coefficients]) -> Coefficients:
+def get_or_fit(key: FitKey, fit: Callable[[], record.Coefficients]) -> record.Coefficients:
     """Return the fit from memory or from disk, or make and save it now."""
     if key not in _memory:
         _memory[key] = _from_disk(key) or _to_disk(key, fit())
     return _memory[key]
 
 
-def fits_in_use() -> dict[FitKey, Coefficients]:
+def fits_in_use() -> dict[FitKey, record.Coefficients]:
     """Return what has been fitted or read from disk in this process."""
     return dict(_memory)
 
 
-def adopt(fits: Mapping[FitKey, Coefficients]) -> None:
+def adopt(fits: Mapping[FitKey, record.Coefficients]) -> None:
     """Use these from now on, in place of this process's own."""
     _memory.update(fits)
 
@@ -75,24 +70,24 @@ def _file(key: FitKey) -> Path:
     return cache_folder() / f"coefficients-{_VERSION}" / name
 
 
-def _from_disk(key: FitKey) -> Coefficients | None:
+def _from_disk(key: FitKey) -> record.Coefficients | None:
     """Load a fit; None if there is none, or it is not sound."""
     try:
-        (entry,) = load_coefficients(_file(key))
+        (entry,) = record.load_coefficients(_file(key))
     except (OSError, RuntimeError, TypeError, ValueError):  # missing, unreadable or damaged
         return None
-    sound = output_range(entry.triples, upper=1.02)[1] <= BOUND
+    sound = output_range(entry.triples, upper=1.02)[1] <= record.BOUND
     return entry if sound and entry.shape == key.shape and entry.steps == key.steps else None
 
 
-def _to_disk(key: FitKey, entry: Coefficients) -> Coefficients:
+def _to_disk(key: FitKey, entry: record.Coefficients) -> record.Coefficients:
     """Save a fit if possible, and return it; later runs read it back to the last digit."""
     m, n = key.shape
     _log.info("fitted %r coefficients for %d x %d, %d steps", key.name, m, n, key.steps)
     try:
         file = _file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_coefficients(file, [entry])
+        record.save_coefficients(file, [entry])
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         _log.info("not kept for later runs: %s", error)
     return entry

@@ -10,27 +10,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_root.diagnostics import board
+from lightning_root.diagnostics import board, statistics, training
 from lightning_root.diagnostics.alerts import Alerts
 from lightning_root.diagnostics.history import History
 from lightning_root.diagnostics.measurements import aggregates, by_label, per_parameter
 from lightning_root.diagnostics.observation import Observation, Observer, gather_observations, merge
 from lightning_root.diagnostics.spectrum import Matrix, Shape, matrices_by_shape, pick_matrix
-from lightning_root.diagnostics.statistics import (
-    SKIPPED,
-    heat_map_statistics,
-    logged_tags,
-    parameter_statistics,
-    row_of,
-)
-from lightning_root.diagnostics.training import (
-    SuppressLogWriteErrors,
-    check_whole,
-    parameter_names,
-    roots_of,
-    skipped_updates,
-    step_of,
-)
 from lightning_root.optim import ROOT
 
 HISTOGRAM_EVERY: Final = 10  # points between histograms
@@ -89,10 +74,12 @@ class ROOTMonitor(Callback):
         alerts: bool = True,
     ) -> None:
         if log_every_n_steps is not None:
-            check_whole("log_every_n_steps", log_every_n_steps, 1, "None takes the Trainer's")
+            training.check_whole(
+                "log_every_n_steps", log_every_n_steps, 1, "None takes the Trainer's"
+            )
         self.log_every_n_steps = log_every_n_steps
         self.per_parameter, self.pictures = per_parameter, pictures
-        self.history = History(len(heat_map_statistics()))
+        self.history = History(len(statistics.heat_map_statistics()))
         self._alerts = Alerts() if alerts else None
         self._observers: dict[int, Observer] = {}
         self._overdue = False
@@ -100,7 +87,7 @@ class ROOTMonitor(Callback):
         self._skipped: Counter[str] = Counter()  # as of the last step
         self._skips = 0  # since the last point
         self._coefficients = ""
-        self._suppress_errors = SuppressLogWriteErrors("ROOTMonitor")
+        self._suppress_errors = training.SuppressLogWriteErrors("ROOTMonitor")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the heat maps show."""
@@ -118,19 +105,19 @@ class ROOTMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Write the split of the parameters, which are bound and restored by now."""
-        optimizers = roots_of(trainer)
+        optimizers = training.roots_of(trainer)
         if not optimizers:
             names = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
             rank_zero_info(
                 f"ROOTMonitor has nothing to show: the optimizers are [{names}], no ROOT"
             )
             return
-        self._skipped = skipped_updates(trainer)
+        self._skipped = training.skipped_updates(trainer)
         self._skips, self._coefficients, self._drawn_points = 0, "", self.history.points
         if trainer.is_global_zero:
             text = "\n\n".join(str(optimizer.partition) for optimizer in optimizers)
             with self._suppress_errors:
-                board.write_text(trainer.loggers, "root/partition", text, step_of(trainer))
+                board.write_text(trainer.loggers, "root/partition", text, training.step_of(trainer))
                 board.write_layout(trainer.loggers, [g for o in optimizers for g in o.param_groups])
 
     def on_before_optimizer_step(
@@ -139,7 +126,7 @@ class ROOTMonitor(Callback):
         """Observe the step that follows if it is to be logged."""
         del pl_module
         every = self._every(trainer)
-        is_due = self._overdue or (every > 0 and (step_of(trainer) + 1) % every == 0)
+        is_due = self._overdue or (every > 0 and (training.step_of(trainer) + 1) % every == 0)
         if is_due and isinstance(optimizer, ROOT):
             earlier = self._observers.pop(id(optimizer), None)
             if earlier is not None:  # the second step of a batch
@@ -183,7 +170,9 @@ class ROOTMonitor(Callback):
 
     def _matrices_to_sample(self, trainer: Trainer, optimizer: ROOT) -> dict[Shape, Matrix]:
         """Return the matrices whose turn it is to have histograms; the same on every rank."""
-        turn, rest = divmod((step_of(trainer) + 1) // self._every(trainer) - 1, HISTOGRAM_EVERY)
+        turn, rest = divmod(
+            (training.step_of(trainer) + 1) // self._every(trainer) - 1, HISTOGRAM_EVERY
+        )
         if not self.pictures or rest or not trainer.loggers:
             return {}
         groups = [group for group in optimizer.param_groups if group["role"] == "root"]
@@ -192,7 +181,7 @@ class ROOTMonitor(Callback):
         return {shape: pick_matrix(names, turn) for shape, names in small.items()}
 
     def _count_skips(self, trainer: Trainer) -> None:
-        skipped = skipped_updates(trainer)
+        skipped = training.skipped_updates(trainer)
         if skipped != self._skipped or self._alerts is not None:
             new = skipped - self._skipped
             self._skipped = skipped
@@ -202,10 +191,10 @@ class ROOTMonitor(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, point: Observation) -> None:
         assert point.measurements is not None
-        step = step_of(trainer)
-        labelled = by_label(point.measurements, parameter_names(trainer))
+        step = training.step_of(trainer)
+        labelled = by_label(point.measurements, training.parameter_names(trainer))
         watched: dict[str, Tensor] = aggregates(point.measurements)
-        watched[SKIPPED] = torch.tensor(float(self._skips))
+        watched[statistics.SKIPPED] = torch.tensor(float(self._skips))
         self._skips = 0
         # Not by Lightning's own way to the loggers, which is open at its own logging steps alone.
         pl_module.log_dict(watched, logger=False, on_step=True, on_epoch=False, batch_size=1)
@@ -216,7 +205,9 @@ class ROOTMonitor(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=step)
         if self.pictures:
-            rows = [row_of(statistic.name) for statistic in heat_map_statistics()]
+            rows = [
+                statistics.row_of(statistic.name) for statistic in statistics.heat_map_statistics()
+            ]
             drawn = {label: column[rows] for label, column in labelled.items()}
             self.history.add(step, drawn)
         if trainer.is_global_zero:
@@ -243,8 +234,10 @@ class ROOTMonitor(Callback):
 
 def _fill_in(text: str) -> str:
     """Write what the table of statistics says into the docstring."""
-    tags = textwrap.fill(logged_tags(), 100, initial_indent=" " * 4, subsequent_indent=" " * 4)
-    names = parameter_statistics()
+    tags = textwrap.fill(
+        statistics.logged_tags(), 100, initial_indent=" " * 4, subsequent_indent=" " * 4
+    )
+    names = statistics.parameter_statistics()
     return text.replace("    <LOGGED TAGS>", tags).replace("<PARAMETER STATISTICS>", names)
 
 

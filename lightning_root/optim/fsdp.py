@@ -16,35 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_root.distributed import Matrices, Replicas, replicas
-from lightning_root.distributed.collectives import (
-    Exchange,
-    RowShards,
-    local_part,
-    overlap,
-    pieces_of,
-    placed_like,
-    row_shards,
-)
+from lightning_root.distributed import Matrices, Replicas, collectives, replicas
 from lightning_root.distributed.replicas import Bucket
-from lightning_root.optim.blocks import (
-    BlockStep,
-    BoundParameter,
-    GroupPlan,
-    MatrixBlock,
-    bind_parameter,
-    bits_of,
-    shared_dtype,
-    state_dtype,
-)
-from lightning_root.optim.local import (
-    WHOLE_ELEMENTS,
-    Finish,
-    Local,
-    portions,
-    run_all,
-    update_blocks_,
-)
+from lightning_root.optim import blocks, local
 from lightning_root.optim.stages.apply import apply_update_
 from lightning_root.optim.stages.momentum import local_look_ahead
 
@@ -55,7 +29,7 @@ Range: TypeAlias = tuple[int, int]
 class _Rows:
     """One block of a parameter whose rows are spread."""
 
-    block: MatrixBlock  # the matrix
+    block: blocks.MatrixBlock  # the matrix
     parameter: int  # place of its parameter among those of the exchange
     number: int  # of the block within the parameter
     of_rank: list[Range]  # which rows of the matrix each rank has, counted within the matrix
@@ -84,39 +58,41 @@ class _RowPlan:
     dtype: torch.dtype  # in which updates travel
 
 
-class Sharded(Local):
+class Sharded(local.Local):
     """Each rank updates its share of the matrices of sharded parameters."""
 
-    def start(self, plan: GroupPlan, parameters: Sequence[BoundParameter]) -> Finish:
+    def start(
+        self, plan: blocks.GroupPlan, parameters: Sequence[blocks.BoundParameter]
+    ) -> local.Finish:
         """Begin the step of DTensors; what is returned ends it."""
-        rows: defaultdict[Any, list[BoundParameter]] = defaultdict(list)
-        stacks: list[BoundParameter] = []
-        gathered: list[BoundParameter] = []
+        rows: defaultdict[Any, list[blocks.BoundParameter]] = defaultdict(list)
+        stacks: list[blocks.BoundParameter] = []
+        gathered: list[blocks.BoundParameter] = []
         for bound in parameters:
-            shards = row_shards(bound.parameter)
+            shards = collectives.row_shards(bound.parameter)
             if shards is None:
                 gathered.append(bound)
                 continue
-            bound.gradient = placed_like(bound.gradient, bound.parameter)
+            bound.gradient = collectives.placed_like(bound.gradient, bound.parameter)
             if bound.view.stack:
                 stacks.append(_own_matrices(plan, bound, shards))
             else:
-                kind = shards.group, state_dtype(bound.parameter), bound.parameter.device
+                kind = shards.group, blocks.state_dtype(bound.parameter), bound.parameter.device
                 rows[kind].append(bound)
         if stacks:
-            Local().start(plan, [own for own in stacks if own.parameter.numel()])
+            local.Local().start(plan, [own for own in stacks if own.parameter.numel()])
         finish = [self._start_rows(plan, alike, group) for (group, *_), alike in rows.items()]
         if gathered:
-            for portion in portions(gathered, WHOLE_ELEMENTS):
+            for portion in local.portions(gathered, local.WHOLE_ELEMENTS):
                 self.update_whole_(plan, portion)
-        return partial(run_all, finish)
+        return partial(local.run_all, finish)
 
     def _start_rows(
         self,
-        plan: GroupPlan,
-        parameters: Sequence[BoundParameter],
+        plan: blocks.GroupPlan,
+        parameters: Sequence[blocks.BoundParameter],
         group: dist.ProcessGroup,
-    ) -> Finish:
+    ) -> local.Finish:
         key = ("rows", *map(id, parameters))
         if key not in plan.schedules:
             plan.schedules[key] = _planned(plan, parameters, group)
@@ -125,7 +101,7 @@ class Sharded(Local):
         directions: list[Tensor] = []
         for bound in parameters:
             columns = bound.parameter.shape[1:].numel()
-            values.append(local_part(bound.parameter).view(-1, columns))
+            values.append(collectives.local_part(bound.parameter).view(-1, columns))
             directions.append(local_look_ahead(bound, plan.group).view(-1, columns))
         neurons = [self.neurons(plan, bound) for bound in parameters]
         state = [neurons[rows.parameter][rows.number] for rows in planned.rows]
@@ -139,7 +115,9 @@ class Sharded(Local):
                 received = zip(bucket.members, exchange.wait(), strict=True)
                 for rank, (members, flat) in enumerate(received):
                     sizes = [(planned.rows[i].size(planned.me), *planned.extra[i]) for i in members]
-                    pieces = iter(pieces_of(flat, [size for of_one in sizes for size in of_one]))
+                    pieces = iter(
+                        collectives.pieces_of(flat, [size for of_one in sizes for size in of_one])
+                    )
                     for i, of_one in zip(members, sizes, strict=True):
                         update, *bits = [next(pieces) for _ in of_one]
                         value = planned.rows[i].cut(values[planned.rows[i].parameter])
@@ -153,12 +131,12 @@ class Sharded(Local):
 
 
 def _send_back(
-    plan: GroupPlan,
+    plan: blocks.GroupPlan,
     planned: _RowPlan,
     bucket: Bucket,
     directions: Sequence[Tensor],  # N, this rank's rows of each parameter
     state: Sequence[Mapping[str, Tensor]],
-) -> Exchange:
+) -> collectives.Exchange:
     """Make this rank's matrices whole, compute their updates and send the rows back."""
     ranks = range(len(bucket.members))
     rows = planned.rows
@@ -167,17 +145,17 @@ def _send_back(
         [rows[i].cut(directions[rows[i].parameter]) for i in members] for members in bucket.members
     ]
     sizes = [sum(one.size(rank) for one in own) for rank in ranks]
-    there = Exchange(to_owners, sizes, directions[0], planned.group)
+    there = collectives.Exchange(to_owners, sizes, directions[0], planned.group)
     from_ranks = [
-        pieces_of(received, [one.size(rank) for one in own])
+        collectives.pieces_of(received, [one.size(rank) for one in own])
         for rank, received in zip(ranks, there.wait(), strict=True)
     ]
     steps = []
     for number, (i, one) in enumerate(zip(bucket.members[planned.me], own, strict=True)):
         whole = torch.cat([pieces[number] for pieces in from_ranks]).view(one.block.shape)
         target = torch.empty_like(whole, dtype=planned.dtype)
-        steps.append(BlockStep(one.block, None, whole, target, None, state[i]))
-    update_blocks_(plan, steps, in_place=False)
+        steps.append(blocks.BlockStep(one.block, None, whole, target, None, state[i]))
+    local.update_blocks_(plan, steps, in_place=False)
     back = [
         [
             piece
@@ -194,23 +172,23 @@ def _send_back(
         for members in bucket.members
     ]
     like = directions[0].new_empty(0, dtype=planned.dtype)
-    return Exchange(back, received, like, planned.group)
+    return collectives.Exchange(back, received, like, planned.group)
 
 
 def _planned(
-    plan: GroupPlan, parameters: Sequence[BoundParameter], group: dist.ProcessGroup
+    plan: blocks.GroupPlan, parameters: Sequence[blocks.BoundParameter], group: dist.ProcessGroup
 ) -> _RowPlan:
     """Plan who owns what of parameters that are updated together for the first time."""
-    shards, me = RowShards(group), group.rank()
+    shards, me = collectives.RowShards(group), group.rank()
     like = parameters[0].parameter
-    dtype = shared_dtype(like, plan.group)
-    each = bits_of(state_dtype(like)) // bits_of(dtype)
+    dtype = blocks.shared_dtype(like, plan.group)
+    each = blocks.bits_of(blocks.state_dtype(like)) // blocks.bits_of(dtype)
     rows = []
     for place, bound in enumerate(parameters):
         of_rank = shards.rows(bound.parameter.shape[0])
         for number, block in enumerate(bound.blocks):
             (first, column), (height, width) = block.start, block.shape
-            common = [overlap(of_one, (first, first + height)) for of_one in of_rank]
+            common = [collectives.overlap(of_one, (first, first + height)) for of_one in of_rank]
             start, stop = common[me]
             offset = of_rank[me][0]
             rows.append(
@@ -227,23 +205,30 @@ def _planned(
     sizes = [one.block.elements for one in rows]
     elements = replicas.EXCHANGE_ELEMENTS
     steps = plan.group["ns_steps"]
-    device = local_part(like).device
+    device = collectives.local_part(like).device
     buckets = Replicas(group).buckets(matrices, sizes, steps, device, elements)
     extra = [tuple(each * max(one.block.shape) for _ in plan.neuron_keys) for one in rows]
     return _RowPlan(group, me, rows, buckets, extra, dtype)
 
 
-def _own_matrices(plan: GroupPlan, bound: BoundParameter, shards: RowShards) -> BoundParameter:
+def _own_matrices(
+    plan: blocks.GroupPlan, bound: blocks.BoundParameter, shards: collectives.RowShards
+) -> blocks.BoundParameter:
     """Return those matrices of a stack that lie whole on this rank, as a parameter of their own."""
-    value, gradient = local_part(bound.parameter), local_part(bound.gradient)
+    value, gradient = (
+        collectives.local_part(bound.parameter),
+        collectives.local_part(bound.gradient),
+    )
     key = ("stack", id(bound))
     if key not in plan.schedules:
         total = bound.parameter.shape[0]
         start, _ = shards.rows(total)[shards.group.rank()]
         first = start * (len(bound.blocks) // total)
-        plan.schedules[key] = bind_parameter(bound.name, value, bound.view, plan.group, first)
-    planned: BoundParameter = plan.schedules[key]
+        plan.schedules[key] = blocks.bind_parameter(
+            bound.name, value, bound.view, plan.group, first
+        )
+    planned: blocks.BoundParameter = plan.schedules[key]
     if not bound.view.is_view(gradient):
         gradient = gradient.contiguous()
-    state = {name: local_part(entry) for name, entry in bound.state.items()}
+    state = {name: collectives.local_part(entry) for name, entry in bound.state.items()}
     return replace(planned, parameter=value, gradient=gradient, state=state)

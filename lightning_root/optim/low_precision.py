@@ -24,15 +24,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.distributed.collectives import local_part
-from lightning_root.kernels.rounding import (
-    BFLOAT16_LARGEST,
-    BLOCK,
-    FROM_HALF,
-    MIN_NORMAL,
-    MIXERS,
-    PER_PLACE,
-    PER_STEP,
-)
+from lightning_root.kernels import rounding
 
 CACHED_ELEMENTS: Final = 1 << 17
 """So many stay in a CPU core's cache from one pass over them to the next."""
@@ -49,8 +41,10 @@ def write_rounded_(kept: Tensor, value: Tensor) -> None:
 
 def _rounded_to_bfloat16(value: Tensor) -> Tensor:
     """Keep the upper 16 bits after a number below 2^16 has been added."""
-    bits = value.clamp(-BFLOAT16_LARGEST, BFLOAT16_LARGEST).view(torch.int32)
-    noise = bits * MIXERS[0]  # 2^32 / golden ratio, odd: all low bits reach the upper sixteen
+    bits = value.clamp(-rounding.BFLOAT16_LARGEST, rounding.BFLOAT16_LARGEST).view(torch.int32)
+    noise = (
+        bits * rounding.MIXERS[0]
+    )  # 2^32 / golden ratio, odd: all low bits reach the upper sixteen
     noise >>= 16
     noise &= 0xFFFF
     return noise.add_(bits).bitwise_and_(-65536).view(torch.float32)
@@ -63,12 +57,12 @@ def is_float8(buffer: Tensor) -> bool:
 
 def float8_zeros(like: Tensor) -> Tensor:
     """Return momentum of zero: codes in the order of a tensor's entries, then exponents."""
-    return like.new_zeros(like.numel() + -(-like.numel() // BLOCK), dtype=torch.uint8)
+    return like.new_zeros(like.numel() + -(-like.numel() // rounding.BLOCK), dtype=torch.uint8)
 
 
 def float8_size(buffer: Tensor) -> int:
     """Return how many entries a buffer holds."""
-    return buffer.numel() - -(-buffer.numel() // (BLOCK + 1))
+    return buffer.numel() - -(-buffer.numel() // (rounding.BLOCK + 1))
 
 
 def float8_decoded(buffer: Tensor) -> Tensor:
@@ -93,12 +87,12 @@ def float8_chunks(buffer: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """Yield first entry, end, codes (k, size), exponents (k,); whole blocks first."""
     entries = float8_size(buffer)
     codes, exponents = buffer[:entries], buffer[entries:]
-    whole = entries - entries % BLOCK
+    whole = entries - entries % rounding.BLOCK
     at_once = CACHED_ELEMENTS if buffer.device.type == "cpu" else _OTHERS_AT_ONCE
     for start in range(0, whole, at_once):
         stop = min(start + at_once, whole)
-        of_blocks = exponents[start // BLOCK : stop // BLOCK]
-        yield start, stop, codes[start:stop].view(-1, BLOCK), of_blocks
+        of_blocks = exponents[start // rounding.BLOCK : stop // rounding.BLOCK]
+        yield start, stop, codes[start:stop].view(-1, rounding.BLOCK), of_blocks
     if whole < entries:
         yield whole, entries, codes[whole:].view(1, -1), exponents[-1:]
 
@@ -111,7 +105,7 @@ def float8_read(codes: Tensor, exponents: Tensor) -> Tensor:  # (k, size), (k,) 
     bits &= 0x7F
     bits <<= 6
     bits |= signs
-    value = bits.view(torch.float16).to(torch.float32).mul_(FROM_HALF)
+    value = bits.view(torch.float16).to(torch.float32).mul_(rounding.FROM_HALF)
     return value.mul_((exponents.to(torch.int32) << 23).view(torch.float32)[:, None])
 
 
@@ -129,12 +123,12 @@ def float8_write(value: Tensor, codes: Tensor, exponents: Tensor, step: Tensor) 
     exponents.copy_(exponent)
     scaled *= ((254 - exponent) << 23).view(torch.float32)[:, None]
     bits = scaled.view(torch.int32)
-    below = bits - MIN_NORMAL
+    below = bits - rounding.MIN_NORMAL
     below >>= 31  # all bits, where the even spacing begins, and none elsewhere
-    scaled += (below & MIN_NORMAL).view(torch.float32)
+    scaled += (below & rounding.MIN_NORMAL).view(torch.float32)
     bits += _noise(value, step)
     bits >>= 19
-    bits -= MIN_NORMAL >> 19
+    bits -= rounding.MIN_NORMAL >> 19
     below += 1
     below <<= 4
     bits += below  # 16 codes more where there are no subnormal ones
@@ -145,13 +139,13 @@ def float8_write(value: Tensor, codes: Tensor, exponents: Tensor, step: Tensor) 
 
 def _noise(value: Tensor, step: Tensor) -> Tensor:  # (k, size) -> below 2^19
     salts = torch.arange(value.shape[1], dtype=torch.int32, device=value.device)
-    salts *= PER_PLACE
-    salts += step.to(torch.int32) * PER_STEP
-    for mixer in MIXERS:
+    salts *= rounding.PER_PLACE
+    salts += step.to(torch.int32) * rounding.PER_STEP
+    for mixer in rounding.MIXERS:
         salts ^= salts >> 15
         salts *= mixer
     noise = value.view(torch.int32) ^ salts
-    noise *= MIXERS[0]
+    noise *= rounding.MIXERS[0]
     noise >>= 13
     noise &= 0x7FFFF
     return noise

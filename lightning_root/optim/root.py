@@ -17,45 +17,13 @@ from lightning_root.coefficients import CoefficientName
 from lightning_root.distributed import reshard
 from lightning_root.functional import AdjustLR, Quantile, QuantileMode
 from lightning_root.kernels import FormOption, KernelOption
-from lightning_root.optim.agreement import (
-    sync_coefficients_across_ranks,
-    sync_kernels_across_ranks,
-    sync_rates_across_ranks,
-)
+from lightning_root.optim import agreement, groups, options, readiness
 from lightning_root.optim.binding import check_params, group_params, module_behind, split
 from lightning_root.optim.blocks import GroupPlan, plan_group
 from lightning_root.optim.ddp import Replicated
 from lightning_root.optim.fsdp import Sharded
 from lightning_root.optim.gradients import SkipCounts, release_gradients, take_gradients
-from lightning_root.optim.groups import (
-    ROLES,
-    check_parameters,
-    fill,
-    free_name,
-    members,
-    name_params,
-    partition_from_groups,
-    replace_stale,
-    selected,
-    split_new,
-    stale_names,
-    views_of,
-)
 from lightning_root.optim.local import Finish, Local, nothing, run_all
-from lightning_root.optim.options import (
-    MomentumDtype,
-    Normalize,
-    OrthogonalizationDtype,
-    ShareDtype,
-    check_options,
-    plain_coefficients,
-)
-from lightning_root.optim.readiness import (
-    check_bound,
-    check_capturable,
-    check_capturing,
-    refuse_flattened,
-)
 from lightning_root.optim.shared_state import SharedState
 from lightning_root.optim.stages.adamw import adamw_update_
 from lightning_root.optim.state import StateParts, add_fresh_, drop_neurons_, specs_of
@@ -196,23 +164,23 @@ class ROOT(SharedState, torch.optim.Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
-        ns_dtype: OrthogonalizationDtype = "auto",
+        ns_dtype: options.OrthogonalizationDtype = "auto",
         ns_form: FormOption = "auto",
         outlier_quantile_mode: QuantileMode = "auto",
         kernels: KernelOption = "auto",
         capturable: bool = False,
-        momentum_dtype: MomentumDtype = "auto",
-        normalize: Normalize = "none",
+        momentum_dtype: options.MomentumDtype = "auto",
+        normalize: options.Normalize = "none",
         rules: Mapping[str, Literal["root", "adamw"] | dict[str, Any]] | str | None = None,
         share_updates: bool = True,
-        share_dtype: ShareDtype = "auto",
+        share_dtype: options.ShareDtype = "auto",
     ) -> None:
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
             "momentum": momentum,
             "nesterov": nesterov,
-            "coefficients": plain_coefficients(coefficients, ns_steps),
+            "coefficients": options.plain_coefficients(coefficients, ns_steps),
             "outlier_quantile": outlier_quantile,
             "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn,
@@ -230,7 +198,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
             "normalize": normalize,
             "share_dtype": share_dtype,
         }
-        check_options(defaults)
+        options.check_options(defaults)
         check_params(params)
         if not isinstance(share_updates, bool):
             raise TypeError(f"`share_updates` must be True or False, got {share_updates!r}")
@@ -242,7 +210,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
         given: list[Any] = [] if module is not None else list(params)
         self._own_groups = any(isinstance(entry, dict) for entry in given)
         self._selection = bool(given)
-        empty = [{"params": [], "name": role, "role": role} for role in ROLES]
+        empty = [{"params": [], "name": role, "role": role} for role in groups.ROLES]
         super().__init__(given if self._own_groups else empty, defaults)
         if module is not None:
             self._module = weakref.ref(module)
@@ -284,15 +252,15 @@ class ROOT(SharedState, torch.optim.Optimizer):
         if rules is not None:
             self._rules = rules
         reshard(module)
-        refuse_flattened(self.param_groups, module)
+        readiness.refuse_flattened(self.param_groups, module)
         if self._own_groups:
-            stale = stale_names(self.param_groups, module)
-            replace_stale(self.param_groups, module, stale)
-            self.partition = partition_from_groups(self.param_groups, self._views)
+            stale = groups.stale_names(self.param_groups, module)
+            groups.replace_stale(self.param_groups, module, stale)
+            self.partition = groups.partition_from_groups(self.param_groups, self._views)
         else:
             partition = partition_parameters(module, rules=self._rules)
             if self._selection:
-                partition = selected(partition, self.param_groups, module)
+                partition = groups.selected(partition, self.param_groups, module)
             self._assign(partition)
         self._module = weakref.ref(module)
         self._checked = False
@@ -309,7 +277,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
         if module is None or self._selection:
             return []
         # By name: after a validation, FSDP2's parameters are other objects until the next step.
-        bound = {name for _, name, _ in members(self.param_groups)}
+        bound = {name for _, name, _ in groups.members(self.param_groups)}
         live = [(canonical(name), p) for name, p in module.named_parameters()]
         return [name for name, p in live if p.requires_grad and name not in bound]
 
@@ -334,7 +302,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            check_capturing(self.param_groups, self._checked)
+            readiness.check_capturing(self.param_groups, self._checked)
         plans = self._plans()
         for plan in plans:
             plan.hooks = tuple(self._stack_hooks.values())
@@ -351,18 +319,18 @@ class ROOT(SharedState, torch.optim.Optimizer):
     def _plans(self) -> list[GroupPlan]:
         """Return what stays from step to step, settled anew where groups have changed."""
         if not self._checked:
-            added = () if self._own_groups else self.param_groups[len(ROLES) :]
-            check_bound(self.param_groups, self.module, added)
-            check_capturable(self.param_groups, self._replicas is not None)
-            sync_coefficients_across_ranks(self.param_groups, self._views)
-            sync_rates_across_ranks(self.param_groups)
-            sync_kernels_across_ranks(self.param_groups)
+            added = () if self._own_groups else self.param_groups[len(groups.ROLES) :]
+            readiness.check_bound(self.param_groups, self.module, added)
+            readiness.check_capturable(self.param_groups, self._replicas is not None)
+            agreement.sync_coefficients_across_ranks(self.param_groups, self._views)
+            agreement.sync_rates_across_ranks(self.param_groups)
+            agreement.sync_kernels_across_ranks(self.param_groups)
             self._known_plans = []
             self._checked = True
-        known, groups = self._known_plans, self.param_groups
-        if len(known) != len(groups) or not all(map(GroupPlan.is_of, known, groups)):
+        known, present = self._known_plans, self.param_groups
+        if len(known) != len(present) or not all(map(GroupPlan.is_of, known, present)):
             self._state_parts = self._assign_state_parts()
-            known = [plan_group(group, self._views, specs_of(group)) for group in groups]
+            known = [plan_group(group, self._views, specs_of(group)) for group in present]
             self._known_plans = known
         return known
 
@@ -398,27 +366,27 @@ class ROOT(SharedState, torch.optim.Optimizer):
                 a matrix.
             TypeError: If the parameters are not floating point tensors, or have no order.
         """
-        named = name_params(group_params(param_group), self.param_groups, self.module)
+        named = groups.name_params(group_params(param_group), self.param_groups, self.module)
         group = {key: value for key, value in param_group.items() if key != "params"}
-        role = group.pop("role", group.get("name") if group.get("name") in ROLES else None)
+        role = group.pop("role", group.get("name") if group.get("name") in groups.ROLES else None)
         if role is None:
-            partition = split_new(named, self.param_groups, self.module, self._rules)
-            self._views |= views_of(partition)
+            partition = groups.split_new(named, self.param_groups, self.module, self._rules)
+            self._views |= groups.views_of(partition)
             for part in partition.groups():
                 if part["params"]:
                     name = f"{group['name']}.{part['role']}" if "name" in group else part["role"]
                     self.add_param_group({**group, **part, "name": name})
             return
-        if role not in ROLES:
-            raise ValueError(f"`role` must be one of {list(ROLES)}, got {role!r}")
-        group["name"] = free_name(group.get("name") or role, self.param_groups)
+        if role not in groups.ROLES:
+            raise ValueError(f"`role` must be one of {list(groups.ROLES)}, got {role!r}")
+        group["name"] = groups.free_name(group.get("name") or role, self.param_groups)
         group = {**self.defaults, **group, "role": role}
-        group["coefficients"] = plain_coefficients(group["coefficients"], group["ns_steps"])
-        check_options(group)
-        check_parameters(group, named, self._views)
+        group["coefficients"] = options.plain_coefficients(group["coefficients"], group["ns_steps"])
+        options.check_options(group)
+        groups.check_parameters(group, named, self._views)
         group["param_names"] = [name for name, _ in named]
         super().add_param_group({**group, "params": named})
-        self.partition = partition_from_groups(self.param_groups, self._views)
+        self.partition = groups.partition_from_groups(self.param_groups, self._views)
         self._checked = False
 
     def register_stack_hook(self, hook: StackHook) -> RemovableHandle:
@@ -469,7 +437,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
                 group.setdefault(option, value)
         if "_skipped" not in self.__dict__:  # a copy or an unpickled object, not a loaded state
             self._reset_runtime()
-            self.partition = partition_from_groups(self.param_groups, self._views)
+            self.partition = groups.partition_from_groups(self.param_groups, self._views)
 
     def _reset_runtime(self) -> None:
         self.partition = None
@@ -485,10 +453,10 @@ class ROOT(SharedState, torch.optim.Optimizer):
 
     def _assign(self, partition: Partition) -> None:
         """Take the parameters of a partition; what is no longer bound loses its state."""
-        views = views_of(partition)
-        cut = {p: self._views.get(name) for _, name, p in members(self.param_groups)}
-        fill(self.param_groups, partition)
-        bound = {p: views.get(name) for _, name, p in members(self.param_groups)}
+        views = groups.views_of(partition)
+        cut = {p: self._views.get(name) for _, name, p in groups.members(self.param_groups)}
+        groups.fill(self.param_groups, partition)
+        bound = {p: views.get(name) for _, name, p in groups.members(self.param_groups)}
         kept = {parameter: state for parameter, state in self.state.items() if parameter in bound}
         for parameter, state in kept.items():
             if bound[parameter] != cut.get(parameter):

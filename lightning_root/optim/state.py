@@ -27,14 +27,9 @@ from lightning_root.distributed.collectives import (
 )
 from lightning_root.distributed.replicas import cost_on, cut_by_size
 from lightning_root.distributed.state_owners import Kind, Parts
+from lightning_root.optim import low_precision
 from lightning_root.optim.blocks import WHOLE, BoundParameter, Group, State, StateSpec
 from lightning_root.optim.groups import Groups, members
-from lightning_root.optim.low_precision import (
-    float8_decoded,
-    float8_encoded,
-    float8_zeros,
-    is_float8,
-)
 from lightning_root.optim.stages.momentum import in_float8
 from lightning_root.optim.step import STATE
 from lightning_root.partition import MatrixView
@@ -124,7 +119,7 @@ def add_fresh_(
         if parts is not None and in_parts:
             own = own.new_empty(parts.size(spec.key, bound.parameter, rank))
         if spec.key == "momentum_buffer" and in_float8(group):
-            bound.state[spec.key] = float8_zeros(own)
+            bound.state[spec.key] = low_precision.float8_zeros(own)
         elif in_parts:
             bound.state[spec.key] = torch.zeros_like(own, dtype=spec.dtype(own, group))
         else:
@@ -180,8 +175,8 @@ def to_saved(state: Mapping[int, State], groups: Groups, *, in_parts: bool) -> d
     saved = dict(state)
     for position, entry in state.items():
         buffer = entry.get("momentum_buffer")
-        if isinstance(buffer, Tensor) and is_float8(buffer):
-            values, parameter = float8_decoded(buffer), parameters[position]
+        if isinstance(buffer, Tensor) and low_precision.is_float8(buffer):
+            values, parameter = low_precision.float8_decoded(buffer), parameters[position]
             if not in_parts:
                 values = shard_like(values.view(local_part(parameter).shape), parameter)
             saved[position] = {**entry, "momentum_buffer": values}
@@ -200,7 +195,9 @@ def to_kept_(state: Mapping[Tensor, State], groups: Groups) -> None:
             for key in off & own.keys():
                 del own[key]
             if in_float8(group) and "momentum_buffer" in own:
-                own["momentum_buffer"] = float8_encoded(local_part(own["momentum_buffer"]))
+                own["momentum_buffer"] = low_precision.float8_encoded(
+                    local_part(own["momentum_buffer"])
+                )
                 for spec in specs:
                     if spec.extent == "counter" and spec.key not in own:
                         own[spec.key] = _fresh(spec, parameter, WHOLE, group)

@@ -16,15 +16,10 @@ from lightning_root.coefficients import Coefficients
 from lightning_root.functional.outliers import clamp_each
 from lightning_root.kernels.triton.tiles import Tuning
 from lightning_root.optim.blocks import BlockStep, Group, MatrixBlock, state_dtype
-from lightning_root.optim.stages import adamw, momentum, normalize
+from lightning_root.optim.stages import adamw, momentum, normalize, orthogonalize
 from lightning_root.optim.stages.apply import apply_by_kernels_, apply_update_
 from lightning_root.optim.stages.clip import Clip, bounds_by_kernels, plan_clip
 from lightning_root.optim.stages.momentum import look_ahead, look_ahead_by_kernels
-from lightning_root.optim.stages.orthogonalize import (
-    Orthogonalization,
-    orthogonalize_by_kernels,
-    plan_orthogonalization,
-)
 
 STATE: Final = (*momentum.STATE, *normalize.STATE, *adamw.STATE)
 """All that parameters can have of state; `state` makes, saves, loads and cuts it by this table."""
@@ -71,7 +66,7 @@ class StackPlan:
     in_place: bool  # whether the targets are the matrices themselves; else U goes there as it is
     dtype: torch.dtype  # of N: float32, or float64 for float64 parameters
     clip: Clip | None  # None without a threshold
-    orthogonalization: Orthogonalization  # form, dtype and kernels
+    orthogonalization: orthogonalize.Orthogonalization  # form, dtype and kernels
     normalizes: bool  # whether U is normalized neuron by neuron
     may_fuse: bool  # whether Triton's kernels do all that comes before and after the iteration
 
@@ -80,7 +75,7 @@ def plan_stack(
     members: Sequence[int], like: BlockStep, group: Group, in_place: bool, threads: int
 ) -> StackPlan:
     """Settle how blocks like this one are updated, by operations of so many threads."""
-    how = plan_orthogonalization(like.block, like.momentum, group, threads)
+    how = orthogonalize.plan_orthogonalization(like.block, like.momentum, group, threads)
     return StackPlan(
         tuple(members),
         like.block,
@@ -111,7 +106,7 @@ def update_stack_(
         direction, bounds = look_ahead_by_kernels(steps, group)  # N (k, m, n), max |N| (k,)
         bounds = bounds_by_kernels(direction, bounds, group)
         clipped = clamp_each(direction, bounds, out=None) if keep else direction
-        update = orthogonalize_by_kernels(direction, bounds, how)
+        update = orthogonalize.orthogonalize_by_kernels(direction, bounds, how)
     else:
         direction = look_ahead(steps, plan.dtype, group)  # N (k, m, n)
         clipped, largest = direction, None

@@ -14,14 +14,7 @@ from typing import Any, Final
 import torch
 
 from lightning_root._files import read_json
-from lightning_root.cli.output import (
-    counted,
-    error_text,
-    print_json,
-    range_text,
-    text_table,
-    wrapped,
-)
+from lightning_root.cli import output
 from lightning_root.coefficients import (
     COEFFICIENT_NAMES,
     Coefficients,
@@ -41,12 +34,12 @@ from lightning_root.functional import Triple, as_schedule
 COLUMNS: Final[Mapping[str, Callable[[Coefficients], str]]] = {
     "shape": lambda entry: shape_text(entry.shape) if entry.shape else "any",
     "T": lambda entry: str(entry.steps),
-    "Gaussian": lambda entry: error_text(_errors(entry)["gaussian"]),
-    "training": lambda entry: error_text(_errors(entry)["training"]),
-    "p_T on [0, 1]": lambda entry: range_text(entry.certificate),
-    "on [0, 1.02]": lambda entry: range_text(output_range(entry.triples, upper=1.02)),
+    "Gaussian": lambda entry: output.error_text(_errors(entry)["gaussian"]),
+    "training": lambda entry: output.error_text(_errors(entry)["training"]),
+    "p_T on [0, 1]": lambda entry: output.range_text(entry.certificate),
+    "on [0, 1.02]": lambda entry: output.range_text(output_range(entry.triples, upper=1.02)),
     "stable up to": lambda entry: f"{entry.stable_up_to:.4g}",
-    "bfloat16": lambda entry: error_text(entry.bfloat16_error),
+    "bfloat16": lambda entry: output.error_text(entry.bfloat16_error),
     "verdict": lambda entry: "bounded" if is_bounded(entry) else "UNBOUNDED",
 }
 PROPERTIES: Final = ("p_T on [0, 1]", "stable up to", "bfloat16")
@@ -86,8 +79,8 @@ def _print(sets: Sequence[Coefficients]) -> None:
     for entry in sets:
         line = f"{set_title(entry)}: {entry.source}"
         if entry.mse is not None and entry.spectrum and entry.spectrum in entry.source:
-            line += f"; error {error_text(entry.mse)} there"
-        print(f"\n{wrapped(line)}\n{triples_text(entry)}")
+            line += f"; error {output.error_text(entry.mse)} there"
+        print(f"\n{output.wrapped(line)}\n{triples_text(entry)}")
     if not all(map(is_bounded, sets)):
         print("\nNot all of them are bounded; `coefficients certify` says why.")
 
@@ -97,13 +90,13 @@ def _print_shipped(sets: Sequence[Coefficients]) -> None:
     for count in dict.fromkeys(entry.steps for entry in sets):
         print(f"The shipped table, T = {count}: mean (p_T(sigma) - 1)^2 on the model of training\n")
         own = [entry for entry in sets if entry.steps == count]
-        errors = [error_text(_errors(entry)["training"]) for entry in own]
+        errors = [output.error_text(_errors(entry)["training"]) for entry in own]
         columns = [errors[place :: len(RATIOS)] for place in range(len(RATIOS))]
         header = ("m", *(f"n = {ratio:g} m" for ratio in RATIOS))
-        print(text_table(header, list(zip(map(str, ROWS), *columns, strict=True))))
+        print(output.text_table(header, list(zip(map(str, ROWS), *columns, strict=True))))
         low, high = joint_range(own)
         stable = min(entry.stable_up_to for entry in own)
-        rounding = error_text(max(entry.bfloat16_error for entry in own))
+        rounding = output.error_text(max(entry.bfloat16_error for entry in own))
         print(
             f"\nAll {len(own)}: p_T in [{low:.3g}, {high:.3g}] on [0, 1], stable up to "
             f"{stable:.3g}, bfloat16 error at most {rounding}\n"
@@ -180,7 +173,7 @@ def _fixed_points_text(triple: Triple) -> str:
 
 def print_sets(sets: Sequence[dict[str, Any]]) -> None:
     """Print sets as JSON, in the format of a coefficient file."""
-    print_json({"format": FORMAT, "coefficients": sets})
+    output.print_json({"format": FORMAT, "coefficients": sets})
 
 
 def sets_table(
@@ -188,7 +181,7 @@ def sets_table(
 ) -> str:
     """Lay out a row for each set; `more` are columns that `COLUMNS` does not make."""
     columns = [more.get(name) or [COLUMNS[name](entry) for entry in sets] for name in header]
-    return text_table(header, list(zip(*columns, strict=True)))
+    return output.text_table(header, list(zip(*columns, strict=True)))
 
 
 def triples_text(entry: Coefficients) -> str:
@@ -306,5 +299,5 @@ def joint_range(sets: Iterable[Coefficients]) -> tuple[float, float]:
 
 def set_title(entry: Coefficients) -> str:
     """Format a set's shape, if it has one, and number of steps."""
-    steps = counted(entry.steps, "step")
+    steps = output.counted(entry.steps, "step")
     return f"{shape_text(entry.shape)}, {steps}" if entry.shape else steps

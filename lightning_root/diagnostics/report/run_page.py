@@ -18,7 +18,7 @@ from lightning_root.coefficients.shapes import Shape
 from lightning_root.diagnostics.board import MAX_NAMES
 from lightning_root.diagnostics.history import History
 from lightning_root.diagnostics.observation import target_rms
-from lightning_root.diagnostics.report import curves
+from lightning_root.diagnostics.report import curves, page
 from lightning_root.diagnostics.report.curves import Series
 from lightning_root.diagnostics.report.drawing import (
     Line,
@@ -27,18 +27,6 @@ from lightning_root.diagnostics.report.drawing import (
     draw_map,
     other_curves,
     picture_of,
-)
-from lightning_root.diagnostics.report.page import (
-    Card,
-    Page,
-    Part,
-    Section,
-    Table,
-    Verbatim,
-    duration,
-    number,
-    typeset,
-    whole,
 )
 from lightning_root.diagnostics.report.run import Run, label_of, options_of, setup_of
 from lightning_root.diagnostics.statistics import (
@@ -66,7 +54,7 @@ References: TypeAlias = tuple[Sequence[tuple[float, str]], str]
 LayerSeries: TypeAlias = Mapping[Statistic, Mapping[str, Series]]  # by the names of layers
 
 
-def report_of(run: Run, smooth: float | None = None) -> Page:
+def report_of(run: Run, smooth: float | None = None) -> page.Page:
     r"""Everything that the logs of a run tell, as a page.
 
     Args:
@@ -87,11 +75,11 @@ def report_of(run: Run, smooth: float | None = None) -> Page:
     """
     others = {tag: [Line("", run.scalars[tag])] for tag in curves.other_tags(run.scalars)}
     title = "Which parameter gets which rule, and why"
-    partition = Verbatim(title, run.partition, run.partition.count("\n") < MAX_LINES)
-    setup: list[Part] = [setup_of(run)] if setup_of(run) else []
+    partition = page.Verbatim(title, run.partition, run.partition.count("\n") < MAX_LINES)
+    setup: list[page.Part] = [setup_of(run)] if setup_of(run) else []
     if run.config_text:
-        setup.append(Verbatim("The whole configuration", run.config_text))
-    sections: dict[str, Sequence[Part]] = {
+        setup.append(page.Verbatim("The whole configuration", run.config_text))
+    sections: dict[str, Sequence[page.Part]] = {
         "Training": picture_of("training", _training(run, smooth)),
         "Orthogonalization": _orthogonalization(run),
         "Outliers": picture_of("outliers", outliers(run), common_legend=True),
@@ -100,45 +88,49 @@ def report_of(run: Run, smooth: float | None = None) -> Page:
         "Parameters": [partition] if run.partition else [],
         "Other curves": other_curves(others),
         "Texts in the log": [
-            Verbatim(f"{tag}, step {whole(found[-1][0])}", found[-1][1])
+            page.Verbatim(f"{tag}, step {page.whole(found[-1][0])}", found[-1][1])
             for tag, found in run.texts.items()
             if tag not in _OWN_TEXTS
         ],
         "Set-up": setup,
     }
-    return Page(
+    return page.Page(
         kind="Training run",
         title=label_of(run),
         subtitle=_subtitle(run),
         cards=_cards(run),
-        sections=[Section(title, parts) for title, parts in sections.items() if parts],
+        sections=[page.Section(title, parts) for title, parts in sections.items() if parts],
         notes=run.notes,
     )
 
 
-def _cards(run: Run) -> list[Card]:
+def _cards(run: Run) -> list[page.Card]:
     """Return the key numbers, as far as they are logged."""
     cards = []
     for tag in curves.losses(run.scalars, "validation")[:1]:
         best, last = run.scalars[tag].best(curves.mode_of(tag)), run.scalars[tag].last
         if best is not None:
-            cards.append(Card(f"Best {tag}", number(best.value), f"at step {whole(best.step)}"))
+            cards.append(
+                page.Card(
+                    f"Best {tag}", page.number(best.value), f"at step {page.whole(best.step)}"
+                )
+            )
         if best is None or best.step != last.step:
-            cards.append(Card(f"Last {tag}", number(last.value)))
+            cards.append(page.Card(f"Last {tag}", page.number(last.value)))
     for tag in curves.losses(run.scalars, "training")[:1]:
-        cards.append(Card(f"Last {tag}", number(run.scalars[tag].last.value)))
-    cards.append(Card("Last step", whole(run.last_step)))
+        cards.append(page.Card(f"Last {tag}", page.number(run.scalars[tag].last.value)))
+    cards.append(page.Card("Last step", page.whole(run.last_step)))
     if run.seconds is not None:
-        cards.append(Card("Time", duration(run.seconds), "to the last point"))
+        cards.append(page.Card("Time", page.duration(run.seconds), "to the last point"))
     speeds = [tag for tag in run.scalars if curves.is_speed(tag)][:2]
     shown = [(tag, tag, "last value") for tag in speeds]
     shown += [(s.title, s.tag("mean"), "last mean") for s in STATISTICS.values() if s.card]
     for title, tag, note in shown:
         if tag in run.scalars:
-            cards.append(Card(title, number(run.scalars[tag].last.value), note))
+            cards.append(page.Card(title, page.number(run.scalars[tag].last.value), note))
     if SKIPPED in run.scalars:
         total = float(run.scalars[SKIPPED].values.sum())
-        cards.append(Card("Skipped updates", number(total), "not finite"))
+        cards.append(page.Card("Skipped updates", page.number(total), "not finite"))
     return cards
 
 
@@ -220,10 +212,10 @@ def _expected_error(shape: Shape, steps: int, description: str) -> float | None:
 
 def _shape_text(shape: Shape) -> str:
     """Return 192 x 768, with a cross."""
-    return typeset(f"{shape[0]} x {shape[1]}")
+    return page.typeset(f"{shape[0]} x {shape[1]}")
 
 
-def _orthogonalization(run: Run) -> list[Part]:
+def _orthogonalization(run: Run) -> list[page.Part]:
     """Return how far updates are from orthogonal, beside what is expected, and coefficients."""
     entries = _coefficients_in_use(run)
     references: dict[str, References] = {}
@@ -248,7 +240,7 @@ def _orthogonalization(run: Run) -> list[Part]:
     ]
 
 
-def _coefficient_table(entries: Sequence[CoefficientsInUse]) -> Table:
+def _coefficient_table(entries: Sequence[CoefficientsInUse]) -> page.Table:
     caption = (
         "Coefficients in use: T steps of Newton-Schulz send a singular value sigma in [0, 1] to "
         "p_T(sigma)."
@@ -257,7 +249,7 @@ def _coefficient_table(entries: Sequence[CoefficientsInUse]) -> Table:
     rows = [
         [
             _shape_text(e.shape),
-            whole(e.step),
+            page.whole(e.step),
             str(e.steps),
             e.source,
             f"{e.low:.3g} to {e.high:.3g}",
@@ -267,8 +259,10 @@ def _coefficient_table(entries: Sequence[CoefficientsInUse]) -> Table:
     if any(entry.expected is not None for entry in entries):
         caption += " Expected: the mean of (p_T(sigma) - 1)^2 on a model of momentum in training."
         header.append("expected error")
-        rows = [[*row, number(entry.expected)] for row, entry in zip(rows, entries, strict=True)]
-    return Table(typeset(caption), header, rows)
+        rows = [
+            [*row, page.number(entry.expected)] for row, entry in zip(rows, entries, strict=True)
+        ]
+    return page.Table(page.typeset(caption), header, rows)
 
 
 def _refits(run: Run) -> list[Panel]:
@@ -287,8 +281,8 @@ def _refits(run: Run) -> list[Panel]:
         "Coefficients fitted in training: the mean of (sigma - 1)^2 that the coefficients in use "
         "give on the captured singular values of the run's momentum, by shape."
     )
-    unit = typeset("mean of (sigma - 1)^2")
-    return [Panel("Error on captured momentum", lines, typeset(about), unit)] if lines else []
+    unit = page.typeset("mean of (sigma - 1)^2")
+    return [Panel("Error on captured momentum", lines, page.typeset(about), unit)] if lines else []
 
 
 def outliers(run: Run) -> list[Panel]:
@@ -363,12 +357,12 @@ def _section_panels(
         if len(lines) == 1 and not values and not others:
             lines = [Line("", lines[0].series)]
         if lines:
-            title, unit, about = map(typeset, (first.title, first.unit, first.about))
+            title, unit, about = map(page.typeset, (first.title, first.unit, first.about))
             panels.append(Panel(title, lines, about + more, unit, values, zero=first.from_zero))
     return panels
 
 
-def _layers(run: Run) -> list[Part]:
+def _layers(run: Run) -> list[page.Part]:
     """Return a picture of all statistics by layer, and the layers that are worst by any."""
     found = {}
     for statistic in heat_map_statistics():
@@ -383,7 +377,7 @@ def _layers(run: Run) -> list[Part]:
     return [_heat_maps(found), *_worst_layers(found)] if found else []
 
 
-def _worst_layers(series: LayerSeries) -> list[Table]:
+def _worst_layers(series: LayerSeries) -> list[page.Table]:
     """Return a table of the layers with extreme last values, such as the highest error."""
     last = {s: {layer: found[layer].last.value for layer in found} for s, found in series.items()}
     extremes = [(s.largest, s, -1.0) for s in last if s.largest]
@@ -395,13 +389,13 @@ def _worst_layers(series: LayerSeries) -> list[Table]:
         for layer in sorted(ranks, key=ranks.__getitem__)[:WORST_LAYERS]:
             reasons[layer].append(reason)
     rows = [
-        (layer, *(number(values.get(layer)) for values in last.values()), ", ".join(why))
+        (layer, *(page.number(values.get(layer)) for values in last.values()), ", ".join(why))
         for layer, why in reasons.items()
     ]
     count = max(map(len, last.values()))
     caption = f"The layers to look at, of {count}: their last values, and why they are here."
-    header = ("layer", *(typeset(statistic.title).lower() for statistic in last), "why")
-    return [Table(caption, header, rows)] if rows else []
+    header = ("layer", *(page.typeset(statistic.title).lower() for statistic in last), "why")
+    return [page.Table(caption, header, rows)] if rows else []
 
 
 def _heat_maps(series: LayerSeries) -> Picture:
@@ -410,7 +404,7 @@ def _heat_maps(series: LayerSeries) -> Picture:
     labels = history.labels
     caption = (
         "By layer and step. "
-        + " ".join(typeset(statistic.about) for statistic in series)
+        + " ".join(page.typeset(statistic.about) for statistic in series)
         + (' Names without ".weight".' if any(".weight" in label for label in labels) else "")
         + (" Only some of the layers are named." if len(labels) > MAX_NAMES else "")
     )
@@ -419,8 +413,10 @@ def _heat_maps(series: LayerSeries) -> Picture:
     def draw(figure: "Figure") -> None:
         row = figure.subplots(1, len(series), squeeze=False)[0]
         for axes, statistic, values in zip(row, series, history.values(), strict=True):
-            draw_map(axes, history.column_steps(), values.double().numpy(), typeset(statistic.unit))
-            axes.set_title(typeset(statistic.title))
+            draw_map(
+                axes, history.column_steps(), values.double().numpy(), page.typeset(statistic.unit)
+            )
+            axes.set_title(page.typeset(statistic.title))
         names = [labels[place].replace(".weight", "") for place in places]
         row[0].set_yticks([place + 0.5 for place in places], names, fontsize=7)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_root.distributed.collectives import is_sharded, local_part, placed_like, shard_like
 from lightning_root.kernels import tuning_for
+from lightning_root.optim import low_precision
 from lightning_root.optim.blocks import (
     BlockStep,
     BoundParameter,
@@ -22,13 +23,6 @@ from lightning_root.optim.blocks import (
     StateSpec,
     momentum_dtype,
     state_dtype,
-)
-from lightning_root.optim.low_precision import (
-    CACHED_ELEMENTS,
-    float8_chunks,
-    float8_read,
-    float8_write,
-    write_rounded_,
 )
 from lightning_root.optim.options import iteration_dtype
 
@@ -78,7 +72,7 @@ def _in_cache(momentum: Tensor) -> Iterator[slice]:
     length = max(1, len(momentum))
     rows = length
     if momentum.device.type == "cpu" and not is_sharded(momentum):
-        rows = max(1, CACHED_ELEMENTS * length // max(1, momentum.numel()))
+        rows = max(1, low_precision.CACHED_ELEMENTS * length // max(1, momentum.numel()))
     for start in range(0, length, rows):
         yield slice(start, start + rows)
 
@@ -102,7 +96,7 @@ def advance_momentum_(
         factor = torch.where(finite, exact.new_full((), float(group["momentum"])), 1.0)
         torch.addcmul(gradient, exact, factor, out=exact)
     if exact is not momentum:
-        write_rounded_(momentum, exact)
+        low_precision.write_rounded_(momentum, exact)
     return gradient, exact
 
 
@@ -206,9 +200,9 @@ def momentum_step_float8_(
     """Do as `momentum_step_`, by as much as a cache holds; N is as if M were rounded after it."""
     step.add_(1 if finite is None else finite)
     flat, result = gradient.reshape(-1), out.view(-1)
-    for start, stop, codes, exponents in float8_chunks(buffer):
-        momentum = float8_read(codes, exponents)
+    for start, stop, codes, exponents in low_precision.float8_chunks(buffer):
+        momentum = low_precision.float8_read(codes, exponents)
         shape = momentum.shape
         part, ahead = flat[start:stop].view(shape), result[start:stop].view(shape)
         momentum_step_(part, momentum, ahead, group, finite)
-        float8_write(momentum, codes, exponents, step)
+        low_precision.float8_write(momentum, codes, exponents, step)
