@@ -12,11 +12,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_root.distributed.ownership import Matrices, plan_ownership
-from lightning_root.distributed.ownership_cost import (
-    Cost,
-    cheapest_operations,
-    standard_operations,
-)
+from lightning_root.distributed.ownership_cost import Cost, cheapest_operations, standard_operations
 from lightning_root.distributed.state_owners import StateOwners
 
 Entry = TypeVar("Entry")

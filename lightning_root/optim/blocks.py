@@ -20,8 +20,6 @@ from lightning_root.partition import MatrixView
 
 State: TypeAlias = dict[str, Any]
 Group: TypeAlias = Mapping[str, Any]
-Names: TypeAlias = tuple[tuple[str, int], ...]
-"""Parameter and number of each matrix."""
 
 WHOLE: Final = MatrixView()
 """A parameter that is one matrix, or a convolution flattened to one."""

@@ -52,10 +52,7 @@ class Replicated(Local):
         self._ranks, self._me, self._size = ranks, ranks.rank, ranks.size
 
     def start_blocks(
-        self,
-        plan: GroupPlan,
-        steps: Sequence[BlockStep],
-        in_place: bool = True,
+        self, plan: GroupPlan, steps: Sequence[BlockStep], in_place: bool = True
     ) -> Finish:
         """Compute what this rank owns and send it; what is returned applies the updates of all."""
         finish = []
@@ -94,11 +91,7 @@ class Replicated(Local):
         return _Shared(numbers, buckets, sizes, dtype)
 
     def _start(
-        self,
-        plan: GroupPlan,
-        shared: _Shared,
-        steps: Sequence[BlockStep],
-        in_place: bool,
+        self, plan: GroupPlan, shared: _Shared, steps: Sequence[BlockStep], in_place: bool
     ) -> Finish:
         under_way: list[tuple[Bucket, Tensor, Tensor, dist.Work]] = []
         device = steps[0].momentum.device

@@ -9,13 +9,7 @@ from torch import Tensor, nn
 
 from lightning_root.coefficients import lookup
 from lightning_root.optim.binding import Named, names_of, split
-from lightning_root.partition import (
-    MatrixView,
-    Partition,
-    Route,
-    Rules,
-    partition_parameters,
-)
+from lightning_root.partition import MatrixView, Partition, Route, Rules, partition_parameters
 from lightning_root.partition.names import canonical
 
 ROLES = ("root", "adamw")
@@ -144,9 +138,7 @@ def views_of(partition: Partition) -> dict[str, MatrixView]:
 
 
 def check_parameters(
-    group: Mapping[str, Any],
-    named: Iterable[tuple[str, Tensor]],
-    views: Mapping[str, MatrixView],
+    group: Mapping[str, Any], named: Iterable[tuple[str, Tensor]], views: Mapping[str, MatrixView]
 ) -> None:
     """Raise TypeError or ValueError if parameters do not fit the role of their group."""
     for name, parameter in named:

@@ -73,10 +73,7 @@ class Local:
         return finish
 
     def start_blocks(
-        self,
-        plan: GroupPlan,
-        steps: Sequence[BlockStep],
-        in_place: bool = True,
+        self, plan: GroupPlan, steps: Sequence[BlockStep], in_place: bool = True
     ) -> Finish:
         """Begin the step of blocks, or of their updates alone; what is returned ends it."""
         update_blocks_(plan, steps, in_place)

@@ -117,11 +117,9 @@ def iteration_dtype(name: OrthogonalizationDtype, direction: Tensor) -> torch.dt
     float64 parameters. CPUs without bfloat16 instructions are five times slower in it.
     """
     if name != "auto":
-        return {
-            "float32": torch.float32,
-            "bfloat16": torch.bfloat16,
-            "float64": torch.float64,
-        }[name]
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[
+            name
+        ]
     if direction.dtype == torch.float64:
         return torch.float64
     return torch.bfloat16 if _made_for_bfloat16(direction.device) else torch.float32

@@ -175,29 +175,11 @@ class ROOT(SharedState, torch.optim.Optimizer):
         share_updates: bool = True,
         share_dtype: options.ShareDtype = "auto",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "coefficients": options.plain_coefficients(coefficients, ns_steps),
-            "outlier_quantile": outlier_quantile,
-            "ns_steps": ns_steps,
-            "adjust_lr_fn": adjust_lr_fn,
-            "betas": betas,
-            "eps": eps,
-            "maximize": maximize,
-            "foreach": foreach,
-            "fused": fused,
-            "ns_dtype": ns_dtype,
-            "ns_form": ns_form,
-            "outlier_quantile_mode": outlier_quantile_mode,
-            "kernels": kernels,
-            "capturable": capturable,
-            "momentum_dtype": momentum_dtype,
-            "normalize": normalize,
-            "share_dtype": share_dtype,
-        }
+        of_groups = dict(locals())  # all arguments but those of the whole optimizer
+        for name in ("self", "params", "rules", "share_updates", "__class__"):
+            of_groups.pop(name, None)
+        coefficients = options.plain_coefficients(coefficients, ns_steps)
+        defaults = {**of_groups, "coefficients": coefficients}
         options.check_options(defaults)
         check_params(params)
         if not isinstance(share_updates, bool):

@@ -10,12 +10,7 @@ from torch import Tensor, nn
 from lightning_root.partition.fused import ViewDecision, find_view
 from lightning_root.partition.heads import find_heads
 from lightning_root.partition.names import candidate_globs
-from lightning_root.partition.parameters import (
-    ModelParameter,
-    Modules,
-    collect_uses,
-    survey_module,
-)
+from lightning_root.partition.parameters import ModelParameter, Modules, collect_uses, survey_module
 from lightning_root.partition.roles import ModelContext, RoleDecision, decide_role
 from lightning_root.partition.routes import Partition, Route
 from lightning_root.partition.rules import Rule, Rules, check_rules_match, first_match, parse_rules

@@ -116,9 +116,7 @@ class Page:
 
 
 def write_page(
-    page: Page,
-    path: Path,
-    watched: Callable[[Sequence[Picture]], Iterable[Picture]] = iter,
+    page: Page, path: Path, watched: Callable[[Sequence[Picture]], Iterable[Picture]] = iter
 ) -> Path:
     """Draw the pictures, as PNG files beside the page, and write the page.
 

@@ -330,10 +330,7 @@ def updates(run: Run) -> list[Panel]:
 
 
 def _section_panels(
-    run: Run,
-    section: str,
-    references: Mapping[str, References],
-    without: Sequence[str] = (),
+    run: Run, section: str, references: Mapping[str, References], without: Sequence[str] = ()
 ) -> list[Panel]:
     """Return one panel for each title in a section, of what the run logged."""
     titles: defaultdict[str, list[Statistic]] = defaultdict(list)

@@ -59,10 +59,7 @@ def _adamw_(parameters: Sequence[BoundParameter], values: list[Tensor], group: G
 
 
 def _by_torch_(
-    parameters: Sequence[BoundParameter],
-    values: list[Tensor],
-    group: Group,
-    finite: Tensor | None,
+    parameters: Sequence[BoundParameter], values: list[Tensor], group: Group, finite: Tensor | None
 ) -> None:
     beta1, beta2 = group["betas"]
     adamw(
