@@ -147,7 +147,7 @@ def milliseconds(run: Callable[[], object], rounds: int = 5, min_time: float = 2
     repeats, best = 1, float("inf")
     run()
     while rounds:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start, end = (_event() for _ in range(2))
         start.record()
         for _ in range(repeats):
             run()
@@ -159,6 +159,10 @@ def milliseconds(run: Callable[[], object], rounds: int = 5, min_time: float = 2
             continue
         best, rounds = min(best, taken / repeats), rounds - 1
     return best
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _random(*shape: int, device: torch.device) -> Tensor:

@@ -71,11 +71,14 @@ def clipped_unit(
     """Hold each matrix within its bound and divide it by its Frobenius norm; zero stays zero."""
     stack, size, parts = len(matrices), matrices[0].numel(), blocks(matrices[0])
     squares = torch.empty(stack, parts, dtype=torch.float32, device=matrices.device)
-    grid = (stack * parts,)
-    _squares[grid](matrices, bounds, squares, size, parts, BLOCK=BLOCK, enable_fp_fusion=True)
+    _squares[(stack * parts,)](
+        matrices, bounds, squares, size, parts, BLOCK=BLOCK, enable_fp_fusion=True
+    )
     norms = squares.sum(dim=1).sqrt_()
     out = torch.empty_like(matrices, dtype=dtype)
-    _clip[grid](matrices, bounds, norms, out, size, parts, BLOCK=BLOCK, enable_fp_fusion=True)
+    _clip[(stack * parts,)](
+        matrices, bounds, norms, out, size, parts, BLOCK=BLOCK, enable_fp_fusion=True
+    )
     return out
 
 
@@ -114,9 +117,8 @@ def sampled_threshold(
         flat = flat[:, :: sample_stride(flat.shape[1], matrices.shape[-1])].contiguous()
     out = torch.empty(len(flat), dtype=torch.float32, device=flat.device)
     coarse = struct.unpack("f", struct.pack("f", quantile))[0]  # arguments are float32
-    program = _quantile[(len(flat),)]
-    sizes = (flat.shape[1], coarse, quantile - coarse)
-    program(flat, out, *sizes, CHUNK=CHUNK, num_warps=8, enable_fp_fusion=True)
+    numbers = (flat.shape[1], coarse, quantile - coarse)
+    _quantile[(len(flat),)](flat, out, *numbers, CHUNK=CHUNK, num_warps=8, enable_fp_fusion=True)
     return out
 
 
