@@ -9,7 +9,6 @@ from scipy.linalg import polar
 
 from lightning_root.coefficients.published import MUON, NEWTON_SCHULZ, PUBLISHED
 from lightning_root.functional import as_schedule, newton_schulz, update_scale
-from lightning_root.functional.orthogonalize import iterate
 
 POLAR_EXPRESS = PUBLISHED["polar_express"].triples
 
@@ -122,20 +121,6 @@ def test_float16_input_is_iterated_in_float32_unless_told_otherwise():
     assert not torch.equal(
         newton_schulz(matrix, triples), newton_schulz(matrix, triples, dtype=torch.float16)
     )
-
-
-def test_other_ways_to_the_products_are_given_what_they_ask_for():
-    """`gram_of` the iterate, `quadratic` the Gram matrix and two of the triple's numbers."""
-    matrix = gaussian(2, 6, 9)
-    x = matrix / matrix.norm(dim=(-2, -1), keepdim=True)
-    plain = iterate(x, [MUON] * 3)
-    found = iterate(
-        x,
-        [MUON] * 3,
-        gram_of=lambda x: torch.einsum("kmn,kpn->kmp", x, x),
-        quadratic=lambda r, b, c: b * r + c * torch.einsum("kmn,knp->kmp", r, r),
-    )
-    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12)
 
 
 def test_float16_input_neither_overflows_nor_vanishes():

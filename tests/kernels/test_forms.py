@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from lightning_root import lookup
 from lightning_root.coefficients.published import MUON, NEWTON_SCHULZ, PUBLISHED
 from lightning_root.functional import newton_schulz
+from lightning_root.functional.orthogonalize import iterate
 from lightning_root.kernels import orthogonalize
-from lightning_root.kernels.forms import segments
+from lightning_root.kernels.forms import Products, evaluate, segments
 
 CANS = PUBLISHED["cans"].triples
 
@@ -157,3 +158,18 @@ def test_a_transposed_view_is_answered_in_kind():
 def test_an_unknown_form_is_named():
     with pytest.raises(ValueError, match=r"`form` must be one of \['auto', .*got 'fast'"):
         orthogonalize(torch.eye(3), (MUON,), form="fast")
+
+
+@pytest.mark.parametrize("form", ["standard", "gram"])
+def test_other_ways_to_the_products_are_given_what_they_ask_for(form):
+    """`symmetric` the factors, `quadratic` a symmetric matrix and two of the triple's numbers."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 9, generator=generator, dtype=torch.float64)
+    triples = [(3.4445, -4.7750, 2.0315)] * 3
+    products = Products(
+        lambda a, b, mirror=True: torch.einsum("kmn,knp->kmp", a, b),
+        lambda r, b, c: b * r + c * torch.einsum("kmn,knp->kmp", r, r),
+    )
+    unit = x / x.norm(dim=(-2, -1), keepdim=True)
+    found = evaluate(x, triples, form, products=products)
+    torch.testing.assert_close(found, iterate(unit, triples), rtol=1e-12, atol=1e-12)
