@@ -142,10 +142,8 @@ def notes_of(error: BaseException) -> list[str]:
 
 
 def _note_full_disk(error: BaseException, trainer: Trainer) -> None:
-    """Note below the error of a full disk which folder is on it and what to go on from.
-
-    No collective is called: other ranks may know of no error.
-    """
+    """Note below the error of a full disk which folder is on it and what to go on from."""
+    # No collective is called: other ranks may know of no error.
     if full_disk(error) is None:
         return
     places = [getattr(logger, "log_dir", None) or logger.save_dir for logger in trainer.loggers]
@@ -176,10 +174,8 @@ def _first_binder(trainer: Trainer) -> ROOTBinder:
 
 
 def _align_backbone(trainer: Trainer, module: LightningModule, optimizer: ROOT) -> None:
-    """Give all groups of a backbone one learning rate, where `BackboneFinetuning` trains it.
-
-    That raises the rate of the last group epoch by epoch: AdamW's, of ROOT's two for a backbone.
-    """
+    """Give all groups of a backbone one learning rate, where `BackboneFinetuning` trains it."""
+    # That raises the rate of the last group epoch by epoch: AdamW's, of ROOT's two for a backbone.
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if not any(hasattr(each, "unfreeze_backbone_at_epoch") for each in callbacks):
         return

@@ -256,11 +256,9 @@ def cache() -> tuple[Path, str | None]:
 
 
 def check_device(device: str, iterate: Callable[..., Tensor] = orthogonalize) -> list[Check]:
-    """Orthogonalize one Gaussian matrix in every form that is used on a device of torch.
-
-    The bound is exact but for rounding: the range of the iteration's polynomial between the
-    matrix's smallest and largest singular value.
-    """
+    """Orthogonalize one Gaussian matrix in every form that is used on a device of torch."""
+    # The bound is exact but for rounding: the range of the iteration's polynomial between the
+    # matrix's smallest and largest singular value.
     matrix = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     left, sigma, right = torch.linalg.svd(matrix / matrix.norm(), full_matrices=False)
     triples = lookup(SHAPE).triples

@@ -263,11 +263,9 @@ class ModelCLI(ROOTCLI):
 def read_model(
     arguments: Sequence[str], *, allocate: bool = False
 ) -> tuple[LightningModule, Mapping[str, Any]]:
-    """Return the model that arguments of `fit` name, and the options of its optimizer.
-
-    The options are those of `--optimizer`, else the `root_options` of a `ROOTMixin`. Raises
-    ValueError if the arguments are wrong, or the model cannot be made on the meta device.
-    """
+    """Return the model that arguments of `fit` name, and the options of its optimizer."""
+    # The options are those of `--optimizer`, else the `root_options` of a `ROOTMixin`. Raises
+    # ValueError if the arguments are wrong, or the model cannot be made on the meta device.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     check_yaml(arguments)
     try:

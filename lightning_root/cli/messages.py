@@ -50,16 +50,7 @@ def check_yaml(arguments: Sequence[str]) -> None:
 
 
 def one_line(message: str) -> str:
-    r"""Shorten jsonargparse's report on all types that a value was tried as to the nearest one.
-
-    Example:
-        >>> print(
-        ...     one_line(
-        ...         "Parser key \"trainer.max_steps\":\n  Expected a <class 'int'>. Got value: x"
-        ...     )
-        ... )
-        trainer.max_steps: expected int. Got value: x
-    """
+    """Shorten jsonargparse's report on all types that a value was tried as to the nearest one."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if message.startswith(_NO_MAPPING):
         content = " ".join(lines).removeprefix(_NO_MAPPING).strip()

@@ -57,10 +57,8 @@ class ModelParser(CommandParser):
 
 
 def run_command(parser: CommandParser, arguments: Sequence[str]) -> int:
-    """Call the parser's default `run` with the options and return its exit status.
-
-    What the user can mend exits with status 2 and one line on stderr.
-    """
+    """Call the parser's default `run` with the options and return its exit status."""
+    # What the user can mend exits with status 2 and one line on stderr.
     if parser.help_if_empty and not arguments:
         parser.print_help(sys.stderr)
         return 2

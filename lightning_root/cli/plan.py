@@ -172,13 +172,7 @@ def _limit_text(plans: Plans) -> str:
 
 
 def with_prefix(value: float, unit: str = "") -> str:
-    """Format three digits with an SI prefix and a unit.
-
-    Example:
-        >>> from lightning_root.cli.plan import with_prefix
-        >>> with_prefix(1_234_567), with_prefix(999.6e9, "B"), with_prefix(12, "B")
-        ('1.23 M', '1 TB', '12 B')
-    """
+    """Format three digits with an SI prefix and a unit."""
     prefixes, power = ("", "k", "M", "G", "T", "P", "E"), 0
     while float(f"{value:.3g}") >= 1000 and power < len(prefixes) - 1:
         value, power = value / 1000, power + 1

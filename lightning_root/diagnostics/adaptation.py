@@ -40,11 +40,10 @@ _COUNTS: Final = ("captures", "fits", "swaps")
 
 @dataclass
 class RecentSpectrum:
-    """Captured singular values of one shape, in two generations of captures; older are dropped.
+    """Captured singular values of one shape, in two generations of captures; older are dropped."""
 
-    Generations are short at first (1, 1, 2, 4, 8, then 16 captures), because spectra move most in
-    the first hundred steps. All numbers are whole, so that what was saved and loaded is the same.
-    """
+    # Generations are short at first (1, 1, 2, 4, 8, then 16 captures), because spectra move most in
+    # the first hundred steps. All numbers are whole, so that what was saved and loaded is the same.
 
     newer: SpectrumHistogram = field(default_factory=SpectrumHistogram)
     older: SpectrumHistogram = field(default_factory=SpectrumHistogram)
@@ -151,10 +150,8 @@ class Adaptation:
         self.captures += 1
 
     def shape_to_fit(self, optimizer: ROOT) -> Shape | None:
-        """Return the one shape to fit now, if any: where a fit is sure to pay, and gains most.
-
-        Once a generation at most, in case a fit does not keep what was promised.
-        """
+        """Return the one shape to fit now, if any: where a fit is sure to pay, and gains most."""
+        # Once a generation at most, in case a fit does not keep what was promised.
         gains = {}
         for shape, matrices in self._matrices(optimizer).items():
             known = self.memory.get(shape)

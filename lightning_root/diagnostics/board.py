@@ -21,10 +21,8 @@ _MISSING: Final = np.array([200, 200, 200], dtype=np.float64)
 
 
 def layout(groups: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]]:
-    """Return the charts of TensorBoard's page of custom scalars, by category and title.
-
-    Statistics of stages that none of the parameter groups has on have none.
-    """
+    """Return the charts of TensorBoard's page of custom scalars, by category and title."""
+    # Statistics of stages that none of the parameter groups has on have none.
     together: dict[str, list[str]] = {}
     each: dict[str, list[str]] = {}
     for statistic in STATISTICS.values():
@@ -94,10 +92,8 @@ def heat_map(
     steps: Sequence[int],
     title: str,
 ) -> NDArray[np.uint8]:
-    """Draw values by layer and step as pixels (height, width, 3), dark to light, NaN grey.
-
-    Without matplotlib there are no words in the picture.
-    """
+    """Draw values by layer and step as pixels (height, width, 3), dark to light, NaN grey."""
+    # Without matplotlib there are no words in the picture.
     array = values.double().numpy()
     try:
         import matplotlib.figure as figures

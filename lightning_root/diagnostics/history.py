@@ -12,11 +12,10 @@ _NUMBERS: Final = ("width", "points", "_pending_points", "_pending_step")  # of 
 
 
 class History:
-    """Columns of values by label, each the mean of `width` points in a row.
+    """Columns of values by label, each the mean of `width` points in a row."""
 
-    When `MAX_COLUMNS` are full, neighbours are averaged and every later column covers twice as
-    many points. A label that was missing at all points of a column, or not finite, has a NaN.
-    """
+    # When `MAX_COLUMNS` are full, neighbours are averaged and every later column covers twice as
+    # many points. A label that was missing at all points of a column, or not finite, has a NaN.
 
     def __init__(self, rows: int) -> None:
         self.rows = rows

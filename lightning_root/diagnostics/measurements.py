@@ -202,10 +202,8 @@ def aggregates(measurements: Measurements) -> dict[str, Tensor]:
 
 
 def by_label(measurements: Measurements, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return all statistics of each matrix by label; of more than `MAX_MATRICES` the mean.
-
-    Labels are in the order of the parameters in `names`; others come last.
-    """
+    """Return all statistics of each matrix by label; of more than `MAX_MATRICES` the mean."""
+    # Labels are in the order of the parameters in `names`; others come last.
     place = {name: index for index, name in enumerate(names)}
     counts = Counter(name for name, _ in measurements.names)
     found = zip(measurements.names, measurements.labels, measurements.values.T, strict=True)

@@ -81,11 +81,9 @@ def target_rms(group: Mapping[str, Any]) -> float | None:
 
 
 def samples(stack: Stack, number: int) -> dict[str, Tensor]:
-    """Return values for three histograms of one matrix of a stack, float32 on the host, by tag.
-
-    log10 of the singular values of B and of U, relative to the largest of B and as they are; and
-    |N| in units of the threshold, so that 1 is where clipping begins.
-    """
+    """Return values for three histograms of one matrix of a stack, float32 on the host, by tag."""
+    # log10 of the singular values of B and of U, relative to the largest of B and as they are; and
+    # |N| in units of the threshold, so that 1 is where clipping begins.
     shape = "x".join(str(size) for size in stack.momentum.shape[-2:])
     momentum = stack.momentum[number].flatten()
     threshold = stack.clipped[number].abs().amax()
@@ -131,12 +129,10 @@ def gather_observations(observation: Observation, world_size: int) -> Observatio
 
 @torch.no_grad()
 def weight_norms(optimizer: ROOT) -> dict[Matrix, Tensor]:
-    """Return the Frobenius norms of all matrices that ROOT updates, 0-dim, in float32 or better.
-
-    A collective over the ranks that hold parts of the parameters; nothing waits for the device. Of
-    sharded parameters that are one matrix, one sum over the ranks makes the norms; one that holds
-    several is gathered, one at a time, for a part knows nothing of where a matrix ends.
-    """
+    """Return the Frobenius norms of all matrices that ROOT updates, 0-dim, in float32 or better."""
+    # A collective over the ranks that hold parts of the parameters; nothing waits for the device.
+    # Of sharded parameters that are one matrix, one sum over the ranks makes the norms; one that
+    # holds several is gathered, one at a time, for a part knows nothing of where a matrix ends.
     assert optimizer.partition is not None
     views = {route.name: route.view or MatrixView() for route in optimizer.partition.routes}
     shards: defaultdict[object, dict[Matrix, DTensor]] = defaultdict(dict)

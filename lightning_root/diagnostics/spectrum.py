@@ -20,12 +20,10 @@ _WITH_FLOAT64: Final = ("cpu", "cuda")
 
 
 def singular_values(matrix: Tensor) -> Tensor:  # (m, n), any floating dtype, any device
-    """Return the singular values (min(m, n),) of one matrix, ascending, as float64 on the host.
-
-    They are the roots of the eigenvalues of the Gram matrix in float64. That is right to 1e-8 of
-    the largest, finer than float32 entries are, and for wide matrices several times cheaper than a
-    decomposition; the momentum of a square matrix has values of 1e-4 and below.
-    """
+    """Return the singular values (min(m, n),) of one matrix, ascending, as float64 on the host."""
+    # They are the roots of the eigenvalues of the Gram matrix in float64. That is right to 1e-8 of
+    # the largest, finer than float32 entries are, and for wide matrices several times cheaper than
+    # a decomposition; the momentum of a square matrix has values of 1e-4 and below.
     wide = matrix.detach() if matrix.shape[0] <= matrix.shape[1] else matrix.detach().mT
     if wide.device.type not in _WITH_FLOAT64:
         wide = wide.cpu()

@@ -176,15 +176,7 @@ def _short(path: str) -> str:
 
 
 def format_block(title: str, rows: list[Row]) -> str:
-    """Return a title and `rows` in two aligned columns, with an empty line before and after.
-
-    Example:
-        >>> from lightning_root.diagnostics.summary import format_block
-        >>> print(format_block("Run summary", [("val/loss", "1.2500"), ("steps", "400")]).strip())
-        Run summary
-          val/loss  1.2500
-          steps     400
-    """
+    """Return a title and `rows` in two aligned columns, with an empty line before and after."""
     width = max(len(label) for label, _ in rows)
     lines = [f"  {label:<{width}}  {value}" for label, value in rows]
     return "\n".join(["", title, *lines, ""])

@@ -81,11 +81,9 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def all_ranks_agree(flags: Tensor, tensors: Sequence[Tensor]) -> Tensor:  # (k,) bool
-    """Return the logical and of flags over all ranks that hold a part of one of the tensors.
-
-    Ranks see different shards, but must skip the same matrices. Plain tensors need no exchange:
-    data parallelism has already made their gradients equal.
-    """
+    """Return the logical and of flags over all ranks that hold a part of one of the tensors."""
+    # Ranks see different shards, but must skip the same matrices. Plain tensors need no exchange:
+    # data parallelism has already made their gradients equal.
     meshes = {tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor)}
     if not meshes:
         return flags
@@ -112,11 +110,9 @@ class RowShards:
 
 
 def row_shards(parameter: Tensor) -> RowShards | None:
-    """Return how a parameter is cut by rows, if that is all that is done to it.
-
-    On a mesh of several dimensions (replicate x shard) the ranks are those of one replica. None for
-    plain tensors, and for other placements or memory formats.
-    """
+    """Return how a parameter is cut by rows, if that is all that is done to it."""
+    # On a mesh of several dimensions (replicate x shard) the ranks are those of one replica. None
+    # for plain tensors, and for other placements or memory formats.
     if not isinstance(parameter, DTensor):
         return None
     if not parameter.is_contiguous():  # rows must lie one behind the other
@@ -152,20 +148,13 @@ def all_gather(part: Tensor, whole: Tensor, group: dist.ProcessGroup) -> dist.Wo
 
 
 class Exchange:
-    """One all-to-all, under way when this object is made.
-
-    Args:
-        pieces: For each rank what it gets, flattened one behind the other; any shapes, also none.
-        sizes: How many elements each rank sends to this one.
-        like: A tensor of the dtype and on the device of all pieces.
-        group: The ranks.
-    """
+    """One all-to-all, under way when this object is made."""
 
     def __init__(
         self,
-        pieces: Sequence[Sequence[Tensor]],
-        sizes: Sequence[int],
-        like: Tensor,
+        pieces: Sequence[Sequence[Tensor]],  # for each rank what it gets, of any shapes
+        sizes: Sequence[int],  # how many elements each rank sends to this one
+        like: Tensor,  # of the dtype and on the device of all pieces
         group: dist.ProcessGroup,
     ) -> None:
         flat = [piece.reshape(-1) for of_rank in pieces for piece in of_rank]
@@ -220,26 +209,14 @@ class Stream:
 
 
 def send_streams(
-    own: Stream,
-    lengths: Sequence[int],
-    receive: Receive,
-    like: Tensor,
+    own: Stream,  # what this rank has
+    lengths: Sequence[int],  # of the streams of all ranks
+    receive: Receive,  # takes what the others have sent, part by part
+    like: Tensor,  # of the dtype and on the device that the collective is to have
     group: dist.ProcessGroup,
-    elements: int,
+    elements: int,  # at most so many travel at a time, of all ranks together
 ) -> Callable[[], None]:
-    """Send this rank's stream to all others, who must call this too.
-
-    Args:
-        own: What this rank has.
-        lengths: Of the streams of all ranks.
-        receive: Called with what the others have sent, part by part.
-        like: A tensor of the dtype and on the device that the collective is to have.
-        group: The ranks.
-        elements: At most so many travel at a time, of all ranks together.
-
-    Returns:
-        To be called for what is still under way.
-    """
+    """Send this rank's stream to all others, who call this too; what is returned ends it."""
     size, me = group.size(), group.rank()
     each, longest = max(1, elements // size), max(lengths)
     under_way: deque[tuple[int, Tensor, Tensor, dist.Work]] = deque()

@@ -26,15 +26,11 @@ EXCHANGE_ELEMENTS: Final = 1 << 25
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Some matrices of every rank, whose updates travel together.
+    """Some matrices of every rank, whose updates travel together."""
 
-    Args:
-        members: For each rank the places of its matrices in the list that was shared out.
-        width: Elements of the largest part; the others are padded.
-    """
-
+    # for each rank the places of its matrices in the list that was shared out
     members: list[list[int]]
-    width: int
+    width: int  # elements of the largest part; the others are padded
 
 
 @dataclass

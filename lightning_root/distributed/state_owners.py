@@ -21,15 +21,10 @@ ALIGNED_ELEMENTS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of one parameter's state, in order, each kept by one rank.
+    """The parts of one parameter's state, in order, each kept by one rank."""
 
-    Args:
-        owners: The rank of each.
-        sizes: How many elements each has.
-    """
-
-    owners: tuple[int, ...]
-    sizes: tuple[int, ...]
+    owners: tuple[int, ...]  # the rank of each
+    sizes: tuple[int, ...]  # how many elements each has
 
     def of(self, rank: int) -> list[int]:
         """Return the numbers of a rank's parts."""

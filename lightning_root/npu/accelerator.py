@@ -45,11 +45,9 @@ class NPUDevices:
         npu().empty_cache()
 
     def get_device_stats(self, device: Any) -> dict[str, Any]:
-        """Return what `DeviceStatsMonitor` logs, all in bytes or counts.
-
-        The allocator's statistics, by torch's names (`allocated_bytes.all.current`, ...), and the
-        device's `memory.free` and `memory.total`.
-        """
+        """Return what `DeviceStatsMonitor` logs, all in bytes or counts."""
+        # The allocator's statistics, by torch's names (`allocated_bytes.all.current`, ...), and the
+        # device's `memory.free` and `memory.total`.
         module = npu()
         free, total = module.mem_get_info(device)
         return {**module.memory_stats(device), "memory.free": free, "memory.total": total}

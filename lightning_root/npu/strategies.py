@@ -18,12 +18,10 @@ from lightning_root.strategies import ShardedState
 
 
 def on_npu(plugin: Any) -> Any:
-    """Turn the autocast and loss scaling of Lightning's precision plugin to NPUs, in place.
-
-    Lightning makes `precision: bf16-mixed` an autocast of CUDA, which on an NPU is none at all: the
-    forward pass would run in float32 and nobody would say so. Raises ValueError if the chip has no
-    bfloat16 and the plugin needs it, or if it needs float64.
-    """
+    """Turn the autocast and loss scaling of Lightning's precision plugin to NPUs, in place."""
+    # Lightning makes `precision: bf16-mixed` an autocast of CUDA, which on an NPU is none at all:
+    # the forward pass would run in float32 and nobody would say so. Raises ValueError if the chip
+    # has no bfloat16 and the plugin needs it, or if it needs float64.
     precision = getattr(plugin, "precision", "32-true")
     if precision == "64-true":
         raise ValueError(
@@ -121,10 +119,8 @@ class SeveralNPUs(OnNPU):
         return self._process_group_backend or "hccl"
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """Reduce as Lightning does, also to the mean of whole numbers, such as batch sizes.
-
-        HCCL has no mean: torch_npu divides the sum in place, which whole numbers do not allow.
-        """
+        """Reduce as Lightning does, also to the mean of whole numbers, such as batch sizes."""
+        # HCCL has no mean: torch_npu divides the sum in place, which whole numbers do not allow.
         is_mean = reduce_op in ("mean", "avg", dist.ReduceOp.AVG) and dist.is_initialized()
         if not isinstance(tensor, Tensor) or tensor.is_floating_point() or not is_mean:
             return super().reduce(tensor, group, reduce_op)  # type: ignore[misc]
@@ -140,10 +136,8 @@ class DataParallelNPUs(SeveralNPUs):
     _ddp_comm_hook: Any
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
-        """Wrap the model as Lightning does, but for the stream of CUDA that it opens for that.
-
-        A communication hook, which Lightning would leave out in silence, is refused.
-        """
+        """Wrap the model as Lightning does, but for the stream of CUDA that it opens for that."""
+        # A communication hook, which Lightning would leave out in silence, is refused.
         if self._ddp_comm_hook is not None:
             raise ValueError(
                 "`ddp_comm_hook` is not supported on NPUs; leave it out: gradients are then "
@@ -182,10 +176,9 @@ class ShardedNPUs(SeveralNPUs):
         super().setup_environment()  # type: ignore[misc]
 
     def _setup_distributed(self) -> None:
-        """Make the process group without a device, then go on as Lightning does.
-
-        HCCL's groups cannot be split, and torch splits a group with a device to make a mesh of it.
-        """
+        """Make the process group without a device, then go on as Lightning does."""
+        # HCCL's groups cannot be split, and torch splits a group with a device to make a mesh of
+        # it.
         self.accelerator.setup_device(self.root_device)
         self.set_world_ranks()  # type: ignore[attr-defined]
         if not dist.is_initialized():

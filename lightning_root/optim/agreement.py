@@ -32,11 +32,9 @@ def fits_needed(groups: Groups, views: Mapping[str, MatrixView]) -> list[tuple[S
 
 
 def sync_coefficients_across_ranks(groups: Groups, views: Mapping[str, MatrixView]) -> None:
-    """Make the fits that the groups need; take over those of the lowest rank that has them.
-
-    Fits on different machines, or from different caches, may differ in the last digits. Shapes
-    decide whether ranks talk at all, so that either all of them do or none.
-    """
+    """Make the fits that the groups need; take over those of the lowest rank that has them."""
+    # Fits on different machines, or from different caches, may differ in the last digits. Shapes
+    # decide whether ranks talk at all, so that either all of them do or none.
     needed = fits_needed(groups, views)
     if not needed:
         return
@@ -47,11 +45,9 @@ def sync_coefficients_across_ranks(groups: Groups, views: Mapping[str, MatrixVie
 
 
 def sync_rates_across_ranks(groups: Groups) -> None:
-    """Have all ranks choose forms by the rates of the lowest of them.
-
-    Ranks that evaluated the iteration in different forms would drift apart by rounding. One rank
-    alone measures when it has to choose. An accelerator needs no rates.
-    """
+    """Have all ranks choose forms by the rates of the lowest of them."""
+    # Ranks that evaluated the iteration in different forms would drift apart by rounding. One rank
+    # alone measures when it has to choose. An accelerator needs no rates.
     devices = {
         p.device.type for group in groups for p in group["params"] if group["role"] == "root"
     }
@@ -68,10 +64,8 @@ def sync_rates_across_ranks(groups: Groups) -> None:
 
 
 def sync_kernels_across_ranks(groups: Groups) -> None:
-    """Measure Triton's kernels where groups need that, and choose by the lowest rank's numbers.
-
-    Before the first step, so that none is compiled or timed while a CUDA graph is captured.
-    """
+    """Measure Triton's kernels where groups need that, and choose by the lowest rank's numbers."""
+    # Before the first step, so that none is compiled or timed while a CUDA graph is captured.
     on_gpu = False
     for group in groups:
         for parameter in group["params"] if group["role"] == "root" else ():

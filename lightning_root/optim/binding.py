@@ -15,11 +15,9 @@ _GENERATORS = (nn.Module.parameters.__code__, nn.Module.named_parameters.__code_
 
 
 def module_behind(params: object) -> nn.Module | None:
-    """Return the module whose `parameters()` or `named_parameters()` an untouched generator is.
-
-    LightningCLI passes `model.parameters()`, from which names and module types cannot be told; the
-    generator's frame still knows the module. Only torch's own two methods are recognised.
-    """
+    """Return the module whose `parameters()` or `named_parameters()` an untouched generator is."""
+    # LightningCLI passes `model.parameters()`, from which names and module types cannot be told;
+    # the generator's frame still knows the module. Only torch's own two methods are recognised.
     if not inspect.isgenerator(params) or params.gi_code not in _GENERATORS:
         return None
     if inspect.getgeneratorstate(params) != inspect.GEN_CREATED or params.gi_frame is None:

@@ -40,11 +40,9 @@ def completed(
     views: Mapping[str, MatrixView],
     device: torch.device | None = None,
 ) -> StateDict:
-    """Give parameters the zeros that they would begin with, where they have no state so far.
-
-    Some had no gradient yet. FSDP2 cannot load a state in which others are missing. Without any
-    state it stays so. `device` is where the zeros go, by default the parameters'.
-    """
+    """Give parameters the zeros that they would begin with, where they have no state so far."""
+    # Some had no gradient yet. FSDP2 cannot load a state in which others are missing. Without any
+    # state it stays so. `device` is where the zeros go, by default the parameters'.
     state = state_dict["state"]
     if not state:
         return state_dict
@@ -73,11 +71,9 @@ def keyed_by_names(state_dict: StateDict, names: Sequence[Sequence[str]]) -> Sta
 
 
 def packed(state_dict: StateDict) -> StateDict:
-    """Write groups as every checkpoint can hold them.
-
-    Coefficients by shape become one string, which JSON reads back to the last digit: distributed
-    checkpoints take a dict apart, and cannot load it into a group that has a name in its place.
-    """
+    """Write groups as every checkpoint can hold them."""
+    # Coefficients by shape become one string, which JSON reads back to the last digit: distributed
+    # checkpoints take a dict apart, and cannot load it into a group that has a name in its place.
     groups = []
     for group in state_dict["param_groups"]:
         kept = {k: v for k, v in group.items() if k not in ADDED_OPTIONS or v != ADDED_OPTIONS[k]}
@@ -105,14 +101,11 @@ def unpacked(state_dict: StateDict) -> StateDict:
 def align_by_name(
     state_dict: StateDict, groups: Groups, views: Mapping[str, MatrixView]
 ) -> StateDict:
-    """Rewrite a loaded state dict in the order of the optimizer's own groups.
-
-    `torch.optim.Optimizer.load_state_dict` goes by position: with another order of parameters it
-    would give one matrix the momentum of another and say nothing. Group options come from the saved
-    group of the same `name`, or else from the one at the same place.
-
-    Raises ValueError if names differ, or a parameter's state belongs to the other rule.
-    """
+    """Rewrite a loaded state dict in the order of the optimizer's own groups."""
+    # `torch.optim.Optimizer.load_state_dict` goes by position: with another order of parameters it
+    # would give one matrix the momentum of another and say nothing. Group options come from the
+    # saved group of the same `name`, or else from the one at the same place. Raises ValueError if
+    # names differ, or a parameter's state belongs to the other rule.
     saved_groups = state_dict["param_groups"]
     if not all("param_names" in saved for saved in saved_groups if saved["params"]):
         return state_dict
@@ -153,11 +146,9 @@ def restore_precision(
     ids: Groups,
     views: Mapping[str, MatrixView],
 ) -> None:
-    """Put back, in place, the state that torch's loading rounded to the parameter's dtype.
-
-    And as copies: torch's loading keeps tensors that need no rounding, so that two optimizers
-    would advance one state. `saved` is by the ids of `ids`, whose groups are in the same order.
-    """
+    """Put back, in place, the state that torch's loading rounded to the parameter's dtype."""
+    # And as copies: torch's loading keeps tensors that need no rounding, so that two optimizers
+    # would advance one state. `saved` is by the ids of `ids`, whose groups are in the same order.
     for group, saved_group in zip(groups, ids, strict=True):
         dtypes = {spec.key: spec.dtype for spec in specs_of(group)}
         names, parameters = group["param_names"], group["params"]

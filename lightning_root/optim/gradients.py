@@ -36,14 +36,9 @@ class SkipCounts:
 def take_gradients(
     plans: Sequence[GroupPlan], state_of: Callable[[Tensor], dict[str, Any]], counts: SkipCounts
 ) -> list[str]:
-    """Set what is live in each plan; return the names whose gradient is not finite.
-
-    Groups with `capturable` are judged on the device: all of their parameters are live, with a flag
-    each, and `counts` counts.
-
-    Raises:
-        TypeError: If a gradient is sparse or complex; nothing has changed then.
-    """
+    """Set what is live in each plan; return the names whose gradient is not finite, or raise."""
+    # Groups with `capturable` are judged on the device: all of their parameters are live, with a
+    # flag each, and `counts` counts. Sparse and complex gradients are refused before any change.
     on_host: list[BoundParameter] = []
     headroom: list[float] = []
     for plan in plans:
@@ -112,12 +107,10 @@ def _refuse(name: str, gradient: Tensor) -> None:
 def usable(
     gradients: Sequence[Tensor], headroom: Sequence[float], sharded: bool = False
 ) -> list[bool]:
-    """Return whether each gradient is finite in float32, also if state grows it by its headroom.
-
-    One host synchronisation looks at all: where a norm is finite, so are its entries. It may
-    overflow although no entry does, so the others are looked at again, with one more. DTensors are
-    judged by all their ranks.
-    """
+    """Return whether each gradient is finite in float32, also if state grows it by its headroom."""
+    # One host synchronisation looks at all: where a norm is finite, so are its entries. It may
+    # overflow although no entry does, so the others are looked at again, with one more. DTensors
+    # are judged by all their ranks.
     if not gradients:
         return []
     local = [local_part(gradient) for gradient in gradients] if sharded else gradients

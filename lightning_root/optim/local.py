@@ -198,10 +198,8 @@ def update_blocks_(plan: GroupPlan, steps: Sequence[BlockStep], in_place: bool) 
 
 
 def _scheduled(plan: GroupPlan, steps: Sequence[BlockStep], in_place: bool) -> Schedule:
-    """Put blocks that are alike into stacks and those in order.
-
-    What is first finishes last where threads share the work, so that they end together.
-    """
+    """Put blocks that are alike into stacks and those in order."""
+    # What is first finishes last where threads share the work, so that they end together.
     alike: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
     for number, one in enumerate(steps):
         kind = one.momentum.dtype, one.target.dtype, one.momentum.device, one.block.scale

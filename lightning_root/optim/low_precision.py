@@ -110,13 +110,10 @@ def float8_read(codes: Tensor, exponents: Tensor) -> Tensor:  # (k, size), (k,) 
 
 
 def float8_write(value: Tensor, codes: Tensor, exponents: Tensor, step: Tensor) -> None:
-    """Encode with the exponent of the largest entry; 0 111 0000 is what it may be rounded up to.
-
-    So it can grow by increments far below its spacing; and what has been read is written back
-    without a change, whichever of the two codes that a power of two has it gets.
-
-    Subnormal numbers of float32 would do the same with fewer operations, and stall many CPUs.
-    """
+    """Encode with the exponent of the largest entry; 0 111 0000 is what it may be rounded up to."""
+    # So it can grow by increments far below its spacing; and what has been read is written back
+    # without a change, whichever of the two codes that a power of two has it gets. Subnormal
+    # numbers of float32 would do the same with fewer operations, and stall many CPUs.
     scaled = value.abs()
     largest = scaled.amax(dim=1)
     exponent = ((largest.view(torch.int32) - 1) >> 23).clamp_(0, 253)

@@ -73,10 +73,8 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def plain_coefficients(coefficients: object, steps: object) -> Any:
-    """Return what a group keeps: a name, or tuples of floats, in a dict where shapes differ.
-
-    A JSON file is read here, once, so that a state dict does not depend on it.
-    """
+    """Return what a group keeps: a name, or tuples of floats, in a dict where shapes differ."""
+    # A JSON file is read here, once, so that a state dict does not depend on it.
     if isinstance(coefficients, Path) or (
         isinstance(coefficients, str) and coefficients.endswith(".json")
     ):
@@ -111,11 +109,9 @@ def checked_steps(steps: object) -> int:
 
 
 def iteration_dtype(name: OrthogonalizationDtype, direction: Tensor) -> torch.dtype:
-    """Return the dtype of the iteration: bfloat16 for "auto" where devices are made for it.
-
-    Those are CUDA devices, and NPUs from Ascend 910B on; elsewhere it is float32, and float64 for
-    float64 parameters. CPUs without bfloat16 instructions are five times slower in it.
-    """
+    """Return the dtype of the iteration: bfloat16 for "auto" where devices are made for it."""
+    # Those are CUDA devices, and NPUs from Ascend 910B on; elsewhere it is float32, and float64 for
+    # float64 parameters. CPUs without bfloat16 instructions are five times slower in it.
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[
             name

@@ -12,10 +12,8 @@ from lightning_root.partition.names import canonical
 
 
 def check_bound(groups: Groups, module: nn.Module | None, added: Groups = ()) -> None:
-    """Raise RuntimeError if there are no parameters, or they are no longer the module's.
-
-    `added` are those of the groups that may also hold parameters of something else, a loss.
-    """
+    """Raise RuntimeError if there are no parameters, or they are no longer the module's."""
+    # `added` are those of the groups that may also hold parameters of something else, a loss.
     refuse_flattened(groups)
     if not any(group["params"] for group in groups):
         raise RuntimeError(
@@ -47,12 +45,10 @@ def check_bound(groups: Groups, module: nn.Module | None, added: Groups = ()) ->
 
 
 def refuse_flattened(groups: Groups, module: nn.Module | None = None) -> None:
-    """Raise RuntimeError if parameters are matrices no longer.
-
-    FSDP1 and ZeRO lay many into one vector and cut that. The momentum of a piece of a vector cannot
-    be orthogonalized, and who holds the other pieces is known to them alone. Neither package is
-    imported here; what they leave on parameters tells.
-    """
+    """Raise RuntimeError if parameters are matrices no longer."""
+    # FSDP1 and ZeRO lay many into one vector and cut that. The momentum of a piece of a vector
+    # cannot be orthogonalized, and who holds the other pieces is known to them alone. Neither
+    # package is imported here; what they leave on parameters tells.
     for name, culprit in _flattened(groups, module):
         raise RuntimeError(
             f"`{name}` has been laid into a flat vector by {culprit}, and pieces of that cannot be "

@@ -261,10 +261,8 @@ def collected(
     kept: Replicas,
     device: torch.device | None,
 ) -> dict[int, State]:
-    """Bring the parts of all ranks together on the CPU of the first; a collective.
-
-    `device` is where the process group can communicate, by default where the state is.
-    """
+    """Bring the parts of all ranks together on the CPU of the first; a collective."""
+    # `device` is where the process group can communicate, by default where the state is.
     entries: dict[torch.dtype, list[_Entry]] = defaultdict(list)
     whole: dict[int, State] = {}
     for position, (_, name, parameter) in enumerate(members(groups)):

@@ -83,10 +83,8 @@ def canonical(name: str) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a canonical name into the path of the owning module and the parameter's own name.
-
-    `fc.parametrizations.weight.original` belongs to `fc` and is its `weight`.
-    """
+    """Split a canonical name into the path of the owning module and the parameter's own name."""
+    # `fc.parametrizations.weight.original` belongs to `fc` and is its `weight`.
     path, _, leaf = name.rpartition(".")
     owner, _, parametrized = path.rpartition(".parametrizations.")
     if owner and "." not in parametrized and leaf.startswith("original"):

@@ -5,6 +5,7 @@ import torch
 
 from lightning_root.cli import entry
 from lightning_root.cli.lightning import MainCLI
+from lightning_root.cli.messages import one_line
 from tests.cli.test_plan import HERE
 
 NET = f"--model={HERE}.Net"
@@ -68,3 +69,8 @@ def test_a_value_that_lightning_refuses_when_training_starts_is_one_line_too(cal
     status, out, err = call("fit")
     assert (status, out) == (2, "")
     assert err == "error: `val_check_interval` (99) must be less than 4.\n"
+
+
+def test_a_report_on_all_types_is_shortened_to_the_nearest():
+    said = "Parser key \"trainer.max_steps\":\n  Expected a <class 'int'>. Got value: x"
+    assert one_line(said) == "trainer.max_steps: expected int. Got value: x"

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_root import ROOTMixin
 from lightning_root.cli import main
+from lightning_root.cli.plan import with_prefix
 from lightning_root.distributed import plan_ownership, standard_operations
 from tests.distributed.test_ownership import given_as
 from tests.distributed.test_ownership import model as known_model
@@ -247,3 +248,8 @@ def test_as_a_person_types_it():
     assert (result.returncode, result.stderr) == (0, "")
     assert "72 matrices of 2 shapes" in result.stdout
     assert "in 4 steps (cheapest form)" in result.stdout
+
+
+def test_numbers_have_three_digits_and_a_prefix():
+    found = with_prefix(1_234_567), with_prefix(999.6e9, "B"), with_prefix(12, "B")
+    assert found == ("1.23 M", "1 TB", "12 B")

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core import rank_zero
 
 from lightning_root.diagnostics import RunSummary, summary
+from lightning_root.diagnostics.summary import format_block
 
 
 class Net(L.LightningModule):
@@ -283,3 +284,8 @@ def test_only_rank_zero_prints(log, monkeypatch):
 def test_a_mode_must_be_min_or_max():
     with pytest.raises(ValueError, match='`mode` must be "min" or "max", got \'least\''):
         RunSummary(mode="least")
+
+
+def test_a_block_has_a_title_and_two_columns():
+    block = format_block("Run summary", [("val/loss", "1.2500"), ("steps", "400")])
+    assert block.strip().split("\n") == ["Run summary", "  val/loss  1.2500", "  steps     400"]

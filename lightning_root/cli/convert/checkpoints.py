@@ -146,11 +146,9 @@ def _fault(error: BaseException, *, folder: bool) -> str:
 
 
 def _read_folder(path: Path) -> dict[str, Any]:
-    """Read in one process the whole checkpoint that several have written.
-
-    By torch's own reader and planner, as `dcp_to_torch_save` does it, but for two places where
-    these would unpickle whatever a folder holds.
-    """
+    """Read in one process the whole checkpoint that several have written."""
+    # By torch's own reader and planner, as `dcp_to_torch_save` does it, but for two places where
+    # these would unpickle whatever a folder holds.
     content: dict[str, Any] = {}
     reader, planner = _Reader(path), _Planner()  # type: ignore[no-untyped-call]
     _load_state_dict(content, storage_reader=reader, planner=planner, no_dist=True)

@@ -40,10 +40,8 @@ class ParameterState(NamedTuple):
 
 
 def parameter_names(weights: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """Return what can be a parameter among a model's weights, in order, with the shapes.
-
-    Left out are whole numbers, running statistics, and all names but the first of tied weights.
-    """
+    """Return what can be a parameter among a model's weights, in order, with the shapes."""
+    # Left out are whole numbers, running statistics, and all names but the first of tied weights.
     found: dict[str, Shape] = {}
     seen = set()
     for name, weight in weights.items():
@@ -63,13 +61,11 @@ def name_states(
     known: Mapping[str, Shape] | None = None,
     order: Sequence[str] | None = None,
 ) -> list[ParameterState]:
-    """Return the state of every parameter, with its name, from optimizers' state dicts.
-
-    Names come from the groups, else from `order`, which has one for each parameter, group by group,
-    else from `known`, the model's trainable parameters in order: if there is just one way to deal
-    these out to the groups, in the model's order within each, such that all shapes fit. Raises
-    ValueError if names are missing or do not fit.
-    """
+    """Return the state of every parameter, with its name, from optimizers' state dicts."""
+    # Names come from the groups, else from `order`, which has one for each parameter, group by
+    # group, else from `known`, the model's trainable parameters in order: if there is just one way
+    # to deal these out to the groups, in the model's order within each, such that all shapes fit.
+    # Raises ValueError if names are missing or do not fit.
     groups = [
         [
             ParameterState("", dict(optimizer["state"].get(key, {})), number, place, group)
@@ -111,10 +107,8 @@ def _names_in(group: Mapping[str, Any]) -> list[str] | None:
 def _names_by_number(
     optimizers: Sequence[StateDict], known: Mapping[str, Shape] | None
 ) -> list[list[str]] | None:
-    """Return names for numbers in the order of the model, as Lightning writes them under FSDP2.
-
-    An optimizer itself numbers group by group; where the two orders agree both are right.
-    """
+    """Return names for numbers in the order of the model, as Lightning writes them under FSDP2."""
+    # An optimizer itself numbers group by group; where the two orders agree both are right.
     if known is None or len(optimizers) != 1:
         return None
     numbers = [i for group in optimizers[0]["param_groups"] for i in group["params"]]

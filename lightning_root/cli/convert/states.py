@@ -79,12 +79,10 @@ def convert_states(
     buffer: BufferKind,
     momentum: float,
 ) -> ConvertedState:
-    """Turn the states of Muon, AdamW, or both, into those of one ROOT.
-
-    `roles` and `momentum` are those of the run to come (the latter where the file has none),
-    `shapes` of parameters that may have no state. A `momentum_buffer` is an average in
-    torch.optim.Muon and Keller Jordan's, a sum in torch.optim.SGD and Moonlight's Muon.
-    """
+    """Turn the states of Muon, AdamW, or both, into those of one ROOT."""
+    # `roles` and `momentum` are those of the run to come (the latter where the file has none),
+    # `shapes` of parameters that may have no state. A `momentum_buffer` is an average in
+    # torch.optim.Muon and Keller Jordan's, a sum in torch.optim.SGD and Moonlight's Muon.
     found = []
     for each in states:
         role, shape = roles[each.name], _shape_of(each, shapes)
@@ -260,11 +258,9 @@ def merge_schedules(
     group_counts: Sequence[int],
     sources: Mapping[str, tuple[int, int]],
 ) -> tuple[list[dict[str, Any]], str]:
-    """Return schedules of ROOT's two groups, and what became of those before.
-
-    `schedules` and `group_counts` are in the order of the optimizers; `sources` are the optimizer
-    and the group that each role's options are from.
-    """
+    """Return schedules of ROOT's two groups, and what became of those before."""
+    # `schedules` and `group_counts` are in the order of the optimizers; `sources` are the optimizer
+    # and the group that each role's options are from.
     if not schedules:
         return [], "there was none"
     if len(group_counts) == 1:
@@ -300,11 +296,9 @@ def _for_roles(
 
 
 def _count_steps_once(checkpoint: dict[str, Any], optimizers: int) -> None:
-    """Count a Lightning checkpoint's steps, in place, as automatic optimization does.
-
-    Manual optimization counts every optimizer's steps, so that two double `global_step`, and does
-    so in another place, where a run with one ROOT does not look.
-    """
+    """Count a Lightning checkpoint's steps, in place, as automatic optimization does."""
+    # Manual optimization counts every optimizer's steps, so that two double `global_step`, and does
+    # so in another place, where a run with one ROOT does not look.
     progress = checkpoint.get("loops", {}).get("fit_loop", {})
     manual, automatic = progress.get(_MANUAL_STEP), progress.get(_STEP)
     if not manual or not automatic or not manual["total"]["completed"]:

@@ -49,11 +49,9 @@ class Series:
 
     @classmethod
     def of(cls, points: Sequence[tuple[int, float, float]]) -> "Series":
-        """Make a curve of (step, seconds, value) in the order in which they were written.
-
-        A point at an earlier step than the one before, or at the same, replaces what came after
-        it: that is how a run goes on that was resumed from an older checkpoint.
-        """
+        """Make a curve of (step, seconds, value) in the order in which they were written."""
+        # A point at an earlier step than the one before, or at the same, replaces what came after
+        # it: that is how a run goes on that was resumed from an older checkpoint.
         steps = np.array([point[0] for point in points], dtype=np.int64)
         least_later = np.minimum.accumulate(steps[::-1])[::-1]
         valid = np.append(steps[:-1] < least_later[1:], True)[: len(steps)]
@@ -140,10 +138,8 @@ def is_root(tag: str) -> bool:
 
 
 def losses(tags: Iterable[str], stage: Stage) -> list[str]:
-    """Return losses of a stage, those with the fewest words first; of training if none is named.
-
-    Where Lightning logs both `..._step` and `..._epoch` the first is the finer.
-    """
+    """Return losses of a stage, those with the fewest words first; of training if none is named."""
+    # Where Lightning logs both `..._step` and `..._epoch` the first is the finer.
     found = [
         tag
         for tag in tags

@@ -220,11 +220,9 @@ def _parse_number(cell: Any) -> float | None:
 
 
 def _join_curves(sessions: Sequence[Session]) -> dict[str, Series]:
-    """Join curves over all sessions, with a clock that stands still between them.
-
-    A session goes on where the last point before its first step left the clock: what a crashed
-    session did after the checkpoint was done once more, and counts once.
-    """
+    """Join curves over all sessions, with a clock that stands still between them."""
+    # A session goes on where the last point before its first step left the clock: what a crashed
+    # session did after the checkpoint was done once more, and counts once.
     points: dict[str, list[Scalar]] = {}
     for session in sessions:
         first = min(found[0][0] for found in session.scalars.values())
