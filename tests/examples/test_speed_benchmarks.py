@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
-from examples.benchmarks import near_shapes, orthogonalize, quantile, step
+from examples.benchmarks import against, near_shapes, orthogonalize, quantile, step
 from examples.benchmarks.speed import (
     forms,
     memory,
@@ -621,3 +621,15 @@ def test_a_graph_is_captured_in_the_second_step_and_replayed(monkeypatch):
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
         assert len(replays) == number
+
+
+def test_a_checkout_is_stepped_in_turns_with_itself(tmp_path):
+    assert against.main([str(against.HERE), "--quick", "--output", str(tmp_path)]) == 0
+    (result,) = json.loads((tmp_path / "against.json").read_text())["sets"].values()
+    assert {name: len(times) for name, times in result["times"].items()} == {
+        "here": 3,
+        "other": 3,
+        "here again": 3,
+    }
+    assert against.ratio({"a": [2.0, 4.0], "b": [1.0, 2.0]}, "a", "b") == [2.0, 2.0, 2.0]
+    assert "200 matrices of 64x256" in (tmp_path / "against.md").read_text()
