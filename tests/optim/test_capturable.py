@@ -206,3 +206,15 @@ def test_a_capture_needs_the_option_and_a_step_before(monkeypatch):
         give_gradients(parameters, 0)
         with pytest.raises(RuntimeError, match=message):
             optimizer.step()
+
+
+def test_every_group_with_the_option_is_checked():
+    """Also one that comes after a group without it."""
+    first, second = (nn.Parameter(torch.ones(2, 2, device="meta")) for _ in range(2))
+    lr = torch.tensor(1e-2, device="cpu")
+    groups = [{"params": [first], "role": "root", "capturable": False}]
+    groups.append({"params": [second], "role": "root", "lr": lr, "capturable": True})
+    optimizer = ROOT(groups)
+    second.grad = torch.ones_like(second)
+    with pytest.raises(ValueError, match="a tensor `lr` must be on the parameters' device"):
+        optimizer.step()
