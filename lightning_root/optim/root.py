@@ -401,16 +401,6 @@ class ROOT(SharedState, torch.optim.Optimizer):
         self._stack_hooks[handle.id] = hook
         return handle
 
-    def __getstate__(self) -> dict[str, Any]:
-        if self.shards_state:
-            raise RuntimeError(
-                "each rank keeps a part of ROOT's state, which cannot be copied without the ranks; "
-                "load what `consolidated_state_dict()` returns into another ROOT"
-            )
-        names = ("_own_groups", "_selection", "_rules", "_views", "share_updates")
-        extra = {name: self.__dict__[name] for name in names}
-        return {**super().__getstate__(), **extra}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch's, which no group had before

@@ -157,6 +157,16 @@ class SharedState(Base):
             for handle in handles:
                 handle.remove()
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self.shards_state:
+            raise RuntimeError(
+                "each rank keeps a part of ROOT's state, which cannot be copied without the ranks; "
+                "load what `consolidated_state_dict()` returns into another ROOT"
+            )
+        names = ("_own_groups", "_selection", "_rules", "_views", "share_updates")
+        extra = {name: self.__dict__[name] for name in names}
+        return {**super().__getstate__(), **extra}
+
     def _assign_state_parts(self) -> dict[str, StateParts]:
         """Return who keeps which part of the state, by name; decide for parameters that are new."""
         if self._replicas is None or self._replicas.owners is None:
