@@ -97,7 +97,7 @@ class Measurements:
         return self.values[row_of(statistic)]
 
     def cpu(self) -> "Measurements":
-        """The same on the host: one copy, which waits for the device."""
+        """Copy the measurements to the host at once, which waits for the device."""
         return replace(self, values=self.values.cpu())
 
     def as_dict(self) -> dict[str, dict[str, float]]:

@@ -135,15 +135,10 @@ def plan_group(
     group: Group, views: Mapping[str, MatrixView], specs: tuple[StateSpec, ...]
 ) -> GroupPlan:
     """Settle everything about a group's parameters that stays from step to step."""
-    parameters = []
-    for name, parameter in zip(group["param_names"], group["params"], strict=True):
-        view = views.get(name, WHOLE)
-        if group["role"] == "root" and parameter.numel():
-            parameters.append(bind_parameter(name, parameter, view, group))
-        else:
-            parameters.append(
-                BoundParameter(name, parameter, view, (), False, is_sharded(parameter), parameter)
-            )
+    parameters = [
+        bind_parameter(name, parameter, views.get(name, WHOLE), group)
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    ]
     keys = frozenset(spec.key for spec in specs)
     neuron_keys = tuple(spec.key for spec in specs if spec.extent == "neurons")
     return GroupPlan(group, parameters, specs, keys, neuron_keys, basis_of(group))
@@ -212,6 +207,8 @@ def shared_dtype(momentum: Tensor, group: Group) -> torch.dtype:
     return torch.bfloat16 if group["share_dtype"] == "bfloat16" else state_dtype(momentum)
 
 
-def bits_of(dtype: torch.dtype) -> int:
-    """Return the size of one number."""
-    return 8 * dtype.itemsize
+def travelling_sizes(
+    block: MatrixBlock, keys: Sequence[str], kept: torch.dtype, sent: torch.dtype
+) -> tuple[int, ...]:
+    """Return how many numbers of the dtype that is sent hold a block's state per neuron."""
+    return tuple(kept.itemsize // sent.itemsize * max(block.shape) for _ in keys)

@@ -23,9 +23,9 @@ from lightning_root.optim.blocks import (
     BoundParameter,
     Group,
     GroupPlan,
-    bits_of,
     shared_dtype,
     state_dtype,
+    travelling_sizes,
 )
 from lightning_root.optim.local import Finish, Local, run_all, update_blocks_
 from lightning_root.optim.stages.adamw import adamw_update_
@@ -79,8 +79,8 @@ class Replicated(Local):
         dtype = shared_dtype(like, plan.group)
         travelling = plan.neuron_keys if self._owners is None else ()
         # State per neuron has the parameter's precision, whatever momentum is kept in.
-        each = bits_of(state_dtype(target)) // bits_of(dtype)
-        sizes = [(b.elements, *(each * max(b.shape) for _ in travelling)) for b in blocks]
+        kept = state_dtype(target)
+        sizes = [(b.elements, *travelling_sizes(b, travelling, kept, dtype)) for b in blocks]
         buckets = self._ranks.buckets(
             [Matrices(block.name, block.number, block.shape) for block in blocks],
             [sum(of_block) for of_block in sizes],

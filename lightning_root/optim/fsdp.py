@@ -182,7 +182,6 @@ def _planned(
     shards, me = collectives.RowShards(group), group.rank()
     like = parameters[0].parameter
     dtype = blocks.shared_dtype(like, plan.group)
-    each = blocks.bits_of(blocks.state_dtype(like)) // blocks.bits_of(dtype)
     rows = []
     for place, bound in enumerate(parameters):
         of_rank = shards.rows(bound.parameter.shape[0])
@@ -207,7 +206,8 @@ def _planned(
     steps = plan.group["ns_steps"]
     device = collectives.local_part(like).device
     buckets = Replicas(group).buckets(matrices, sizes, steps, device, elements)
-    extra = [tuple(each * max(one.block.shape) for _ in plan.neuron_keys) for one in rows]
+    kept, keys = blocks.state_dtype(like), plan.neuron_keys
+    extra = [blocks.travelling_sizes(one.block, keys, kept, dtype) for one in rows]
     return _RowPlan(group, me, rows, buckets, extra, dtype)
 
 
@@ -215,10 +215,8 @@ def _own_matrices(
     plan: blocks.GroupPlan, bound: blocks.BoundParameter, shards: collectives.RowShards
 ) -> blocks.BoundParameter:
     """Return those matrices of a stack that lie whole on this rank, as a parameter of their own."""
-    value, gradient = (
-        collectives.local_part(bound.parameter),
-        collectives.local_part(bound.gradient),
-    )
+    value = collectives.local_part(bound.parameter)
+    gradient = collectives.local_part(bound.gradient)
     key = ("stack", id(bound))
     if key not in plan.schedules:
         total = bound.parameter.shape[0]

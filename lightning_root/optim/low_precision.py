@@ -42,9 +42,8 @@ def write_rounded_(kept: Tensor, value: Tensor) -> None:
 def _rounded_to_bfloat16(value: Tensor) -> Tensor:
     """Keep the upper 16 bits after a number below 2^16 has been added."""
     bits = value.clamp(-rounding.BFLOAT16_LARGEST, rounding.BFLOAT16_LARGEST).view(torch.int32)
-    noise = (
-        bits * rounding.MIXERS[0]
-    )  # 2^32 / golden ratio, odd: all low bits reach the upper sixteen
+    # 2^32 / golden ratio, odd: all low bits reach the upper sixteen
+    noise = bits * rounding.MIXERS[0]
     noise >>= 16
     noise &= 0xFFFF
     return noise.add_(bits).bitwise_and_(-65536).view(torch.float32)

@@ -208,7 +208,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
 
     @property
     def skipped(self) -> Counter[str]:
-        """How often each parameter was left alone because its gradient was not finite, by name."""
+        """Number of steps that left a parameter alone, its gradient not finite, by its name."""
         return self._skipped + self._skip_counts.read()
 
     def bind(self, module: nn.Module, *, rules: Rules | None = None) -> Partition:

@@ -115,9 +115,9 @@ def add_fresh_(
         if spec.key in bound.state:
             continue
         own = local_part(bound.parameter)
-        in_parts = parts is not None and spec.extent != "counter"
-        if parts is not None and in_parts:
-            own = own.new_empty(parts.size(spec.key, bound.parameter, rank))
+        in_parts = parts if spec.extent != "counter" else None
+        if in_parts:
+            own = own.new_empty(in_parts.size(spec.key, bound.parameter, rank))
         if spec.key == "momentum_buffer" and in_float8(group):
             bound.state[spec.key] = low_precision.float8_zeros(own)
         elif in_parts:

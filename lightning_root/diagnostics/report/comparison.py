@@ -66,7 +66,7 @@ class Comparison:
         return not self.steps_only and all(run.seconds is not None for run in self.runs)
 
     def standings(self) -> list[Standing]:
-        """How each run did, in their order."""
+        """Results of each run, in their order."""
         reached = [series.reach(self.target, self.mode) for series in self.curves]
         # Where the run whose last value is the target reached it.
         last = [series.last.value for series in self.curves]

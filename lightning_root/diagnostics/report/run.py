@@ -31,7 +31,7 @@ TRAINER_OPTIONS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is known of one run; from `read_run`."""
+    """One run as its logs tell it; made by `read_run`."""
 
     folder: Path  # where its logs lie
     scalars: Mapping[str, Series]  # by tag, in the order of appearance
