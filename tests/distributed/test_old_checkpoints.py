@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from tests.optim.old_checkpoints.cases import (
-    AFTER,
     BEFORE,
     CASES,
     FOLDER,
     FOLDERS,
+    LATER,
+    ON_RANKS,
     begun,
     check_end,
     far,
@@ -18,8 +19,6 @@ from tests.optim.old_checkpoints.cases import (
     unlike,
 )
 
-ON_RANKS = [name for name, case in CASES.items() if case.ranks != "one"]
-LATER = range(BEFORE, BEFORE + AFTER)
 NO_STATE = {"state": {}, "param_groups": []}
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_root import ROOT, lookup
 from lightning_root.optim.stages.normalize import BETA, normalize, normalize_twin
-from tests.reference.root import normalize_neurons, root_step
+from tests.reference.root import normalize_neurons, root_step, twin_options
 
 KEY = "neuron_exp_avg_sq"
 STEPS = 20
@@ -135,18 +135,12 @@ def textbook(weight, gradient, state, name, options):
         matrix = weight[place].reshape(len(weight[place]), -1).shape
         if number not in state:
             state[number] = torch.zeros_like(weight[place]), torch.zeros(max(matrix)).double()
+        triples = lookup(matrix, options["coefficients"], options["ns_steps"]).triples
         weight[place], *state[number] = root_step(
             weight[place],
             gradient[place],
             *state[number],
-            lr=float(options["lr"]),
-            weight_decay=options["weight_decay"],
-            momentum=options["momentum"],
-            nesterov=options["nesterov"],
-            p=options["outlier_quantile"],
-            triples=lookup(matrix, options["coefficients"], options["ns_steps"]).triples,
-            adjust=options["adjust_lr_fn"],
-            maximize=options["maximize"],
+            **twin_options(options, triples),
             outputs="columns" if name in OUTPUTS_ARE_COLUMNS else "rows",
         )
     return weight

@@ -12,10 +12,11 @@ from dataclasses import replace
 import pytest
 
 from tests.optim.old_checkpoints.cases import (
-    AFTER,
     BEFORE,
     CASES,
     FOLDER,
+    LATER,
+    ON_RANKS,
     begun,
     check_end,
     far,
@@ -25,8 +26,6 @@ from tests.optim.old_checkpoints.cases import (
 )
 
 ALONE = [name for name, case in CASES.items() if case.ranks == "one"]
-ON_RANKS = [name for name, case in CASES.items() if case.ranks != "one"]
-LATER = range(BEFORE, BEFORE + AFTER)
 
 
 def loaded(name, case=None):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_root import ROOT, lookup
-from tests.reference.root import root_step
+from tests.reference.root import root_step, twin_options
 
 SHAPES = {
     "square": (12, 12),
@@ -100,18 +100,12 @@ def test_agrees_with_the_textbook(change, dtype, tolerance):
         for name, gradient in gradients(t).items():
             weights[name].grad = gradient.to(dtype)
             matrix = gradient.reshape(len(gradient), -1).shape
+            triples = lookup(matrix, options["coefficients"], options["ns_steps"]).triples
             expected[name], momenta[name] = root_step(
                 expected[name],
                 gradient,
                 momenta[name],
-                lr=float(options["lr"]),
-                weight_decay=options["weight_decay"],
-                momentum=options["momentum"],
-                nesterov=options["nesterov"],
-                p=options["outlier_quantile"],
-                triples=lookup(matrix, options["coefficients"], options["ns_steps"]).triples,
-                adjust=options["adjust_lr_fn"],
-                maximize=options["maximize"],
+                **twin_options(options, triples),
             )
         optimizer.step()
     for name, weight in weights.items():

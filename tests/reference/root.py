@@ -67,6 +67,18 @@ def normalize_neurons(u, v, outputs="rows"):
     return scaled if rows else scaled.T, v
 
 
+def twin_options(options, triples):
+    """Options of an optimizer's matrices by their names in `root_step`."""
+    same = ("weight_decay", "momentum", "nesterov", "maximize")
+    return {
+        "lr": float(options["lr"]),
+        "p": options["outlier_quantile"],
+        "adjust": options["adjust_lr_fn"],
+        "triples": triples,
+        **{name: options[name] for name in same},
+    }
+
+
 def root_step(
     w,
     g,

@@ -32,6 +32,7 @@ from lightning_root import ROOT
 FOLDER = Path(__file__).parent
 BEFORE, AFTER = 4, 3
 """Steps before a checkpoint is written, and from it to what the old code ended with."""
+LATER = range(BEFORE, BEFORE + AFTER)
 
 FULL = StateDictOptions(full_state_dict=True)
 
@@ -219,6 +220,8 @@ CASES = {
     "fsdp_float8": Case(options=_FLOAT8, model=Rows, make=bound, ranks="fsdp"),
 }
 
+ON_RANKS = [name for name, case in CASES.items() if case.ranks != "one"]
+
 FOLDERS = ("fsdp",)
 """Cases that are written as distributed checkpoints too, which are large for what they hold."""
 
@@ -303,7 +306,7 @@ def written(case: Case, folder: str | None = None) -> dict[str, Any]:
     saved = run.saved()
     if folder is not None:
         run.save_folder(folder)
-    run.steps(range(BEFORE, BEFORE + AFTER))
+    run.steps(LATER)
     return {**saved, "later": run.saved()}
 
 
