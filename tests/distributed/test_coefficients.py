@@ -15,11 +15,15 @@ from torch.distributed.fsdp import fully_shard
 from lightning_root import ROOT, lookup
 from lightning_root.coefficients import store
 from lightning_root.coefficients.published import MUON
+from lightning_root.kernels.rates import rates
 
 UNSEEN = (3, 77)
 
 
 def _train_with_a_cache_of_its_own(rank, world_size, folder):
+    for threads in {1, torch.get_num_threads()}:
+        rates(threads)  # those of the session, by which later tests choose forms as one process
+    cache_of_session = os.environ["LIGHTNING_ROOT_CACHE"]
     os.environ["LIGHTNING_ROOT_CACHE"] = str(Path(folder) / str(rank))
     store.forget()
     own = lookup(UNSEEN, "paper")
@@ -39,6 +43,8 @@ def _train_with_a_cache_of_its_own(rank, world_size, folder):
         weight.grad = torch.randn(77, 3)
         optimizer.step()
     used = lookup(UNSEEN, "paper").triples
+    # Later tests compare with one process, whose fits are in the cache of the session.
+    os.environ["LIGHTNING_ROOT_CACHE"] = cache_of_session
     store.forget()
     return own.triples, used, weight.detach()
 
