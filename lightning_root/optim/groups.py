@@ -11,6 +11,7 @@ from lightning_root.coefficients import lookup
 from lightning_root.optim.binding import Named, names_of, split
 from lightning_root.partition import MatrixView, Partition, Route, Rules, partition_parameters
 from lightning_root.partition.names import canonical
+from lightning_root.partition.parameters import canonical_parameters
 
 ROLES = ("root", "adamw")
 
@@ -54,6 +55,11 @@ def partition_from_groups(groups: Groups, views: Mapping[str, MatrixView]) -> Pa
             name=name,
             shape=tuple(parameter.shape),
             role=group["role"],
+            kind="hidden"
+            if group["role"] == "root"
+            else "table"
+            if parameter.ndim > 1
+            else "vector",
             reason="parameter group",
             view=views.get(name),
         )
@@ -119,6 +125,7 @@ def fill(groups: Groups, partition: Partition) -> None:
 def replace_stale(groups: Groups, module: nn.Module, stale: Iterable[str]) -> None:
     """Put the live parameter of the same name in the place of each stale one, or raise."""
     live = {canonical(name): parameter for name, parameter in module.named_parameters()}
+    live |= canonical_parameters(module)
     names = set(stale)
     lost = sorted(name for name in names if canonical(name) not in live)
     if lost:

@@ -9,6 +9,7 @@ from lightning_root.distributed import reshard
 from lightning_root.distributed.collectives import is_sharded
 from lightning_root.optim.groups import Groups, members, stale_names
 from lightning_root.partition.names import canonical
+from lightning_root.partition.parameters import canonical_parameters
 
 
 def check_bound(groups: Groups, module: nn.Module | None, added: Groups = ()) -> None:
@@ -32,7 +33,7 @@ def check_bound(groups: Groups, module: nn.Module | None, added: Groups = ()) ->
     reshard(module)
     stale = stale_names(groups, module)
     if stale and added:
-        own = {canonical(name) for name, _ in module.named_parameters()}
+        own = {name for name, _ in canonical_parameters(module)}
         others = {name for name in stale_names(added, module) if canonical(name) not in own}
         stale = [name for name in stale if name not in others]
     if stale:

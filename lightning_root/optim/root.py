@@ -29,7 +29,7 @@ from lightning_root.optim.stages.adamw import adamw_update_
 from lightning_root.optim.state import StateParts, add_fresh_, drop_neurons_, specs_of
 from lightning_root.optim.step import StackHook
 from lightning_root.partition import MatrixView, Partition, Rules, partition_parameters
-from lightning_root.partition.names import canonical
+from lightning_root.partition.parameters import canonical_parameters
 
 
 class ROOT(SharedState, torch.optim.Optimizer):
@@ -260,7 +260,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
             return []
         # By name: after a validation, FSDP2's parameters are other objects until the next step.
         bound = {name for _, name, _ in groups.members(self.param_groups)}
-        live = [(canonical(name), p) for name, p in module.named_parameters()]
+        live = canonical_parameters(module)
         return [name for name, p in live if p.requires_grad and name not in bound]
 
     @overload

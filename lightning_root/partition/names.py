@@ -5,8 +5,11 @@ Sets hold components of dotted names in lower case.
 
 import re
 
-# Components that wrappers put into a name: torch.compile, activation checkpointing, FSDP.
-_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+# Components that wrappers put into a name: torch.compile, activation checkpointing, FSDP, Fabric.
+_WRAPPERS = frozenset(
+    "_orig_mod _checkpoint_wrapped_module _fsdp_wrapped_module _forward_module "
+    "_original_module".split()
+)
 
 # Tensors that stand for a module's `weight`: after the hooks of `torch.nn.utils.weight_norm` (the
 # direction), and of `torch.nn.utils.spectral_norm` or `torch.nn.utils.prune`.

@@ -4,11 +4,13 @@ From here on a module's parameters and mere (name, tensor) pairs are treated ali
 `ParameterUse` holds all that the later decisions look at. A tied parameter has several uses.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from lightning_root.partition import names
@@ -37,6 +39,12 @@ class ParameterUse:
     owner: str  # class name of the owner, "" when there is no module to ask
     module: nn.Module | None  # the owner, None when there is no module to ask
     trainable: bool  # whether gradients are wanted
+    dtype: torch.dtype
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether it can have a gradient: integers, such as quantized weights, never do."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
 
     @property
     def is_matrix(self) -> bool:
@@ -75,10 +83,11 @@ class ModelParameter(NamedTuple):
 def survey_module(module: nn.Module) -> tuple[list[ModelParameter], dict[str, nn.Module]]:
     """List a module's parameters and, by canonical path, its submodules; refuse lazy parameters."""
     # A wrapper and the module in it share one canonical path; the inner one comes later and stays.
+    bare = _without_wrappers(module)
     named_modules = module.named_modules(remove_duplicate=False)
-    modules = {names.canonical(path): child for path, child in named_modules}
-    named = list(module.named_parameters(remove_duplicate=False))
-    if lazy := [names.canonical(name) for name, parameter in named if is_lazy(parameter)]:
+    modules = {bare(path): child for path, child in named_modules}
+    named = [(bare(name), p) for name, p in module.named_parameters(remove_duplicate=False)]
+    if lazy := [name for name, parameter in named if is_lazy(parameter)]:
         more = f" and {len(lazy) - 3} more" if len(lazy) > 3 else ""
         raise ValueError(
             f"`module` has parameters without a shape yet: {', '.join(map(repr, lazy[:3]))}{more}; "
@@ -87,12 +96,36 @@ def survey_module(module: nn.Module) -> tuple[list[ModelParameter], dict[str, nn
     return collect_uses(named, modules), modules
 
 
+def canonical_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """List `module.named_parameters()` by the names that they have without wrappers."""
+    bare = _without_wrappers(module)
+    return [(bare(name), parameter) for name, parameter in module.named_parameters()]
+
+
+def _without_wrappers(module: nn.Module) -> Callable[[str], str]:
+    """Return what turns a name in a module into the one that the bare model gives."""
+    # `module` is a word like any other; only below these two classes is it a wrapper's.
+    inner = {
+        f"{path}.module".removeprefix(".")
+        for path, child in module.named_modules(remove_duplicate=False)
+        if isinstance(child, DistributedDataParallel | DataParallel)
+    }
+
+    def bare(name: str) -> str:
+        kept = (path for path in names.prefixes(name)[1:] if path not in inner)
+        return names.canonical(".".join(map(names.last_component, kept)))
+
+    return bare
+
+
 def collect_uses(named: Iterable[tuple[str, Tensor]], modules: Modules) -> list[ModelParameter]:
     """List each distinct parameter with all its uses, in order of first appearance."""
     collected: dict[int, tuple[Tensor, list[ParameterUse]]] = {}
-    for index, (name, tensor) in enumerate(named):
+    # Fabric registers a model twice, under names that are equal but for the wrapper.
+    distinct = {(name, id(tensor)): tensor for name, tensor in named}
+    for index, ((name, key), tensor) in enumerate(distinct.items()):
         use = _describe_use(index, names.canonical(name), tensor, modules)
-        collected.setdefault(id(tensor), (tensor, []))[1].append(use)
+        collected.setdefault(key, (tensor, []))[1].append(use)
     return [ModelParameter(tensor=t, uses=tuple(uses)) for t, uses in collected.values()]
 
 
@@ -111,6 +144,7 @@ def _describe_use(index: int, name: str, tensor: Tensor, modules: Modules) -> Pa
         owner="" if module is None else plain_class(module).__name__,
         module=module,
         trainable=module is None or tensor.requires_grad,  # who names a parameter wants it
+        dtype=tensor.dtype,
     )
 
 

@@ -1,4 +1,4 @@
-"""Decide the role of one parameter from its uses, and say why."""
+"""Decide what one parameter is from its uses, and say why: its role follows from its kind."""
 
 import json
 import math
@@ -10,13 +10,13 @@ from lightning_root.partition import names
 from lightning_root.partition.fused import Suggestion, is_expert_stack
 from lightning_root.partition.heads import Heads
 from lightning_root.partition.parameters import Convolution, ModelParameter, ParameterUse
-from lightning_root.partition.routes import Role
+from lightning_root.partition.routes import Kind
 
 
-class RoleDecision(NamedTuple):
-    """A role with its reason, and the rule that would change it where it is not certain."""
+class KindDecision(NamedTuple):
+    """A kind with its reason, and the rule that would change the role where it is not certain."""
 
-    role: Role
+    kind: Kind
     reason: str
     suggestion: Suggestion | None = None
 
@@ -28,31 +28,39 @@ class ModelContext(NamedTuple):
     first_convolution: str | None  # its path
 
 
-def decide_role(parameter: ModelParameter, context: ModelContext) -> RoleDecision:
-    """Return the role of a parameter and the reason; the first rule that applies decides."""
+def decide_kind(parameter: ModelParameter, context: ModelContext) -> KindDecision:
+    """Return the kind of a parameter and the reason; the first rule that applies decides."""
     use = parameter.uses[0]
     ndim = len(use.shape)
-    if any(other.kind == "embedding" for other in parameter.uses):
-        return RoleDecision("adamw", f"embedding{_describe_ties(parameter)}")
+    if not use.is_trainable:
+        return KindDecision("table" if ndim > 1 else "vector", "not floating point: never trained")
+    if use.dtype.is_complex and ndim > 1:
+        return KindDecision("table", "complex: only AdamW can update it")
+    if table := next((other for other in parameter.uses if other.kind == "embedding"), None):
+        positions = names.table_kind(table.own_component) in ("position table", "table")
+        kind: Kind = "vector" if ndim < 2 else "table" if positions else "embedding"
+        return KindDecision(kind, f"embedding{_describe_ties(parameter)}")
     if ndim == 0:
-        return RoleDecision("adamw", "scalar: 0 dimensions")
+        return KindDecision("vector", "scalar: 0 dimensions")
     if ndim == 1:
-        return RoleDecision("adamw", "bias or gain: 1 dimension")
+        return KindDecision("vector", "bias or gain: 1 dimension")
     for other in parameter.uses:
         if reason := context.heads.get((other.path, other.leaf)):
-            return RoleDecision("adamw", reason)
+            return KindDecision("head", reason)
         if other.kind == "raw" and other.table:
             named = f"{other.table}: named '{other.own_component}'"
-            return RoleDecision("adamw", f"{named}{_describe_ties(parameter)}")
+            kind = "embedding" if other.table == "embedding" else "table"
+            return KindDecision(kind, f"{named}{_describe_ties(parameter)}")
     if _is_bias(use):
-        return RoleDecision("adamw", f"biases: named '{use.own_component}'")
+        kind = "table" if names.is_position_bias(use.own_component) else "vector"
+        return KindDecision(kind, f"biases: named '{use.own_component}'")
     if use.kind == "norm":
-        return RoleDecision("adamw", f"gain of {use.owner or 'a norm'}")
+        return KindDecision("vector", f"gain of {use.owner or 'a norm'}")
     if _is_vector(use):
-        return RoleDecision("adamw", f"vector in effect: shape {use.shape}")
+        return KindDecision("vector", f"vector in effect: shape {use.shape}")
     if use.kind == "convolution":
-        return _role_of_convolution(use, context)
-    return _role_of_raw(use) if use.kind == "raw" else _role_of_matrix(use)
+        return _kind_of_convolution(use, context)
+    return _kind_of_raw(use) if use.kind == "raw" else _kind_of_matrix(use)
 
 
 def _describe_ties(parameter: ModelParameter) -> str:
@@ -81,26 +89,26 @@ def _is_vector(use: ParameterUse) -> bool:
     return sum(size != 1 for size in use.shape) <= 1 or 0 in use.shape
 
 
-def _role_of_convolution(use: ParameterUse, context: ModelContext) -> RoleDecision:
+def _kind_of_convolution(use: ParameterUse, context: ModelContext) -> KindDecision:
     """Decide about a convolution: (out, in / groups, *kernel), or transposed (in, out, *kernel)."""
     first = use.path == context.first_convolution
     channels, groups, tiles = _convolution_geometry(use, first)
     component = names.patch_component(use.path)
     if tiles and component and (first or channels <= 4):  # later ones merge hidden patches
-        return RoleDecision("adamw", f"input embedding: named '{component}'")
+        return KindDecision("embedding", f"input embedding: named '{component}'")
     if groups == channels > 1:
-        return RoleDecision("adamw", f"depthwise convolution: {groups} groups")
+        return KindDecision("table", f"depthwise convolution: {groups} groups")
     rows, columns = use.shape[0], math.prod(use.shape[1:])
     if groups > 1:  # each group is a matrix of its own
         block = (rows // groups, columns)
         if 1 in block:
-            return RoleDecision("adamw", f"grouped convolution: {groups} vectors of shape {block}")
-        return RoleDecision("root", f"{use.owner} weight, {groups} groups")
+            return KindDecision("table", f"grouped convolution: {groups} vectors of shape {block}")
+        return KindDecision("hidden", f"{use.owner} weight, {groups} groups")
     # Nothing hidden has as few channels as an image; latents have four.
     if tiles and channels <= (4 if first else 3) and use.module is not None:
-        return RoleDecision("adamw", "input embedding: patches of the raw input")
+        return KindDecision("embedding", "input embedding: patches of the raw input")
     owner = use.owner or "convolution"
-    return RoleDecision("root", f"{owner} weight, flattened to {(rows, columns)}")
+    return KindDecision("hidden", f"{owner} weight, flattened to {(rows, columns)}")
 
 
 def _convolution_geometry(use: ParameterUse, first: bool) -> tuple[int, int, bool]:
@@ -115,42 +123,42 @@ def _convolution_geometry(use: ParameterUse, first: bool) -> tuple[int, int, boo
     return use.shape[1] * groups, groups, max(use.shape[2:]) > 1
 
 
-def _role_of_matrix(use: ParameterUse) -> RoleDecision:
+def _kind_of_matrix(use: ParameterUse) -> KindDecision:
     """Decide about the weight of a Linear, an attention or a recurrent layer."""
     if use.kind == "attention":
         content = "q, k, v stacked" if use.leaf == "in_proj_weight" else use.leaf[0]
-        return RoleDecision("root", f"attention: {content}")
+        return KindDecision("hidden", f"attention: {content}")
     if use.kind == "recurrent":
-        return RoleDecision("root", f"{use.owner or 'recurrent'} weight")
+        return KindDecision("hidden", f"{use.owner or 'recurrent'} weight")
     if component := names.patch_component(use.path):
-        return RoleDecision("adamw", f"input embedding: named '{component}'")
+        return KindDecision("embedding", f"input embedding: named '{component}'")
     owner = "Linear" if isinstance(use.module, nn.Linear) else use.owner or "2-D"
     return _maybe_factor(use, f"{owner} weight")
 
 
-def _role_of_raw(use: ParameterUse) -> RoleDecision:
+def _kind_of_raw(use: ParameterUse) -> KindDecision:
     """Decide about a parameter of a custom module, by its shape."""
     shape, owner = use.shape, f" of {use.owner}" if use.owner else ""
     if shape[0] == 1:
-        return RoleDecision("adamw", f"table: leading dimension of 1, shape {shape}")
+        return KindDecision("table", f"table: leading dimension of 1, shape {shape}")
     if any(map(names.is_auxiliary, use.path.split("."))):  # such as a loss's class prototypes
-        return RoleDecision("adamw", f"beside the model: in '{use.path}'")
+        return KindDecision("table", f"beside the model: in '{use.path}'")
     if is_expert_stack(use):
-        return RoleDecision("root", f"experts{owner}")
+        return KindDecision("hidden", f"experts{owner}")
     if len(shape) == 2:
         return _maybe_factor(use, f"2-D weight{owner}")
     rule = {"stack": len(shape) - 2}
     blocks = f"{math.prod(shape[:-2])} blocks of {shape[-2:]}"
     reason = f"{len(shape)} dimensions{owner}: {json.dumps(rule)} would make it {blocks}"
-    return RoleDecision("adamw", reason, rule)
+    return KindDecision("table", reason, rule)
 
 
-def _maybe_factor(use: ParameterUse, reason: str) -> RoleDecision:
+def _maybe_factor(use: ParameterUse, reason: str) -> KindDecision:
     """Give a matrix to ROOT, and suggest AdamW if it is a factor of a low-rank adapter."""
     # Each factor is orthogonalized on its own, as is usual with Muon, and not by the steepest
     # descent of their product (arXiv:2606.12921 treats both together, others give one to Adam).
     component = names.factor_component(use.name)
     if component is None:
-        return RoleDecision("root", reason)
+        return KindDecision("hidden", reason)
     reason = f"{reason}, factor '{component}': by custom like any matrix"
-    return RoleDecision("root", reason, "adamw")
+    return KindDecision("hidden", reason, "adamw")

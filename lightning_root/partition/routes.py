@@ -18,6 +18,15 @@ from lightning_root.partition.views import MatrixView
 Role = Literal["root", "adamw"]
 """Who updates a parameter: the orthogonalized update, or AdamW."""
 
+Kind = Literal["hidden", "embedding", "head", "vector", "table"]
+"""What a parameter is in its model, whatever a rule makes of it.
+
+hidden: a weight between features, which can be orthogonalized. embedding: of tokens, categories or
+patches of the input. head: computes an output. vector: up to one dimension, in effect or in truth;
+biases and gains. table: all whose entries stand alone: positions, learned tokens, codebooks, decay
+rates, depthwise convolutions, complex weights, and stacks that are not known to hold matrices.
+"""
+
 # A block's number: a whole component of a name, or the end of one as in `encoder_layer_0.fc.weight`
 # (but the two norms `ln_1.weight` and `ln_2.weight` are not two blocks).
 _INDEX = re.compile(r"(?<![^.])\d+(?![^.])|(?<=_)\d+(?=\.[^.]+\.)")
@@ -40,19 +49,23 @@ class Route:
             activation checkpointing, FSDP).
         shape: Shape of the whole parameter, also where it is sharded.
         role: "root" for hidden matrices, "adamw" for everything else.
+        kind: "hidden", "embedding", "head", "vector" or "table"; rules do not change it.
         reason: Why, in a few words; for people, not to be parsed.
         view: How the parameter is cut into matrices. None takes it whole, flattened to
             (shape[0], rest).
         suggestion: A rule that would change an uncertain decision, to be pasted into `rules`, such
             as `"*.bank": {"stack": 1}`; None when there is no doubt.
+        frozen: Whether it is not trained now, and gets this rule once it is unfrozen.
     """
 
     name: str
     shape: tuple[int, ...]
     role: Role
+    kind: Kind
     reason: str
     view: MatrixView | None = None
     suggestion: str | None = None
+    frozen: bool = False
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
@@ -84,7 +97,13 @@ class Partition:
 
     def __str__(self) -> str:
         """Return the readable table: parameter, shape, rule, reason, and totals."""
-        return _render_table(self.routes)
+        table = _render_table([route for route in self.routes if not route.frozen])
+        frozen = [math.prod(route.shape) for route in self.routes if route.frozen]
+        if not frozen:
+            return table
+        count = f"{len(frozen)} frozen parameter{'s' if len(frozen) > 1 else ''}"
+        wait = "wait" if len(frozen) > 1 else "waits"
+        return f"{table}\n{count} ({_with_unit(sum(frozen))} entries) {wait} until unfrozen"
 
     def __repr__(self) -> str:
         """Return how many parameters go where."""

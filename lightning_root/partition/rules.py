@@ -111,13 +111,16 @@ def check_rules_match(rules: Sequence[Rule], parameters: Sequence[ModelParameter
 
 
 def first_match(rules: Sequence[Rule], parameter: ModelParameter) -> Rule | None:
-    """Return the first rule that matches one of a parameter's names; refuse a vector for ROOT."""
+    """Return the first rule that matches one of a parameter's names; refuse one that misfits."""
     for rule in rules:
         for use in filter(rule.matches, parameter.uses):
-            if rule.role == "root" and len(use.shape) < 2:
+            if rule.role == "root" and (len(use.shape) < 2 or use.dtype.is_complex):
+                only, dtype = "matrices", ""
+                if use.dtype.is_complex:
+                    only, dtype = "real matrices", f" and {use.dtype}"
                 raise ValueError(
-                    f"`rules` may send only matrices to 'root', but {rule.pattern!r} matches "
-                    f"{use.name!r} of shape {use.shape}; narrow the pattern, or put "
+                    f"`rules` may send only {only} to 'root', but {rule.pattern!r} matches "
+                    f"{use.name!r} of shape {use.shape}{dtype}; narrow the pattern, or put "
                     f"({use.name!r}, 'adamw') before it."
                 )
             return rule

@@ -3,16 +3,18 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_root.partition.fused import ViewDecision, find_view
+from lightning_root.partition.fused import Suggestion, ViewDecision, find_view
 from lightning_root.partition.heads import find_heads
 from lightning_root.partition.names import candidate_globs
 from lightning_root.partition.parameters import ModelParameter, Modules, collect_uses, survey_module
-from lightning_root.partition.roles import ModelContext, RoleDecision, decide_role
-from lightning_root.partition.routes import Partition, Route
+from lightning_root.partition.roles import ModelContext, decide_kind
+from lightning_root.partition.routes import Kind, Partition, Role, Route
 from lightning_root.partition.rules import Rule, Rules, check_rules_match, first_match, parse_rules
 from lightning_root.partition.views import MatrixView, describe_view
 
@@ -69,19 +71,45 @@ def partition_parameters(module: nn.Module, *, rules: Rules | None = None) -> Pa
         >>> partition_parameters(model, rules={"3.weight": "root"})
         Partition(root=2, adamw=3)
     """
+    return _partition_module(module, rules, frozen=False)
+
+
+def partition_all(module: nn.Module, *, rules: Rules | None = None) -> Partition:
+    """Partition a module's parameters, also the frozen ones: `partition_parameters` with more.
+
+    Trainable parameters get the same routes. A frozen one gets the rule that it would have if
+    nothing were frozen, and its route is marked; a rule of the user that does not fit it waits.
+
+    Args:
+        module: As in `partition_parameters`; all of it may be frozen.
+        rules: As in `partition_parameters`.
+
+    Returns:
+        A route for every parameter.
+
+    Raises:
+        TypeError: As in `partition_parameters`.
+        ValueError: As in `partition_parameters`, but only where there is no parameter at all.
+    """
+    return _partition_module(module, rules, frozen=True)
+
+
+def _partition_module(module: nn.Module, rules: Rules | None, *, frozen: bool) -> Partition:
+    """Check a module and partition its parameters, frozen ones too if asked."""
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"`module` must be a torch.nn.Module, got {type(module).__name__}; "
             "`partition_named` takes (name, tensor) pairs."
         )
     parameters, modules = survey_module(module)
-    if not any(parameter.uses[0].trainable for parameter in parameters):
+    if not any(frozen or parameter.uses[0].trainable for parameter in parameters):
         state = "only frozen parameters" if parameters else "no parameters"
+        needed, unfrozen = ("", "") if frozen else ("trainable ", " and unfrozen")
         raise ValueError(
-            f"`module` must have trainable parameters, but {type(module).__name__} has {state}; "
-            "partition after its layers are built and unfrozen."
+            f"`module` must have {needed}parameters, but {type(module).__name__} has {state}; "
+            f"partition after its layers are built{unfrozen}."
         )
-    return _partition(parameters, modules, rules)
+    return _partition(parameters, modules, rules, frozen=frozen)
 
 
 def partition_named(
@@ -119,55 +147,78 @@ def partition_named(
         raise ValueError(
             f"`named` must give each tensor a name of its own, got {twice[0]!r} twice."
         )
-    return _partition(parameters, None, rules)
+    return _partition(parameters, None, rules, frozen=True)
 
 
 def _partition(
-    parameters: Sequence[ModelParameter], modules: Modules, rules: Rules | None
+    parameters: Sequence[ModelParameter], modules: Modules, rules: Rules | None, *, frozen: bool
 ) -> Partition:
-    """Route every trainable parameter: the user's rules first, then what the parameter is."""
+    """Route the trainable parameters or all: the user's rules first, then what each one is."""
     parsed = parse_rules(rules)
     check_rules_match(parsed, parameters)
     convolutions = (p.uses[0].path for p in parameters if p.uses[0].kind == "convolution")
     context = ModelContext(find_heads(parameters, modules), next(convolutions, None))
-    trained = [parameter for parameter in parameters if parameter.uses[0].trainable]
-    decided = [(p, *_decide(p, parsed, context, modules)) for p in trained]
-    suggested = {p.name: json.dumps(d.suggestion) for p, d, _ in decided if d.suggestion}
-    names = [parameter.name for parameter in trained]
+    thawed = context
+    if frozen:  # what is frozen is decided as if nothing were
+        uses = [tuple(replace(use, trainable=True) for use in p.uses) for p in parameters]
+        free = [ModelParameter(p.tensor, u) for p, u in zip(parameters, uses, strict=True)]
+        thawed = ModelContext(find_heads(free, modules), context.first_convolution)
+    chosen = [parameter for parameter in parameters if frozen or parameter.uses[0].trainable]
+    decided = [
+        (p, _decide(p, parsed, context if p.uses[0].trainable else thawed, modules)) for p in chosen
+    ]
+    suggested = {p.name: json.dumps(d.suggestion) for p, d in decided if d.suggestion}
+    names = [parameter.name for parameter in chosen]
     routes = (
         Route(
             name=parameter.name,
             shape=parameter.uses[0].shape,
             role=decision.role,
+            kind=decision.kind,
             reason=decision.reason,
-            view=view,
+            view=decision.view,
             suggestion=_suggested_rule(parameter.name, suggested, names),
+            frozen=not parameter.uses[0].trainable,
         )
-        for parameter, decision, view in decided
+        for parameter, decision in decided
     )
-    return Partition(tuple(routes), tuple(parameter.tensor for parameter in trained))
+    return Partition(tuple(routes), tuple(parameter.tensor for parameter in chosen))
+
+
+class _Decision(NamedTuple):
+    """All that is decided about one parameter."""
+
+    kind: Kind
+    role: Role
+    reason: str
+    view: MatrixView | None = None
+    suggestion: Suggestion | None = None
 
 
 def _decide(
     parameter: ModelParameter, rules: Sequence[Rule], context: ModelContext, modules: Modules
-) -> tuple[RoleDecision, MatrixView | None]:
+) -> _Decision:
     """Ask the user's rules, then the parameter itself; the reason tells also about the view."""
-    use, rule = parameter.uses[0], first_match(rules, parameter)
-    if rule is None:
-        decision = decide_role(parameter, context)
-    else:
-        decision = RoleDecision(rule.role, f"rule {rule.pattern!r}")
-    if decision.role == "adamw":
-        return decision, None
-    if rule is not None and rule.spec is not None:
-        found = ViewDecision(rule.resolve_view(use))
-    else:
-        found = find_view(use, modules)
+    use = parameter.uses[0]
+    kind, reason, suggestion = decide_kind(parameter, context)
+    role: Role = "root" if kind == "hidden" else "adamw"
+    try:
+        rule = first_match(rules, parameter) if use.is_trainable else None
+        given = None if rule is None or rule.spec is None else ViewDecision(rule.resolve_view(use))
+    except ValueError:
+        if use.trainable:
+            raise
+        rule, given = None, None  # it may never be unfrozen
+    if rule is not None:
+        role, reason, suggestion = rule.role, f"rule {rule.pattern!r}", None
+    if role == "adamw":
+        return _Decision(kind, role, reason, None, suggestion)
+    found = find_view(use, modules) if given is None else given
     blocks = describe_view(found.view, use.shape) if found.view is not None else ""
-    reason = f"{decision.reason}, {blocks}" if blocks else decision.reason
+    reason = f"{reason}, {blocks}" if blocks else reason
     if rule is None and found.note:
-        return RoleDecision("root", reason + found.note, found.suggestion), found.view
-    return decision._replace(reason=reason), found.view
+        reason, suggestion = reason + found.note, found.suggestion
+    return _Decision(kind, role, reason, found.view, suggestion)
 
 
 def _suggested_rule(name: str, suggested: Mapping[str, str], names: Sequence[str]) -> str | None:
