@@ -9,16 +9,16 @@ from zipfile import is_zipfile
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.coefficients.shapes import shape_text
 from lightning_root.diagnostics.training import error_chain
 from lightning_root.distributed import reshard
 from lightning_root.optim import ROOT, WarmupDecayLR
-from lightning_root.optim.agreement import fits_needed
 from lightning_root.optim.checkpoint import keyed_by_names
-from lightning_root.optim.groups import members, views_of
-from lightning_root.partition.names import canonical
+from lightning_root.optim.schedule import for_groups
+from lightning_root.partition.parameters import canonical_parameters
 
 # No space is left on the device, or none to this user.
 DISK_FULL: Final = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
@@ -40,15 +40,17 @@ class ROOTBinder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind every ROOT of the Trainer and resolve its schedules."""
         optimizers = _roots(trainer)
-        partitions = [optimizer.bind(optimizer.module or pl_module) for optimizer in optimizers]
+        for optimizer in optimizers:
+            optimizer.bind(_whole(optimizer, pl_module), frozen=not frozen_by_callback(pl_module))
+        tables = [optimizer.table() for optimizer in optimizers]
         model: Any = trainer.strategy.model
         # The ranks with the same parameters and, after the backward pass, gradients.
         replicas = model.process_group if isinstance(model, DistributedDataParallel) else None
         for optimizer in optimizers:
             if not optimizer.shards_state:  # the strategy shares more than this
                 optimizer.share(replicas if optimizer.share_updates else None)
-        if partitions and _first_binder(trainer) is self:
-            _print_partition(trainer, "\n\n".join(str(partition) for partition in partitions))
+        if tables and _first_binder(trainer) is self:
+            _print_partition(trainer, "\n\n".join(tables))
             _announce_fits(optimizers)
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, WarmupDecayLR):
@@ -59,13 +61,13 @@ class ROOTBinder(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Take in parameters that have been unfrozen since, with a fresh state."""
+        """Take in parameters that have been made since, with a fresh state."""
         del batch, batch_idx
+        if frozen_by_callback(pl_module):
+            return  # what that leaves out, or adds later, is its own affair
         for optimizer in _roots(trainer):
-            _align_backbone(trainer, pl_module, optimizer)
             if names := optimizer.unbound():
-                assert optimizer.module is not None
-                optimizer.bind(optimizer.module)
+                optimizer.bind(_whole(optimizer, pl_module))
                 rank_zero_info(f"ROOT now trains {len(names)} more parameters: {names[:3]} ...")
 
     def on_save_checkpoint(
@@ -77,14 +79,35 @@ class ROOTBinder(Callback):
         """
         states = checkpoint["optimizer_states"]
         reshard(pl_module)
-        names = {p: canonical(name) for name, p in pl_module.named_parameters()}
+        names = {p: name for name, p in canonical_parameters(pl_module)}
         for number, optimizer in enumerate(trainer.optimizers):
             if not isinstance(optimizer, ROOT) or not states[number].get("state"):
                 continue  # only the first rank has one under some strategies
             numbered = all(isinstance(key, int) for key in states[number]["state"])
-            if numbered and all(p in names for _, _, p in members(optimizer.param_groups)):
-                groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+            listed = [group["params"] for group in optimizer.param_groups]
+            if numbered and all(p in names for params in listed for p in params):
+                groups = [[names[p] for p in params] for params in listed]
                 states[number] = keyed_by_names(states[number], groups)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Bring schedules that were saved for older ROOT's two groups to the groups of now."""
+        del pl_module
+        states = checkpoint.get("optimizer_states", [])
+        schedules = checkpoint.get("lr_schedulers", [])
+        for number, config in enumerate(trainer.lr_scheduler_configs[: len(schedules)]):
+            root: Any = getattr(config.scheduler, "optimizer", None)
+            if not isinstance(root, ROOT):
+                continue
+            rates, places, before = schedules[number].get("base_lrs", []), None, 2
+            if states:
+                saved = states[trainer.optimizers.index(root)]["param_groups"]
+                places, before = root.places_in(saved), len(saved)
+            elif len(root.param_groups) == 1 and len(rates) == 2 and rates[0] == rates[1]:
+                places = [0]  # FSDP2's state has been loaded already
+            if places is not None:
+                schedules[number] = for_groups(schedules[number], before, places)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -104,6 +127,14 @@ class ROOTBinder(Callback):
                     f"ROOT skipped {optimizer.skipped.total()} updates of {len(optimizer.skipped)} "
                     f"parameters whose gradients were not finite (most often: {worst})"
                 )
+
+
+def frozen_by_callback(module: LightningModule) -> bool:
+    """Tell whether a callback such as `BackboneFinetuning` freezes, unfreezes and adds groups."""
+    trainer = getattr(module, "_trainer", None)
+    callbacks: list[Callback] = trainer.callbacks if trainer is not None else []
+    # By name, so that it may be `pytorch_lightning`'s.
+    return any(cls.__name__ == "BaseFinetuning" for c in callbacks for cls in type(c).__mro__)
 
 
 def run_length(module: LightningModule) -> int:
@@ -167,27 +198,16 @@ def _roots(trainer: Trainer) -> list[ROOT]:
     return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, ROOT)]
 
 
+def _whole(optimizer: ROOT, module: LightningModule) -> nn.Module:
+    """Return the module that an optimizer's parameters have their names in: the whole one."""
+    own = optimizer.module
+    return module if own is None or any(own is each for each in module.modules()) else own
+
+
 def _first_binder(trainer: Trainer) -> ROOTBinder:
     """Return the one that prints where configuration, mixin and command line each add one."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next(each for each in callbacks if isinstance(each, ROOTBinder))
-
-
-def _align_backbone(trainer: Trainer, module: LightningModule, optimizer: ROOT) -> None:
-    """Give all groups of a backbone one learning rate, where `BackboneFinetuning` trains it."""
-    # That raises the rate of the last group epoch by epoch: AdamW's, of ROOT's two for a backbone.
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if not any(hasattr(each, "unfreeze_backbone_at_epoch") for each in callbacks):
-        return
-    backbone = {id(parameter) for parameter in module.backbone.parameters()}  # type: ignore[union-attr]
-    groups = [
-        group
-        for group in optimizer.param_groups
-        if group["params"] and backbone.issuperset(map(id, group["params"]))
-    ]
-    if groups and groups[-1] is optimizer.param_groups[-1]:
-        for group in groups:
-            group["lr"] = groups[-1]["lr"]
 
 
 def _print_partition(trainer: Trainer, table: str) -> None:
@@ -206,12 +226,7 @@ def _print_partition(trainer: Trainer, table: str) -> None:
 
 def _announce_fits(optimizers: Sequence[ROOT]) -> None:
     """Say for which shapes the first step fits coefficients, or finds them in the cache."""
-    shapes = {
-        shape
-        for optimizer in optimizers
-        if optimizer.partition is not None
-        for shape, _, _ in fits_needed(optimizer.param_groups, views_of(optimizer.partition))
-    }
+    shapes = {shape for optimizer in optimizers for shape in optimizer.shapes_to_fit()}
     if shapes:
         names = ", ".join(map(shape_text, sorted(shapes)[:5]))
         rank_zero_info(

@@ -1,18 +1,20 @@
 """ROOT in a LightningModule: the factory and the mixin."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial, update_wrapper, wraps
 from types import MappingProxyType, MethodType, SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_root.binder import ROOTBinder, run_length
+from lightning_root import takeover
+from lightning_root.binder import ROOTBinder, frozen_by_callback, run_length
 from lightning_root.optim import ROOT, WarmupDecayLR
 from lightning_root.optim.schedule import ScheduleName
+
+_SCHEDULE_OPTIONS: Final = ("schedule", "warmup_steps", "max_steps", "min_lr_ratio")
 
 
 def configure_optimizers(
@@ -55,16 +57,29 @@ def configure_optimizers(
         ['lr_scheduler', 'optimizer']
     """
     optimizer = ROOT([], lr=lr, **root_options)
-    optimizer.bind(module)
-    if schedule is None:
-        return {"optimizer": optimizer}
-    scheduler = WarmupDecayLR(
+    optimizer.bind(module, frozen=not frozen_by_callback(module))
+    return _scheduled(
         optimizer,
+        module,
         warmup_steps=warmup_steps,
         max_steps=max_steps,
         schedule=schedule,
         min_lr_ratio=min_lr_ratio,
     )
+
+
+def _scheduled(
+    optimizer: ROOT,
+    module: LightningModule,
+    *,
+    max_steps: int | None = None,
+    schedule: ScheduleName | None = "cosine",
+    **options: Any,
+) -> dict[str, Any]:
+    """Return an optimizer with a schedule of the run's length."""
+    if schedule is None:
+        return {"optimizer": optimizer}
+    scheduler = WarmupDecayLR(optimizer, max_steps=max_steps, schedule=schedule, **options)
     if max_steps is None:
         scheduler.resolve(run_length(module))
     return {
@@ -78,17 +93,24 @@ class ROOTMixin:
 
         class Net(ROOTMixin, LightningModule): ...
 
-    An optimizer that the class configures itself is replaced, with a message; AdamW's or Adam's
-    learning rate is kept, because ROOT's updates have the same size. Several optimizers are left as
-    they are, with a warning, and so is a ROOT. `--optimizer` on the command line goes before all of
-    these. For `lightning.pytorch` and `pytorch_lightning` alike.
+    An optimizer that the class configures itself is replaced, and a message says what was kept:
+    group by group the parameters, learning rate, weight decay, betas, eps and `maximize`, and the
+    scheduler as it is, or none. Rates of Adam and its kin keep their meaning, because updates have
+    the same size. Several optimizers are left as they are, with a warning, and so is a ROOT.
+    `--optimizer` on the command line goes before all of these. For `lightning.pytorch` and
+    `pytorch_lightning` alike.
 
     Raises:
         TypeError: At the class, if the mixin comes after its LightningModule.
+        ValueError: When the optimizer is configured, if its learning rates mean nothing to ROOT
+            (SGD's) and `root_options` have no `lr`, or if its scheduler cannot be handed over.
 
     Attributes:
         root_options: Options of the factory `configure_optimizers`, to be set in the class or on
             the instance, for example {"lr": 2e-3, "warmup_steps": 100, "outlier_quantile": 0.95}.
+            Over an optimizer of the class they replace its defaults; a group that has its own
+            value keeps it, and `lr` scales the rates of all groups alike. The schedule is ours
+            only if one of the factory's options for it is there.
         clip_adamw_only: Have the Trainer's `gradient_clip_val` concern AdamW's part alone, whose
             gradients the matrices' large norms then do not shrink.
     """
@@ -110,7 +132,7 @@ class ROOTMixin:
 
             @wraps(own)
             def configure(self: Any) -> Any:
-                return _replaced_by_root(self, own(self))
+                return _outermost(self, own)
 
             cls.configure_optimizers = configure  # type: ignore[method-assign]
 
@@ -129,7 +151,7 @@ class ROOTMixin:
         inherited = getattr(super(), "configure_optimizers", None)
         if inherited is None or inherited.__qualname__ == "LightningModule.configure_optimizers":
             return configure_optimizers(self, **self.root_options)  # type: ignore[arg-type]
-        return _replaced_by_root(self, inherited())
+        return _outermost(self, lambda _: inherited())
 
     def configure_gradient_clipping(
         self,
@@ -139,8 +161,10 @@ class ROOTMixin:
     ) -> None:
         """Clip as the Trainer says: all gradients, or those of AdamW's part."""
         if self.clip_adamw_only:
-            groups = [group for group in optimizer.param_groups if group.get("role") != "root"]
-            optimizer = SimpleNamespace(param_groups=groups)
+            root = getattr(optimizer, "_optimizer", optimizer)  # within LightningOptimizer
+            pairs = zip(root.partition.routes, root.partition.parameters, strict=True)
+            params = [parameter for route, parameter in pairs if route.role == "adamw"]
+            optimizer = SimpleNamespace(param_groups=[{"params": params}])
         super().configure_gradient_clipping(  # type: ignore[misc]
             optimizer, gradient_clip_val, gradient_clip_algorithm
         )
@@ -173,37 +197,39 @@ def _make_method(
     return MethodType(update_wrapper(partial(function, *given, **named), function), owner)
 
 
+def _outermost(module: Any, configure: Callable[[Any], Any]) -> Any:
+    """Configure, and put ROOT into the result unless a subclass's method is still at work on it."""
+    if module.__dict__.get("_root_is_configuring"):
+        return configure(module)
+    module.__dict__["_root_is_configuring"] = True
+    try:
+        configured = configure(module)
+    finally:
+        del module.__dict__["_root_is_configuring"]
+    return _replaced_by_root(module, configured)
+
+
 def _replaced_by_root(module: Any, configured: Any) -> Any:
-    """Return what `configure_optimizers` did if that has a ROOT, else a ROOT in its place."""
-    replaced = list(_optimizers(configured))
-    if any(isinstance(optimizer, ROOT) for optimizer in replaced):
+    """Return what `configure_optimizers` did if that has a ROOT, else with a ROOT in its place."""
+    found = list({id(each): each for each in takeover.optimizers_in(configured)}.values())
+    if any(isinstance(optimizer, ROOT) for optimizer in found):
         return configured
-    if len(replaced) > 1:
+    where = f"{type(module).__name__}.configure_optimizers"
+    if len(found) != 1:
         rank_zero_warn(
-            f"ROOTMixin leaves the {len(replaced)} optimizers of `{type(module).__name__}` as they "
+            f"ROOTMixin leaves the {len(found)} optimizers of `{type(module).__name__}` as they "
             "are: one ROOT cannot stand for several. Return a `ROOT(part.parameters())` for each "
             "part of the model there"
         )
         return configured
-    options = dict(module.root_options)
-    if len(replaced) == 1 and isinstance(replaced[0], torch.optim.Adam | torch.optim.AdamW):
-        options.setdefault("lr", replaced[0].defaults["lr"])
-    result = configure_optimizers(module, **options)
-    names = ", ".join(type(optimizer).__name__ for optimizer in replaced) or "nothing"
-    rank_zero_warn(
-        f"ROOTMixin trains with ROOT (lr={result['optimizer'].defaults['lr']}, with its own "
-        f"schedule) in place of what `{type(module).__name__}.configure_optimizers` returned "
-        f"({names}). Set `root_options` to change its options, or return a ROOT there"
-    )
-    return result
-
-
-def _optimizers(configured: Any) -> Iterator[torch.optim.Optimizer]:
-    """Yield the optimizers in whatever `configure_optimizers` may return."""
-    if isinstance(configured, torch.optim.Optimizer):
-        yield configured
-    elif isinstance(configured, Mapping):
-        yield from _optimizers(configured.get("optimizer"))
-    elif isinstance(configured, list | tuple):
-        for part in configured:
-            yield from _optimizers(part)
+    old, options = found[0], dict(module.root_options)
+    ours = {key: options.pop(key) for key in _SCHEDULE_OPTIONS if key in options}
+    root = takeover.in_place_of(old, options)
+    root.bind(module)
+    schedulers = [] if ours else takeover.schedulers_in(configured)
+    rank_zero_warn(takeover.account(old, root, schedulers, where))
+    if not ours:
+        return takeover.replaced(configured, old, root)
+    for group in root.param_groups:  # the user's schedule may have begun already
+        group["lr"] = group.pop("initial_lr", group["lr"])
+    return _scheduled(root, module, **ours)

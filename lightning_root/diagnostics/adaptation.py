@@ -237,7 +237,11 @@ class Adaptation:
 
 def refittable(optimizer: ROOT) -> list[dict[str, Any]]:
     """Return groups whose coefficients are not the user's choice; all of one number of steps."""
-    groups = [g for g in optimizer.param_groups if g["role"] == "root" and _is_adaptive(g)]
+    groups = [
+        group
+        for group in optimizer.param_groups
+        if _is_adaptive(group) and matrices_by_shape(optimizer, [group])
+    ]
     return [group for group in groups if group["ns_steps"] == groups[0]["ns_steps"]]
 
 

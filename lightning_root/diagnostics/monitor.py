@@ -175,8 +175,7 @@ class ROOTMonitor(Callback):
         )
         if not self.pictures or rest or not trainer.loggers:
             return {}
-        groups = [group for group in optimizer.param_groups if group["role"] == "root"]
-        found = matrices_by_shape(optimizer, groups)
+        found = matrices_by_shape(optimizer, optimizer.param_groups)
         small = {shape: names for shape, names in found.items() if shape[0] <= HISTOGRAM_MAX_DIM}
         return {shape: pick_matrix(names, turn) for shape, names in small.items()}
 

@@ -134,22 +134,22 @@ def weight_norms(optimizer: ROOT) -> dict[Matrix, Tensor]:
     # Of sharded parameters that are one matrix, one sum over the ranks makes the norms; one that
     # holds several is gathered, one at a time, for a part knows nothing of where a matrix ends.
     assert optimizer.partition is not None
-    views = {route.name: route.view or MatrixView() for route in optimizer.partition.routes}
     shards: defaultdict[object, dict[Matrix, DTensor]] = defaultdict(dict)
     blocks: dict[Matrix, Tensor] = {}
     found: dict[Matrix, Tensor] = {}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["param_names"], group["params"], strict=True):
-            if group["role"] != "root":
-                continue
-            if not isinstance(parameter, DTensor):
-                blocks |= _numbered(name, views[name].cut(parameter))
-            elif len(views[name].matrices(parameter.shape)) == 1:
-                layout = (parameter.device_mesh, parameter.placements)
-                shards[layout][name, 0] = parameter
-            else:
-                cut = _numbered(name, views[name].cut(gather(parameter)))
-                found |= dict(zip(cut, _norms(list(cut.values())), strict=True))
+    split = optimizer.partition
+    for route, parameter in zip(split.routes, split.parameters, strict=True):
+        if route.role != "root":
+            continue
+        name, view = route.name, route.view or MatrixView()
+        if not isinstance(parameter, DTensor):
+            blocks |= _numbered(name, view.cut(parameter))
+        elif len(route.matrices) == 1:
+            layout = (parameter.device_mesh, parameter.placements)
+            shards[layout][name, 0] = parameter
+        else:
+            cut = _numbered(name, view.cut(gather(parameter)))
+            found |= dict(zip(cut, _norms(list(cut.values())), strict=True))
     for part in shards.values():
         found |= dict(zip(part, _norms_of_shards(list(part.values())), strict=True))
     return found | dict(zip(blocks, _norms(list(blocks.values())), strict=True))

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_root.coefficients.shapes import shape_text
 from lightning_root.diagnostics.adaptation import MAX_FIT_STEPS, Adaptation, FitResult, refittable
-from lightning_root.diagnostics.spectrum import Shape, SpectrumCapture
+from lightning_root.diagnostics.spectrum import Shape, SpectrumCapture, matrices_by_shape
 from lightning_root.diagnostics.training import SuppressLogWriteErrors, check_whole, roots_of
 from lightning_root.optim import ROOT
 
@@ -228,9 +228,10 @@ def _warn_of_others(optimizer: ROOT) -> None:
     """Warn of the groups whose coefficients stay as they are."""
     refitted = {id(group) for group in refittable(optimizer)}
     others = [
-        f"`{group['name']}` ({group['coefficients']!r}, {group['ns_steps']} steps)"
-        for group in optimizer.param_groups
-        if group["role"] == "root" and group["params"] and id(group) not in refitted
+        f"`{group.get('name', f'group {number}')}` ({group['coefficients']!r}, "
+        f"{group['ns_steps']} steps)"
+        for number, group in enumerate(optimizer.param_groups)
+        if id(group) not in refitted and matrices_by_shape(optimizer, [group])
     ]
     if others:
         rank_zero_warn(

@@ -1,6 +1,5 @@
 """All ranks use the same coefficients, to the last digit, and the same form of the iteration."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,28 +13,27 @@ from lightning_root.coefficients.store import adopt, fits_in_use
 from lightning_root.kernels import run_in_order
 from lightning_root.kernels.rates import adopt_rates, rates, rates_in_use
 from lightning_root.kernels.triton.tuning import adopt_tunings, tuning_for, tunings_in_use
-from lightning_root.optim.blocks import WHOLE
-from lightning_root.optim.groups import Groups, members
+from lightning_root.optim.groups import Members
 from lightning_root.optim.options import iteration_dtype
-from lightning_root.partition import MatrixView
 
 
-def fits_needed(groups: Groups, views: Mapping[str, MatrixView]) -> list[tuple[Shape, Any, int]]:
+def fits_needed(present: Members) -> list[tuple[Shape, Any, int]]:
     """Return shape, coefficients and steps of what the first step fits, or finds in the cache."""
     return [
-        ((min(shape), max(shape)), group["coefficients"], group["ns_steps"])
-        for group, name, parameter in members(groups)
-        if group["role"] == "root"
-        for shape in set(views.get(name, WHOLE).matrices(parameter.shape))
-        if min(shape) > 0 and needs_fit(shape, group["coefficients"], group["ns_steps"])
+        ((min(shape), max(shape)), member.group["coefficients"], member.group["ns_steps"])
+        for member in present
+        if member.view is not None
+        for shape in set(member.view.matrices(member.parameter.shape))
+        if min(shape) > 0
+        and needs_fit(shape, member.group["coefficients"], member.group["ns_steps"])
     ]
 
 
-def sync_coefficients_across_ranks(groups: Groups, views: Mapping[str, MatrixView]) -> None:
+def sync_coefficients_across_ranks(present: Members) -> None:
     """Make the fits that the groups need; take over those of the lowest rank that has them."""
     # Fits on different machines, or from different caches, may differ in the last digits. Shapes
     # decide whether ranks talk at all, so that either all of them do or none.
-    needed = fits_needed(groups, views)
+    needed = fits_needed(present)
     if not needed:
         return
     for shape, coefficients, steps in needed:
@@ -44,14 +42,12 @@ def sync_coefficients_across_ranks(groups: Groups, views: Mapping[str, MatrixVie
         adopt(fits)
 
 
-def sync_rates_across_ranks(groups: Groups) -> None:
+def sync_rates_across_ranks(present: Members) -> None:
     """Have all ranks choose forms by the rates of the lowest of them."""
     # Ranks that evaluated the iteration in different forms would drift apart by rounding. One rank
     # alone measures when it has to choose. An accelerator needs no rates.
-    devices = {
-        p.device.type for group in groups for p in group["params"] if group["role"] == "root"
-    }
-    if "cpu" not in devices or all(group["ns_form"] != "auto" for group in groups):
+    devices = {member.parameter.device.type for member in present if member.role == "root"}
+    if "cpu" not in devices or all(member.group["ns_form"] != "auto" for member in present):
         return
     if not _has_ranks():
         return
@@ -63,12 +59,12 @@ def sync_rates_across_ranks(groups: Groups) -> None:
         adopt_rates(known)
 
 
-def sync_kernels_across_ranks(groups: Groups) -> None:
+def sync_kernels_across_ranks(present: Members) -> None:
     """Measure Triton's kernels where groups need that, and choose by the lowest rank's numbers."""
     # Before the first step, so that none is compiled or timed while a CUDA graph is captured.
     on_gpu = False
-    for group in groups:
-        for parameter in group["params"] if group["role"] == "root" else ():
+    for group, parameter, route in present:
+        if route.role == "root":
             dtype = iteration_dtype(group["ns_dtype"], parameter)
             tuning_for(group["kernels"], parameter.device, dtype)
             on_gpu |= parameter.device.type == "cuda" and group["kernels"] == "auto"

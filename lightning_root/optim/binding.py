@@ -1,17 +1,17 @@
 """Where the optimizer's parameters come from: modules, generators, pairs, tensors."""
 
+import gc
 import inspect
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_root.partition import Partition, Rules, partition_named
-
 Named = list[tuple[str, Tensor]]
 
 _GENERATORS = (nn.Module.parameters.__code__, nn.Module.named_parameters.__code__)
+_LAZY: tuple[type, ...] = (filter, map, chain, type(iter(())), type(iter([])))
 
 
 def module_behind(params: object) -> nn.Module | None:
@@ -25,6 +25,35 @@ def module_behind(params: object) -> nn.Module | None:
     local = params.gi_frame.f_locals
     module = local.get("self")
     return module if isinstance(module, nn.Module) and local.get("recurse") is True else None
+
+
+def modules_behind(params: object) -> list[nn.Module]:
+    """Return the modules that parameters are drawn from, also through filters and comprehensions.
+
+    Nothing is drawn; what has been put into a list tells nothing.
+    """
+    module = module_behind(params)
+    if module is not None:
+        return [module]
+    inner: Iterable[object] = ()
+    if inspect.isgenerator(params):  # `(p for p in model.parameters() if p.requires_grad)`
+        inner = [params.gi_frame.f_locals.get(".0")] if params.gi_frame is not None else []
+    elif isinstance(params, _LAZY):
+        inner = gc.get_referents(params)
+    elif isinstance(params, Mapping):
+        inner = [params.get("params")]
+    elif isinstance(params, list | tuple) and not any(isinstance(p, Tensor) for p in params[:1]):
+        inner = params
+    found = [module for each in inner for module in modules_behind(each)]
+    return list({id(module): module for module in found}.values())
+
+
+def joined(modules: Sequence[nn.Module]) -> nn.Module:
+    """Return one module that holds several, for all of them to be looked at together."""
+    whole = nn.Module()
+    for number, module in enumerate(modules):
+        whole.add_module(str(number), module)
+    return whole
 
 
 def check_params(params: object) -> None:
@@ -55,20 +84,6 @@ def group_params(param_group: object) -> list[Any]:
         return [params]
     check_params(params)
     return list(params)
-
-
-def split(params: Sequence[Any], rules: Rules | None, start: int = 0) -> Partition:
-    """Route tensors, or (name, tensor) pairs, by what their names and shapes tell."""
-    named = names_of(params, start)
-    if any(isinstance(entry, Tensor) for entry in params):
-        warnings.warn(
-            "ROOT got tensors without names and split them by shape: an embedding or an output "
-            "head looks like any other matrix and is orthogonalized. Pass "
-            "`model.named_parameters()`, call `ROOT.bind(model)`, use `ROOTMixin`, or add the "
-            "`lightning_root.ROOTBinder` callback",
-            stacklevel=4,
-        )
-    return partition_named(named, rules=rules)
 
 
 def names_of(params: Iterable[Any], start: int = 0) -> Named:

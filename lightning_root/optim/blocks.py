@@ -16,7 +16,7 @@ from lightning_root.coefficients import Coefficients, lookup
 from lightning_root.distributed.collectives import is_sharded
 from lightning_root.functional import update_scale
 from lightning_root.optim.options import PLANNED_OPTIONS
-from lightning_root.partition import MatrixView
+from lightning_root.partition import MatrixView, Role
 
 State: TypeAlias = dict[str, Any]
 Group: TypeAlias = Mapping[str, Any]
@@ -35,7 +35,8 @@ class StateSpec:
     extent: Literal["entries", "neurons", "counter"]
     # of the entry where it is saved, and kept unless that is in 8 bits
     dtype: Callable[[Tensor, Group], torch.dtype]
-    is_on: Callable[[Group], bool]  # whether groups with these options have the entry
+    role: Role  # of the parameters that have the entry
+    is_on: Callable[[Group], bool] = lambda _: True  # whether they have it under these options
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,42 +113,35 @@ class BoundParameter:
 
 @dataclass(slots=True, eq=False)
 class GroupPlan:
-    """A parameter group with everything about it that stays from step to step."""
+    """The parameters of a group under one rule, with all that stays from step to step."""
 
     group: Group  # the options, read in every step where they are not in `PLANNED_OPTIONS`
+    role: Role  # the rule
     parameters: list[BoundParameter]  # in the order of the group
     specs: tuple[StateSpec, ...]  # of the state that its parameters have
     keys: frozenset[str]  # of that state
     neuron_keys: tuple[str, ...]  # of what it has per neuron
-    basis: list[Any]  # what the plan rests on; another one calls for another plan
     # the parameters with a usable gradient in this step
     live: list[BoundParameter] = field(default_factory=list)
     hooks: Sequence[Callable[[Any], None]] = ()  # to be called with every stack of this step
     # of lists of blocks that have been updated together
     schedules: dict[Hashable, Any] = field(default_factory=dict)
 
-    def is_of(self, group: Group) -> bool:
-        """Return whether a group is the plan's own and has not changed since."""
-        return group is self.group and basis_of(group) == self.basis
-
 
 def plan_group(
-    group: Group, views: Mapping[str, MatrixView], specs: tuple[StateSpec, ...]
+    group: Group, role: Role, parameters: list[BoundParameter], specs: tuple[StateSpec, ...]
 ) -> GroupPlan:
-    """Settle everything about a group's parameters that stays from step to step."""
-    parameters = [
-        bind_parameter(name, parameter, views.get(name, WHOLE), group)
-        for name, parameter in zip(group["param_names"], group["params"], strict=True)
-    ]
+    """Settle everything about these parameters of a group that stays from step to step."""
     keys = frozenset(spec.key for spec in specs)
     neuron_keys = tuple(spec.key for spec in specs if spec.extent == "neurons")
-    return GroupPlan(group, parameters, specs, keys, neuron_keys, basis_of(group))
+    return GroupPlan(group, role, parameters, specs, keys, neuron_keys)
 
 
 def basis_of(group: Group) -> list[Any]:
-    """Return what a plan rests on: identity and kind of the parameters, and options."""
+    """Return what plans rest on: identity and kind of the parameters, and options."""
     parameters = group["params"]
     return [
+        id(group),
         *map(id, parameters),
         *[parameter.dtype for parameter in parameters],
         *[parameter.device for parameter in parameters],
@@ -156,12 +150,16 @@ def basis_of(group: Group) -> list[Any]:
 
 
 def bind_parameter(
-    name: str, parameter: Tensor, view: MatrixView, group: Group, first: int = 0
+    name: str, parameter: Tensor, view: MatrixView | None, group: Group, first: int = 0
 ) -> BoundParameter:
-    """Settle what steps need to know of a parameter; `first` is the number of its first matrix."""
+    """Settle what steps need to know of a parameter; `first` is the number of its first matrix.
+
+    AdamW's has no view.
+    """
     blocks: tuple[MatrixBlock, ...] = ()
-    if group["role"] == "root" and parameter.numel():
+    if view is not None and parameter.numel():
         blocks = tuple(blocks_of(name, parameter.shape, view, group, first))
+    view = view or WHOLE
     is_matrix = len(blocks) == 1 and parameter.ndim == 2
     sharded = is_sharded(parameter)
     return BoundParameter(name, parameter, view, blocks, is_matrix, sharded, gradient=parameter)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_root.distributed.collectives import all_ranks_agree, is_sharded, local_part
-from lightning_root.optim.blocks import BoundParameter, Group, GroupPlan
+from lightning_root.optim.blocks import BoundParameter, GroupPlan
 
 
 class SkipCounts:
@@ -43,7 +43,7 @@ def take_gradients(
     headroom: list[float] = []
     for plan in plans:
         plan.live = []
-        of_group = _headroom(plan.group)
+        of_plan = _headroom(plan)
         for bound in plan.parameters:
             gradient = bound.parameter.grad
             if gradient is None:
@@ -54,7 +54,7 @@ def take_gradients(
             plan.live.append(bound)
         if not plan.group["capturable"]:
             on_host += plan.live
-            headroom += [of_group] * len(plan.live)
+            headroom += [of_plan] * len(plan.live)
     sharded = any([bound.is_sharded for bound in on_host])
     flags = usable([bound.gradient for bound in on_host], headroom, sharded)
     skipped: list[str] = []
@@ -67,7 +67,7 @@ def take_gradients(
         plan.live = [bound for bound in plan.live if bound.parameter.numel()]
         if plan.group["capturable"] and plan.live:
             gradients = [bound.gradient for bound in plan.live]
-            finite = finite_flags(gradients, _headroom(plan.group))
+            finite = finite_flags(gradients, _headroom(plan))
             counts.add([bound.name for bound in plan.live], finite)
             for bound, flag in zip(plan.live, finite.unbind(), strict=True):
                 bound.finite = flag
@@ -84,10 +84,10 @@ def release_gradients(plans: Sequence[GroupPlan]) -> None:
         plan.live = []
 
 
-def _headroom(group: Group) -> float:
+def _headroom(plan: GroupPlan) -> float:
     """Momentum and its look-ahead may grow to 1 / (1 - mu) times the gradient; AdamW squares it."""
-    if group["role"] == "root":
-        return 2.0 / (1.0 - float(group["momentum"]))
+    if plan.role == "root":
+        return 2.0 / (1.0 - float(plan.group["momentum"]))
     return math.sqrt(torch.finfo(torch.float32).max)
 
 

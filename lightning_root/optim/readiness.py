@@ -1,29 +1,31 @@
 """Checks before the first step after parameters were bound, and before a capture."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 
 from torch import Tensor, nn
 
 from lightning_root.distributed import reshard
 from lightning_root.distributed.collectives import is_sharded
-from lightning_root.optim.groups import Groups, members, stale_names
-from lightning_root.partition.names import canonical
-from lightning_root.partition.parameters import canonical_parameters
+from lightning_root.optim.groups import Groups, Members, stale
+from lightning_root.partition import Route
 
 
-def check_bound(groups: Groups, module: nn.Module | None, added: Groups = ()) -> None:
-    """Raise RuntimeError if there are no parameters, or they are no longer the module's."""
-    # `added` are those of the groups that may also hold parameters of something else, a loss.
-    refuse_flattened(groups)
-    if not any(group["params"] for group in groups):
+def check_bound(
+    present: Members, module: nn.Module | None, foreign: Container[Tensor] = ()
+) -> None:
+    """Raise RuntimeError if there are no parameters, or they are no longer the module's.
+
+    Those that never were, a loss's for example, are `foreign`.
+    """
+    if not present:
         raise RuntimeError(
             "ROOT has no parameters: it was created empty and never bound. Call "
             "`optimizer.bind(model)`, use `ROOTMixin` or `ROOTCLI`, or add the callback "
             "`lightning_root.ROOTBinder` to the Trainer"
         )
     if module is None:
-        if all(parameter.grad is None for _, _, parameter in members(groups)):
+        if all(member.parameter.grad is None for member in present):
             warnings.warn(
                 "no parameter of ROOT has a gradient on its first step; if the model was wrapped "
                 "or rebuilt after the optimizer was created, call `optimizer.bind(model)`",
@@ -31,26 +33,27 @@ def check_bound(groups: Groups, module: nn.Module | None, added: Groups = ()) ->
             )
         return
     reshard(module)
-    stale = stale_names(groups, module)
-    if stale and added:
-        own = {name for name, _ in canonical_parameters(module)}
-        others = {name for name in stale_names(added, module) if canonical(name) not in own}
-        stale = [name for name in stale if name not in others]
-    if stale:
+    own = (member.parameter for member in present if member.parameter not in foreign)
+    lost = {id(parameter) for parameter in stale(own, module)}
+    replaced = [member.name for member in present if id(member.parameter) in lost]
+    if replaced:
         raise RuntimeError(
-            f"{len(stale)} of ROOT's parameters are no longer the model's (first: {stale[:3]}): "
-            "they were replaced after the optimizer was created, so a step would train nothing. "
-            "Call `optimizer.bind(model)` once the model is complete, use `ROOTMixin` or "
-            "`ROOTCLI`, or add the callback `lightning_root.ROOTBinder` to the Trainer"
+            f"{len(replaced)} of ROOT's parameters are no longer the model's (first: "
+            f"{replaced[:3]}): they were replaced after the optimizer was created, so a step would "
+            "train nothing. Call `optimizer.bind(model)` once the model is complete, use "
+            "`ROOTMixin` or `ROOTCLI`, or add the callback `lightning_root.ROOTBinder` to the "
+            "Trainer"
         )
 
 
-def refuse_flattened(groups: Groups, module: nn.Module | None = None) -> None:
+def refuse_flattened(
+    groups: Groups, known: Mapping[Tensor, Route], module: nn.Module | None = None
+) -> None:
     """Raise RuntimeError if parameters are matrices no longer."""
     # FSDP1 and ZeRO lay many into one vector and cut that. The momentum of a piece of a vector
     # cannot be orthogonalized, and who holds the other pieces is known to them alone. Neither
     # package is imported here; what they leave on parameters tells.
-    for name, culprit in _flattened(groups, module):
+    for name, culprit in _flattened(groups, known, module):
         raise RuntimeError(
             f"`{name}` has been laid into a flat vector by {culprit}, and pieces of that cannot be "
             "orthogonalized. Train with `ModelParallelStrategy` (FSDP2, see "
@@ -58,21 +61,28 @@ def refuse_flattened(groups: Groups, module: nn.Module | None = None) -> None:
         )
 
 
-def _flattened(groups: Groups, module: nn.Module | None) -> Iterator[tuple[str, str]]:
+def _flattened(
+    groups: Groups, known: Mapping[Tensor, Route], module: nn.Module | None
+) -> Iterator[tuple[str, str]]:
     if module is not None:
         for name, parameter in module.named_parameters():
             if culprit := _culprit(parameter):
                 yield name, culprit
-    for group in groups:
+    dims = {route.name: len(route.shape) for route in known.values()}
+    for place, group in enumerate(groups):
         parameters, names = group["params"], group.get("param_names", ())
         for number, parameter in enumerate(parameters):
             name = names[number] if number < len(names) else f"parameter {number}"
             if culprit := _culprit(parameter):
                 yield name, culprit
-            elif group["role"] == "root" and parameter.ndim < 2:  # it was a matrix when it came
+            elif parameter in known and parameter.ndim < 2 <= len(known[parameter].shape):
                 yield name, "another library, as DeepSpeed's ZeRO does it"
-        if len(names) != len(parameters):  # ZeRO puts one vector in the place of a whole group
-            yield group["name"], "another library, as DeepSpeed's ZeRO does it"
+        # ZeRO puts one vector in the place of a whole group. What the user leaves in is known.
+        unknown = [parameter for parameter in parameters if parameter not in known]
+        pairs = zip(names, parameters, strict=False)
+        flat = len(names) != len(parameters) or any(p.ndim < 2 <= dims.get(n, 0) for n, p in pairs)
+        if unknown and flat and all(parameter.ndim < 2 for parameter in unknown):
+            yield f"param_groups[{place}]", "another library, as DeepSpeed's ZeRO does it"
 
 
 def _culprit(parameter: Tensor) -> str | None:

@@ -1,9 +1,11 @@
 """class ROOT: both update rules in one `torch.optim.Optimizer`."""
 
+import logging
 import warnings
 import weakref
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -14,22 +16,37 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
 from lightning_root.coefficients import CoefficientName
+from lightning_root.coefficients.shapes import Shape
 from lightning_root.distributed import reshard
 from lightning_root.functional import AdjustLR, Quantile, QuantileMode
 from lightning_root.kernels import FormOption, KernelOption
 from lightning_root.optim import agreement, groups, options, readiness
-from lightning_root.optim.binding import check_params, group_params, module_behind, split
-from lightning_root.optim.blocks import GroupPlan, plan_group
+from lightning_root.optim.binding import (
+    check_params,
+    group_params,
+    joined,
+    module_behind,
+    modules_behind,
+)
+from lightning_root.optim.blocks import GroupPlan, basis_of, bind_parameter, plan_group
 from lightning_root.optim.ddp import Replicated
 from lightning_root.optim.fsdp import Sharded
 from lightning_root.optim.gradients import SkipCounts, release_gradients, take_gradients
 from lightning_root.optim.local import Finish, Local, nothing, run_all
 from lightning_root.optim.shared_state import SharedState
 from lightning_root.optim.stages.adamw import adamw_update_
-from lightning_root.optim.state import StateParts, add_fresh_, drop_neurons_, specs_of
+from lightning_root.optim.state import (
+    StateParts,
+    add_fresh_,
+    drop_neurons_,
+    follow_dtype_,
+    specs_of,
+)
 from lightning_root.optim.step import StackHook
-from lightning_root.partition import MatrixView, Partition, Rules, partition_parameters
+from lightning_root.partition import Partition, Route, Rules, partition_all, partition_named
 from lightning_root.partition.parameters import canonical_parameters
+
+_log = logging.getLogger(__name__)
 
 
 class ROOT(SharedState, torch.optim.Optimizer):
@@ -138,10 +155,15 @@ class ROOT(SharedState, torch.optim.Optimizer):
         >>> optimizer.step()
     """
 
-    partition: Partition | None
     share_updates: bool
     _module: weakref.ref[nn.Module] | None
+    _scope: weakref.ref[nn.Module] | None  # the module that its first group stands for
+    _open: tuple[int, ...] = ()  # places of the groups that are filled from it
+    _foreign: set[Tensor]  # parameters that are not, and never were, the module's
     _state_parts: dict[str, StateParts]
+    _known_plans: list[GroupPlan]
+    _known_bases: list[list[Any]]  # of the groups that these were made for
+    _is_made = True  # but while the constructor adds groups
 
     def __init__(
         self,
@@ -186,20 +208,23 @@ class ROOT(SharedState, torch.optim.Optimizer):
             raise TypeError(f"`share_updates` must be True or False, got {share_updates!r}")
         self.share_updates = share_updates
         self._rules: Rules | None = rules
-        self._views: dict[str, MatrixView] = {}
+        self._routes: dict[Tensor, Route] = {}
+        self._by_shape = False
         self._reset_runtime()
-        module = module_behind(params)
-        given: list[Any] = [] if module is not None else list(params)
-        self._own_groups = any(isinstance(entry, dict) for entry in given)
-        self._selection = bool(given)
-        empty = [{"params": [], "name": role, "role": role} for role in groups.ROLES]
-        super().__init__(given if self._own_groups else empty, defaults)
-        if module is not None:
-            self._module = weakref.ref(module)
-            if any(parameter.requires_grad for parameter in module.parameters()):
-                self.bind(module)
-        elif given and not self._own_groups:
-            self._assign(split(given, rules))
+        scope, sources = module_behind(params), modules_behind(params)
+        given: list[Any] = [] if scope is not None else list(params)
+        self._is_made = False
+        super().__init__(given or [{"params": []}], defaults)
+        self._is_made = True
+        self._open = tuple(n for n, g in enumerate(self.param_groups) if not g["params"])
+        if scope is not None:
+            self._scope = weakref.ref(scope)
+        if len(sources) == 1:
+            self._module = weakref.ref(sources[0])
+            if any(True for _ in sources[0].parameters()):
+                self.bind(sources[0])
+        else:
+            self._route_new(joined(sources) if sources else None, rules)
 
     @property
     def module(self) -> nn.Module | None:
@@ -207,60 +232,101 @@ class ROOT(SharedState, torch.optim.Optimizer):
         return self._module() if self._module is not None else None
 
     @property
+    def partition(self) -> Partition | None:
+        """The rule of every parameter, with its reason; None before there are any."""
+        return self._partition
+
+    @property
     def skipped(self) -> Counter[str]:
         """Number of steps that left a parameter alone, its gradient not finite, by its name."""
         return self._skipped + self._skip_counts.read()
 
-    def bind(self, module: nn.Module, *, rules: Rules | None = None) -> Partition:
-        """Take the parameters of `module`, split by name and module type, in place.
+    def bind(
+        self, module: nn.Module, *, rules: Rules | None = None, frozen: bool = True
+    ) -> Partition:
+        """Give every parameter its name in `module` and the rule that fits it there, in place.
 
-        The groups stay the same objects, so schedulers built before stay valid, and so does the
-        state of parameters that stay. An optimizer that was given a selection of the module's
-        tensors keeps to that selection. Groups that the user made keep their split: only
-        parameters that were replaced (by FSDP2, for example) are looked up again by name.
+        Groups stay as they are, so schedulers built before stay valid, and so does the state of
+        parameters that stay. An optimizer that was made from `parameters()` of a module, or empty,
+        has all parameters of that module in its first group from now on; one that was given tensors
+        or groups keeps to these. Groups that were made empty, each with a `role`, share the
+        module's parameters by that. Parameters that were replaced (by FSDP2, for example) are
+        looked up by name. A `role` of a group goes before what is found.
 
         Args:
             module: The model, after everything that creates or replaces parameters.
             rules: As in the constructor, which they replace.
+            frozen: Whether parameters that are frozen now are taken into the first group as well,
+                to be trained once they are not. False leaves them to whoever unfreezes them and
+                adds a group, such as Lightning's `BackboneFinetuning`.
 
         Returns:
             The split, with a reason for each parameter; its `str` is a table.
 
         Raises:
-            ValueError: If the module has no trainable parameter, a rule is wrong, or a replaced
-                parameter cannot be found again.
+            ValueError: If the module has no parameter, a rule is wrong, or a replaced parameter
+                cannot be found again.
             RuntimeError: If its parameters have been flattened by FSDP1 or ZeRO.
         """
-        if rules is not None:
-            self._rules = rules
+        rules = self._rules if rules is None else rules
         reshard(module)
-        readiness.refuse_flattened(self.param_groups, module)
-        if self._own_groups:
-            stale = groups.stale_names(self.param_groups, module)
-            groups.replace_stale(self.param_groups, module, stale)
-            self.partition = groups.partition_from_groups(self.param_groups, self._views)
-        else:
-            partition = partition_parameters(module, rules=self._rules)
-            if self._selection:
-                partition = groups.selected(partition, self.param_groups, module)
-            self._assign(partition)
-        self._module = weakref.ref(module)
-        self._checked = False
-        assert self.partition is not None
-        return self.partition
+        readiness.refuse_flattened(self.param_groups, self._routes, module)
+        present = self._members()
+        partition = partition_all(module, rules=rules)
+        routes = dict(zip(partition.parameters, partition.routes, strict=True))
+        foreign = {m.parameter for m in present if m.parameter in self._foreign} - routes.keys()
+        contents = [
+            groups.replacements([m for m in present if m.group is group], foreign, module)
+            for group in self.param_groups
+        ]
+        if self._open and (self._scope is not None or not present):
+            scope = self._scope() if self._scope is not None else None
+            if scope is None or not any(scope is each for each in module.modules()):
+                scope = module
+            self._scope = weakref.ref(scope)
+            own = {id(parameter) for parameter in scope.parameters()}
+            own -= {
+                id(parameter)
+                for number, params in enumerate(contents)
+                for parameter in params
+                if number not in self._open
+            }
+            held = {
+                parameter: route
+                for parameter, route in routes.items()
+                if id(parameter) in own and (frozen or not route.frozen or parameter in self.state)
+            }
+            roles = [groups.role_of(self.param_groups[number]) for number in self._open]
+            for number, role in zip(self._open, roles, strict=True):
+                other = set(roles) - {role}  # what has a group of its own
+                contents[number] = [
+                    parameter
+                    for parameter, route in held.items()
+                    if route.role == role or (role is None and route.role not in other)
+                ]
+        new = [{**g, "params": p} for g, p in zip(self.param_groups, contents, strict=True)]
+        self._take(routes, new, partition)
+        for group, params in zip(self.param_groups, contents, strict=True):
+            group["params"] = params
+        self._rules, self._module, self._foreign = rules, weakref.ref(module), foreign
+        self._by_shape = self._checked = False
+        self._members()
+        assert self._partition is not None
+        return self._partition
 
     def unbound(self) -> list[str]:
-        """Names of the module's trainable parameters that no group has: unfrozen since `bind`.
+        """Names of the module's trainable parameters that no group has: made since `bind`.
 
         Empty where the module is not known, and for an optimizer that was given tensors or groups
         and so is not meant for the whole module.
         """
-        module = self.module
-        if module is None or self._selection:
+        module, scope = self.module, self._scope() if self._scope is not None else None
+        if module is None or scope is None:
             return []
         # By name: after a validation, FSDP2's parameters are other objects until the next step.
-        bound = {name for _, name, _ in groups.members(self.param_groups)}
-        live = canonical_parameters(module)
+        bound = {member.name for member in self._members()}
+        own = {id(parameter) for parameter in scope.parameters()}
+        live = [(name, p) for name, p in canonical_parameters(module) if id(p) in own]
         return [name for name, p in live if p.requires_grad and name not in bound]
 
     @overload
@@ -300,21 +366,32 @@ class ROOT(SharedState, torch.optim.Optimizer):
 
     def _plans(self) -> list[GroupPlan]:
         """Return what stays from step to step, settled anew where groups have changed."""
+        bases = [basis_of(group) for group in self.param_groups]
+        if self._checked and bases == self._known_bases:
+            return self._known_plans
+        present = self._members()
         if not self._checked:
-            added = () if self._own_groups else self.param_groups[len(groups.ROLES) :]
-            readiness.check_bound(self.param_groups, self.module, added)
+            readiness.refuse_flattened(self.param_groups, self._routes)
+            readiness.check_bound(present, self.module, self._foreign)
             readiness.check_capturable(self.param_groups, self._replicas is not None)
-            agreement.sync_coefficients_across_ranks(self.param_groups, self._views)
-            agreement.sync_rates_across_ranks(self.param_groups)
-            agreement.sync_kernels_across_ranks(self.param_groups)
-            self._known_plans = []
+            self._tell_split()
+            agreement.sync_coefficients_across_ranks(present)
+            agreement.sync_rates_across_ranks(present)
+            agreement.sync_kernels_across_ranks(present)
             self._checked = True
-        known, present = self._known_plans, self.param_groups
-        if len(known) != len(present) or not all(map(GroupPlan.is_of, known, present)):
-            self._state_parts = self._assign_state_parts()
-            known = [plan_group(group, self._views, specs_of(group)) for group in present]
-            self._known_plans = known
-        return known
+        self._state_parts = self._assign_state_parts()
+        self._known_plans = []
+        for group in self.param_groups:
+            for role in groups.ROLES:
+                own = [m for m in present if m.group is group and m.role == role]
+                for member in own:
+                    follow_dtype_(self.state.get(member.parameter, {}), member)
+                bound = [bind_parameter(m.name, m.parameter, m.view, group) for m in own]
+                if bound:
+                    plan = plan_group(group, role, bound, specs_of(role, group))
+                    self._known_plans.append(plan)
+        self._known_bases = [basis_of(group) for group in self.param_groups]
+        return self._known_plans
 
     def _start(self, plan: GroupPlan) -> Finish:
         """Begin the step of a group wherever it is computed; what is returned ends it."""
@@ -323,7 +400,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
                 rank = self._replicas.rank if self._replicas is not None else 0
                 parts = self._state_parts.get(bound.name)
                 add_fresh_(bound, plan.specs, plan.group, parts, rank)
-        if plan.group["role"] == "adamw":
+        if plan.role == "adamw":
             if self._state_parts:
                 assert isinstance(self._where, Replicated)
                 return self._where.start_adamw(plan)
@@ -337,39 +414,55 @@ class ROOT(SharedState, torch.optim.Optimizer):
         return partial(run_all, finish)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; without a `role` its parameters are split and may make two groups.
+        """Add a group; each of its parameters has the rule that fits it, or that of its `role`.
 
         Args:
             param_group: `params` (tensors or (name, tensor) pairs), options that differ from the
-                defaults, and `role` or `name` "root" or "adamw".
+                defaults, and perhaps a `role` of "root" or "adamw" for all of them.
 
         Raises:
-            ValueError: If an option is out of range, a name is taken, or a "root" parameter is not
-                a matrix.
-            TypeError: If the parameters are not floating point tensors, or have no order.
+            ValueError: If an option is out of range, or a parameter of a "root" group is not a
+                matrix.
+            TypeError: If the parameters have no order, or are not what a rule can update.
         """
-        named = groups.name_params(group_params(param_group), self.param_groups, self.module)
-        group = {key: value for key, value in param_group.items() if key != "params"}
-        role = group.pop("role", group.get("name") if group.get("name") in groups.ROLES else None)
-        if role is None:
-            partition = groups.split_new(named, self.param_groups, self.module, self._rules)
-            self._views |= groups.views_of(partition)
-            for part in partition.groups():
-                if part["params"]:
-                    name = f"{group['name']}.{part['role']}" if "name" in group else part["role"]
-                    self.add_param_group({**group, **part, "name": name})
-            return
-        if role not in groups.ROLES:
-            raise ValueError(f"`role` must be one of {list(groups.ROLES)}, got {role!r}")
-        group["name"] = groups.free_name(group.get("name") or role, self.param_groups)
-        group = {**self.defaults, **group, "role": role}
+        params = group_params(param_group)
+        waiting = self._waiting(params)
+        known = [
+            name
+            for group in self.param_groups
+            for name, parameter in zip(group["param_names"], group["params"], strict=False)
+            if parameter not in waiting
+        ]
+        named = groups.name_params(params, known, self.module)
+        group = {**self.defaults, **param_group}
+        role = groups.role_of(group)
         group["coefficients"] = options.plain_coefficients(group["coefficients"], group["ns_steps"])
         options.check_options(group)
-        groups.check_parameters(group, named, self._views)
-        group["param_names"] = [name for name, _ in named]
-        super().add_param_group({**group, "params": named})
-        self.partition = groups.partition_from_groups(self.param_groups, self._views)
-        self._checked = False
+        for name, parameter in named:
+            groups.check_parameter(name, parameter, role)
+        group |= {"params": named, "param_names": [name for name, _ in named]}
+        before = [(each, each["params"]) for each in self.param_groups]
+        for each, held in before:
+            each["params"] = [parameter for parameter in held if parameter not in waiting]
+        try:
+            super().add_param_group(group)
+            groups.separate_rates_(self.param_groups)
+            self._checked = False
+            if self._is_made:
+                self._members()
+        except Exception:
+            self.param_groups[len(before) :] = []
+            for each, params in before:
+                each["params"] = params
+            raise
+
+    def _waiting(self, params: Sequence[Any]) -> set[Tensor]:
+        """Return which of these the first group has held, frozen, for want of another group."""
+        if self._scope is None:
+            return set()
+        tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in params]
+        held = {p for p, route in self._routes.items() if route.frozen and not self.state.get(p)}
+        return {tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor in held}
 
     def register_stack_hook(self, hook: StackHook) -> RemovableHandle:
         """Have `hook` called within `step` with every stack of equal matrices.
@@ -409,32 +502,99 @@ class ROOT(SharedState, torch.optim.Optimizer):
                 group.setdefault(option, value)
         if "_skipped" not in self.__dict__:  # a copy or an unpickled object, not a loaded state
             self._reset_runtime()
-            self.partition = groups.partition_from_groups(self.param_groups, self._views)
+            self._take({}, self.param_groups, None)
 
     def _reset_runtime(self) -> None:
-        self.partition = None
+        self._partition: Partition | None = None
         self._skipped: Counter[str] = Counter()
         self._skip_counts = SkipCounts()
         self._module = None
-        self._checked = False
+        self._scope = None
+        self._foreign = set()
+        self._checked = self._told = False
         self._replicas = None
         self._where = Local()
         self._state_parts = {}
-        self._known_plans: list[GroupPlan] = []
+        self._known_plans, self._known_bases = [], []
         self._stack_hooks: OrderedDict[int, StackHook] = OrderedDict()
 
-    def _assign(self, partition: Partition) -> None:
-        """Take the parameters of a partition; what is no longer bound loses its state."""
-        views = groups.views_of(partition)
-        cut = {p: self._views.get(name) for _, name, p in groups.members(self.param_groups)}
-        groups.fill(self.param_groups, partition)
-        bound = {p: views.get(name) for _, name, p in groups.members(self.param_groups)}
-        kept = {parameter: state for parameter, state in self.state.items() if parameter in bound}
-        for parameter, state in kept.items():
-            if bound[parameter] != cut.get(parameter):
-                drop_neurons_(state)
-        self.state = defaultdict(dict, kept)
-        self.partition, self._views = partition, views
+    def _members(self) -> list[groups.Member]:
+        """Return the parameters of all groups with names and rules, which follow edited groups."""
+        listed = [parameter for group in self.param_groups for parameter in group["params"]]
+        if not all(parameter in self._routes for parameter in listed):
+            readiness.refuse_flattened(self.param_groups, self._routes)
+            self._route_new(None, None)
+        elif len(listed) != len(self._routes):
+            self._take({}, self.param_groups, self._partition)
+        for group in self.param_groups:
+            group["param_names"] = [self._routes[p].name for p in group["params"]]
+        return groups.members(self.param_groups, self._routes)
+
+    def _route_new(self, parts: nn.Module | None, rules: Rules | None) -> None:
+        """Find the rules of parameters that have none: in a module, else by name and shape."""
+        names = groups.names_in(self.param_groups, self._routes, self.module)
+        module, found, partition = parts or self.module, {}, self._partition
+        if module is not None and any(True for _ in module.parameters()):
+            whole = partition_all(module, rules=self._rules)
+            found = dict(zip(whole.parameters, whole.routes, strict=True))
+            if parts is not None:  # whose names are not those of the model that they belong to
+                found = {p: replace(r, name=names[p]) for p, r in found.items() if p in names}
+        rest = [p for p in names if p not in self._routes and p not in found]
+        if rest:
+            by_name = partition_named([(names[p], p) for p in rest], rules=rules)
+            found |= zip(rest, by_name.routes, strict=True)
+            ruled = {p for g in self.param_groups if groups.role_of(g) for p in g["params"]}
+            undecided = [p for p in rest if p.ndim > 1 and p not in ruled]
+            self._by_shape |= any(groups.is_number(names[p]) for p in undecided)
+            self._foreign |= set(rest) if module is not None else set()
+        self._take({**found, **self._routes}, self.param_groups, partition)
+
+    def _take(
+        self,
+        routes: Mapping[Tensor, Route],
+        contents: groups.Groups,
+        partition: Partition | None,
+    ) -> None:
+        """Take rules over, all or none; state that no longer fits its parameter is forgotten."""
+        new = groups.routed(contents, {**self._routes, **routes})
+        for parameter in [key for key in self.state if isinstance(key, Tensor)]:
+            before, after = self._routes.get(parameter), new.get(parameter)
+            if after is None or (before is not None and before.role != after.role):
+                del self.state[parameter]
+            elif before is not None and before.view != after.view:
+                drop_neurons_(self.state[parameter])
+        self._routes = new
+        parts = tuple(new.values()), tuple(new)
+        self._partition = (
+            replace(partition, routes=parts[0], parameters=parts[1])
+            if partition is not None
+            else Partition(*parts)
+        )
+        groups.warn_of_published(groups.members(contents, new))
+
+    def _tell_split(self) -> None:
+        """Say once how parameters were split, where nobody has shown it."""
+        if self._by_shape:
+            warnings.warn(
+                "ROOT got tensors without names and split them by shape: an embedding or an output "
+                "head looks like any other matrix and is orthogonalized. Pass "
+                "`model.parameters()` itself or `model.named_parameters()`, call "
+                "`ROOT.bind(model)`, use `ROOTMixin`, or add the `lightning_root.ROOTBinder` "
+                "callback",
+                stacklevel=7,
+            )
+        elif not self._told and self._partition is not None:
+            _log.info("%s", self._partition.summary())
+        self._told = True
+
+    def shapes_to_fit(self) -> set[Shape]:
+        """Return for which shapes the first step fits coefficients, or finds them in the cache."""
+        return {shape for shape, _, _ in agreement.fits_needed(self._members())}
+
+    def table(self) -> str:
+        """Return the split as a readable table; the first step does not log its sums then."""
+        self._told = True
+        return str(self.partition)
 
     def _report(self, skipped: Sequence[str]) -> None:
         new = [name for name in skipped if name not in self._skipped]

@@ -1,7 +1,8 @@
 """Warm-up, then decay, counted in optimizer steps."""
 
 import math
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Sequence
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -11,6 +12,24 @@ ScheduleName: TypeAlias = Literal["cosine", "linear", "constant"]
 
 PAPER_WARMUP = 2000
 """Warm-up steps of the paper's runs (arXiv:2511.20626, Sec. 4)."""
+
+
+PER_GROUP: Final = (
+    *("base_lrs", "_last_lr", "lr_lambdas", "min_lrs"),
+    *("max_lrs", "base_momentums", "max_momentums"),
+)
+"""Lists in the states of torch's schedules that have one value for each group."""
+
+
+def for_groups(state: dict[str, Any], before: int, places: Sequence[int]) -> dict[str, Any]:
+    """Return the state of a schedule of so many groups for those that they have become."""
+    kept = dict(state)
+    for key, value in state.items():
+        if key in PER_GROUP and isinstance(value, list) and len(value) == before:
+            kept[key] = [value[place] for place in places]
+        elif key == "_schedulers":  # within SequentialLR and ChainedScheduler
+            kept[key] = [for_groups(part, before, places) for part in value]
+    return kept
 
 
 class WarmupDecayLR(LRScheduler):

@@ -1,22 +1,23 @@
 """The part of ROOT about ranks that hold the same parameters, and about checkpoints."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from lightning_root.distributed import Replicas, StateOwners
-from lightning_root.optim.blocks import GroupPlan
 from lightning_root.optim.checkpoint import (
     align_by_name,
     completed,
     packed,
+    places_in,
     restore_precision,
     unpacked,
 )
 from lightning_root.optim.ddp import Replicated
-from lightning_root.optim.groups import members
+from lightning_root.optim.groups import Member, separate_rates_
 from lightning_root.optim.local import Local
 from lightning_root.optim.state import (
     StateParts,
@@ -27,7 +28,6 @@ from lightning_root.optim.state import (
     to_kept_,
     to_saved,
 )
-from lightning_root.partition import MatrixView
 
 if TYPE_CHECKING:
     Base = torch.optim.Optimizer
@@ -38,10 +38,13 @@ else:
 class SharedState(Base):
     """The ranks of a ROOT, and its state, whole or in parts."""
 
-    _views: dict[str, MatrixView]
     _replicas: Replicas | None
     _where: Local
-    _known_plans: list[GroupPlan]
+    _known_bases: list[list[Any]]
+
+    def _members(self) -> list[Member]:
+        """Return the parameters of all groups with their names and rules, as they are now."""
+        raise NotImplementedError
 
     def share(self, process_group: dist.ProcessGroup | None, *, shard_state: bool = False) -> None:
         """Have ranks that hold the same parameters and gradients orthogonalize a share each.
@@ -67,14 +70,14 @@ class SharedState(Base):
         replicas = None
         if process_group is not None and process_group.size() > 1:
             if shard_state:
-                refuse_sharded(self.param_groups)
+                refuse_sharded(self._members())
             owners = StateOwners(process_group.size()) if shard_state else None
             replicas = Replicas(process_group, owners)
         if self.state:
             self._change_parts(replicas)
         self._replicas = replicas
         self._where = Local() if replicas is None else Replicated(replicas)
-        self._known_plans = []
+        self._known_bases = []
 
     @property
     def shards_state(self) -> bool:
@@ -94,6 +97,7 @@ class SharedState(Base):
                 "each rank keeps a part of ROOT's state; call `consolidated_state_dict()`, on all "
                 "ranks together, which returns the whole on the first"
             )
+        self._members()  # groups may have been edited
         handle = self.register_state_dict_post_hook(_finished, prepend=True)
         try:  # so that the user's hooks have the last word
             return super().state_dict()
@@ -115,13 +119,13 @@ class SharedState(Base):
         """
         if not self.shards_state:
             return self.state_dict()
-        local, kept = super().state_dict(), self._replicas
+        present, kept = self._members(), self._replicas
         assert kept is not None
-        parts = self._assign_state_parts()
-        own = to_saved(local["state"], self.param_groups, in_parts=True)
-        state = collected(own, self.param_groups, parts, kept, device)
+        local, parts = super().state_dict(), self._assign_state_parts()
+        own = to_saved(local["state"], present, in_parts=True)
+        state = collected(own, present, parts, kept, device)
         on_host = torch.device("cpu")
-        return packed(completed({**local, "state": state}, self.param_groups, self._views, on_host))
+        return packed(completed({**local, "state": state}, present, on_host), present)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state by parameter name, whatever the order, and keep it in float32.
@@ -138,14 +142,15 @@ class SharedState(Base):
         aligned: dict[str, Any] = {}
 
         def align(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            aligned.update(align_by_name(unpacked(given), self.param_groups, self._views))
+            aligned.update(align_by_name(unpacked(given), self.param_groups, self._members()))
             if self.shards_state:
                 aligned["state"] = self._own_part(aligned)
             return aligned
 
         def restore(_: torch.optim.Optimizer) -> None:
             groups = aligned["param_groups"]
-            restore_precision(self.state, aligned["state"], self.param_groups, groups, self._views)
+            separate_rates_(self.param_groups)
+            restore_precision(self.state, aligned["state"], groups, self._members())
 
         handles = [  # after the user's hooks before, and before those after
             self.register_load_state_dict_pre_hook(align),
@@ -157,13 +162,20 @@ class SharedState(Base):
             for handle in handles:
                 handle.remove()
 
+    def places_in(self, saved: Sequence[dict[str, Any]]) -> list[int] | None:
+        """Return for each group the first of the saved ones that it takes its options from.
+
+        None where groups are saved as they are, or will be once that state is loaded.
+        """
+        return places_in(saved, self.param_groups, self._members())
+
     def __getstate__(self) -> dict[str, Any]:
         if self.shards_state:
             raise RuntimeError(
                 "each rank keeps a part of ROOT's state, which cannot be copied without the ranks; "
                 "load what `consolidated_state_dict()` returns into another ROOT"
             )
-        names = ("_own_groups", "_selection", "_rules", "_views", "share_updates")
+        names = ("_routes", "_by_shape", "_open", "_rules", "share_updates")
         extra = {name: self.__dict__[name] for name in names}
         return {**super().__getstate__(), **extra}
 
@@ -171,12 +183,12 @@ class SharedState(Base):
         """Return who keeps which part of the state, by name; decide for parameters that are new."""
         if self._replicas is None or self._replicas.owners is None:
             return {}
-        return assign_parts(self._replicas.owners, self.param_groups, self._views)
+        return assign_parts(self._replicas.owners, self._members())
 
     def _own_part(self, whole: dict[str, Any]) -> dict[Any, Any]:
         assert self._replicas is not None
         parts = self._assign_state_parts()
-        return own_parts(whole, self.param_groups, parts, self._replicas.rank)
+        return own_parts(whole, self._members(), parts, self._replicas.rank)
 
     def _change_parts(self, replicas: Replicas | None) -> None:
         """Keep the state that there is, for other ranks than so far."""
@@ -191,15 +203,16 @@ class SharedState(Base):
             replicas.owners = before.owners
         elif self.shards_state:
             whole = super().state_dict()
-            saved = to_saved(whole["state"], self.param_groups, in_parts=False)
+            present = self._members()
+            saved = to_saved(whole["state"], present, in_parts=False)
             cut = self._own_part({**whole, "state": saved})
-            parameters = [parameter for _, _, parameter in members(self.param_groups)]
-            self.state = defaultdict(dict, {parameters[i]: own for i, own in cut.items()})
-            to_kept_(self.state, self.param_groups)
+            parts = {present[i].parameter: own for i, own in cut.items()}
+            self.state = defaultdict(dict, parts)
+            to_kept_(self.state, present)
 
 
 def _finished(optimizer: torch.optim.Optimizer, own: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, SharedState)
-    groups = optimizer.param_groups
-    saved = to_saved(own["state"], groups, in_parts=False)
-    return packed(completed({**own, "state": saved}, groups, optimizer._views))
+    present = optimizer._members()
+    saved = to_saved(own["state"], present, in_parts=False)
+    return packed(completed({**own, "state": saved}, present), present)

@@ -29,10 +29,10 @@ from lightning_root.distributed.replicas import cost_on, cut_by_size
 from lightning_root.distributed.state_owners import Kind, Parts
 from lightning_root.optim import low_precision
 from lightning_root.optim.blocks import WHOLE, BoundParameter, Group, State, StateSpec
-from lightning_root.optim.groups import Groups, members
+from lightning_root.optim.groups import Member, Members
 from lightning_root.optim.stages.momentum import in_float8
 from lightning_root.optim.step import STATE
-from lightning_root.partition import MatrixView
+from lightning_root.partition import MatrixView, Role
 
 COLLECTED_ELEMENTS: Final = 1 << 25
 """Of state, so many are made whole at a time, at least one tensor: 128 MiB of float32."""
@@ -41,9 +41,9 @@ EXTENTS: Final = {spec.key: spec.extent for spec in STATE}
 """Of what is not in it, entries of the user's, every tensor has its parameter's shape."""
 
 
-def specs_of(group: Group) -> tuple[StateSpec, ...]:
-    """Return the entries that the parameters of a group have, in their order."""
-    return tuple(spec for spec in STATE if spec.is_on(group))
+def specs_of(role: Role, group: Group) -> tuple[StateSpec, ...]:
+    """Return the entries that the parameters of a group have under a rule, in their order."""
+    return tuple(spec for spec in STATE if spec.role == role and spec.is_on(group))
 
 
 def neurons_shape(view: MatrixView, shape: Sequence[int]) -> tuple[int, ...]:
@@ -133,11 +133,12 @@ def drop_neurons_(state: State) -> None:
             state.pop(key, None)
 
 
-def fresh_saved(
-    parameter: Tensor, view: MatrixView, group: Group, device: torch.device | None
-) -> State:
+def fresh_saved(member: Member, device: torch.device | None) -> State:
     """Return the state of a parameter before its first update, as it is saved."""
-    fresh = {spec.key: _fresh(spec, parameter, view, group) for spec in specs_of(group)}
+    group, parameter, _ = member
+    view = member.view or WHOLE
+    specs = specs_of(member.role, group)
+    fresh = {spec.key: _fresh(spec, parameter, view, group) for spec in specs}
     return {key: value.to(device) for key, value in fresh.items()} if device else fresh
 
 
@@ -169,74 +170,83 @@ def placed_neurons(values: Tensor, parameter: Tensor, view: MatrixView) -> Tenso
     return values
 
 
-def to_saved(state: Mapping[int, State], groups: Groups, *, in_parts: bool) -> dict[int, State]:
+def to_saved(state: Mapping[Any, Any], present: Members, *, in_parts: bool) -> dict[Any, Any]:
     """Return state by position as it is saved: what is kept in 8 bits in bfloat16."""
-    parameters = [parameter for group in groups for parameter in group["params"]]
     saved = dict(state)
-    for position, entry in state.items():
+    for position, (_, parameter, _) in enumerate(present):
+        entry = state.get(position, {})
         buffer = entry.get("momentum_buffer")
         if isinstance(buffer, Tensor) and low_precision.is_float8(buffer):
-            values, parameter = low_precision.float8_decoded(buffer), parameters[position]
+            values = low_precision.float8_decoded(buffer)
             if not in_parts:
                 values = shard_like(values.view(local_part(parameter).shape), parameter)
             saved[position] = {**entry, "momentum_buffer": values}
     return saved
 
 
-def to_kept_(state: Mapping[Tensor, State], groups: Groups) -> None:
+def to_kept_(state: Mapping[Tensor, State], present: Members) -> None:
     """Bring saved state into the form that the options of its groups ask for."""
-    for group in groups:
-        specs = specs_of(group)
-        off = EXTENTS.keys() - {spec.key for spec in specs}
-        for parameter in group["params"]:
-            own = state.get(parameter)
-            if not own:
-                continue
-            for key in off & own.keys():
-                del own[key]
-            if in_float8(group) and "momentum_buffer" in own:
-                own["momentum_buffer"] = low_precision.float8_encoded(
-                    local_part(own["momentum_buffer"])
-                )
-                for spec in specs:
-                    if spec.extent == "counter" and spec.key not in own:
-                        own[spec.key] = _fresh(spec, parameter, WHOLE, group)
+    for member in present:
+        group, parameter, _ = member
+        own = state.get(parameter)
+        if not own:
+            continue
+        specs = specs_of(member.role, group)
+        for key in EXTENTS.keys() - {spec.key for spec in specs} & own.keys():
+            own.pop(key, None)
+        if in_float8(group) and "momentum_buffer" in own:
+            own["momentum_buffer"] = low_precision.float8_encoded(
+                local_part(own["momentum_buffer"])
+            )
+            for spec in specs:
+                if spec.extent == "counter" and spec.key not in own:
+                    own[spec.key] = _fresh(spec, parameter, WHOLE, group)
 
 
-def refuse_sharded(groups: Groups) -> None:
+def follow_dtype_(own: State, member: Member) -> None:
+    """Bring state into the precision that it has for a parameter that has changed its own."""
+    for spec in specs_of(member.role, member.group):
+        value = own.get(spec.key)
+        if spec.extent == "counter" or value is None or low_precision.is_float8(value):
+            continue
+        dtype = spec.dtype(member.parameter, member.group)
+        if value.dtype != dtype:
+            own[spec.key] = value.to(dtype)
+
+
+def refuse_sharded(present: Members) -> None:
     """Raise ValueError for a DTensor, whose state is sharded as it is."""
-    for _, name, parameter in members(groups):
-        if is_sharded(parameter):
+    for member in present:
+        if is_sharded(member.parameter):
             raise ValueError(
-                f"`shard_state` must be False for `{name}`, which is sharded (a DTensor) and its "
-                "state with it; under FSDP2 every rank has a part of both without it"
+                f"`shard_state` must be False for `{member.name}`, which is sharded (a DTensor) "
+                "and its state with it; under FSDP2 every rank has a part of both without it"
             )
 
 
-def assign_parts(
-    owners: StateOwners, groups: Groups, views: Mapping[str, MatrixView]
-) -> dict[str, StateParts]:
+def assign_parts(owners: StateOwners, present: Members) -> dict[str, StateParts]:
     """Decide who keeps the state of parameters that are new; return the parts of all, by name."""
-    refuse_sharded(groups)
+    refuse_sharded(present)
     kinds: dict[str, Kind] = {}
     view_of: dict[str, MatrixView | None] = {}
-    for group, name, parameter in members(groups):
-        is_root = group["role"] == "root" and parameter.numel() > 0
-        view = view_of[name] = views.get(name, WHOLE) if is_root else None
-        kinds[name] = tuple(view.matrices(parameter.shape)) if view else parameter.numel()
-    devices = {parameter.device.type for _, _, parameter in members(groups)}
+    for member in present:
+        parameter = member.parameter
+        view = view_of[member.name] = member.view if parameter.numel() > 0 else None
+        kinds[member.name] = tuple(view.matrices(parameter.shape)) if view else parameter.numel()
+    devices = {member.parameter.device.type for member in present}
     cost = cost_on(torch.device("cpu" if "cpu" in devices else "cuda"))
-    owners.include(kinds, max([1, *(group["ns_steps"] for group in groups)]), cost)
+    owners.include(kinds, max([1, *(member.group["ns_steps"] for member in present)]), cost)
     return {name: StateParts(owners.parts(name), view) for name, view in view_of.items()}
 
 
 def own_parts(
-    whole: Mapping[str, Any], groups: Groups, parts: Mapping[str, StateParts], rank: int
+    whole: Mapping[str, Any], present: Members, parts: Mapping[str, StateParts], rank: int
 ) -> dict[Any, State]:
-    """Return a rank's part of the state in a state dict whose groups match `groups` one by one."""
+    """Return a rank's part of the state in a state dict whose groups match ROOT's one by one."""
     identities = [identity for group in whole["param_groups"] for identity in group["params"]]
     state: dict[Any, State] = {}
-    for identity, (_, name, parameter) in zip(identities, members(groups), strict=True):
+    for identity, member in zip(identities, present, strict=True):
+        name, parameter = member.name, member.parameter
         for key, value in whole["state"].get(identity, {}).items():
             own = state.setdefault(identity, {})
             is_part = is_cut(key, value)
@@ -256,7 +266,7 @@ class _Entry(NamedTuple):
 
 def collected(
     state: Mapping[int, State],
-    groups: Groups,
+    present: Members,
     parts: Mapping[str, StateParts],
     kept: Replicas,
     device: torch.device | None,
@@ -265,7 +275,8 @@ def collected(
     # `device` is where the process group can communicate, by default where the state is.
     entries: dict[torch.dtype, list[_Entry]] = defaultdict(list)
     whole: dict[int, State] = {}
-    for position, (_, name, parameter) in enumerate(members(groups)):
+    for position, member in enumerate(present):
+        name, parameter = member.name, member.parameter
         for key, value in state.get(position, {}).items():
             whole.setdefault(position, {})[key] = value  # keeps the order of the keys
             if is_cut(key, value):

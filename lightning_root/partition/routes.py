@@ -19,7 +19,7 @@ Role = Literal["root", "adamw"]
 """Who updates a parameter: the orthogonalized update, or AdamW."""
 
 Kind = Literal["hidden", "embedding", "head", "vector", "table"]
-"""What a parameter is in its model, whatever a rule makes of it.
+"""The part that a parameter has in its model, whatever a rule makes of it.
 
 hidden: a weight between features, which can be orthogonalized. embedding: of tokens, categories or
 patches of the input. head: computes an output. vector: up to one dimension, in effect or in truth;
@@ -104,6 +104,10 @@ class Partition:
         count = f"{len(frozen)} frozen parameter{'s' if len(frozen) > 1 else ''}"
         wait = "wait" if len(frozen) > 1 else "waits"
         return f"{table}\n{count} ({_with_unit(sum(frozen))} entries) {wait} until unfrozen"
+
+    def summary(self) -> str:
+        """Return the sums of the table: what each rule updates, and its share of the work."""
+        return "\n".join(_summarize_roles([route for route in self.routes if not route.frozen]))
 
     def __repr__(self) -> str:
         """Return how many parameters go where."""

@@ -19,6 +19,7 @@ from torch.optim import lr_scheduler
 from lightning_root import ROOT, ROOTMixin
 from lightning_root.cli.convert.naming import name_states
 from lightning_root.cli.convert.states import merge_schedules
+from tests.helpers import params_by_role
 from tests.integration.models import AdamWNet, PlainNet, ShardedNet, trainer, weights
 from tests.integration.test_cli import PROJECT
 from tests.models import GPT
@@ -253,7 +254,7 @@ def test_momentum_of_vectors_starts_adamw_anew(run, saved, tmp_path):
     state = torch.load(tmp_path / "out.pt", weights_only=True)
     root = ROOT(model.named_parameters())
     root.load_state_dict(state)
-    (matrices,) = [group["params"] for group in root.param_groups if group["role"] == "root"]
+    matrices = params_by_role(root)["root"]
     assert matrices
     for matrix in matrices:
         expected = optimizer.state[matrix]["momentum_buffer"]
@@ -389,7 +390,7 @@ def test_an_adamw_run_goes_on_with_root(run, tmp_path):
     after = trainer(max_steps=5)
     after.fit(Mixed(), ckpt_path=tmp_path / "root.ckpt", weights_only=True)
     assert after.global_step == 5
-    assert after.optimizers[0].param_groups[1]["betas"] == (0.9, 0.999)
+    assert after.optimizers[0].param_groups[0]["betas"] == (0.9, 0.999)
 
 
 # ROOT's own, under every strategy.

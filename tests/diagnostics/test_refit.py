@@ -471,7 +471,7 @@ def test_coefficients_that_the_user_chose_stay_with_a_message(options, looked_at
         warnings.simplefilter("always")
         _, fit = run(ROOTRefit(every_n_steps=2), Chosen)
     texts = [str(warning.message) for warning in caught]
-    assert sum("leaves the coefficients of `root` (" in text for text in texts) == 1
+    assert sum("leaves the coefficients of `group 0` (" in text for text in texts) == 1
     assert in_use(fit) == before
     assert looked_at == []
 

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lightning_root import ROOT
 from lightning_root.distributed import bytes_bound
+from tests.helpers import params_by_role
 from tests.models import GPT
 
 SHAPES = [(16, 16), (16, 48), (16, 64)]
@@ -38,7 +39,7 @@ def one_step(rank, ranks, depth):
     for event in exchanges:
         splits = [value for value in event.concrete_inputs if isinstance(value, list)]
         sent += 4 * sum(splits[-1][:rank] + splits[-1][rank + 1 :])  # what each rank is sent
-    matrices = sum(parameter.numel() for parameter in optimizer.param_groups[0]["params"])
+    matrices = sum(parameter.numel() for parameter in params_by_role(optimizer)["root"])
     return Counter(event.name for event in calls), sent, 4 * matrices
 
 

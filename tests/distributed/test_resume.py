@@ -171,12 +171,15 @@ def states_of(path):
 
 @pytest.mark.parametrize("form", ["ddp", "parts", "fsdp2"])
 def test_files_are_those_of_one_process(saved, form):
-    """The same names in the same order, with tensors of the same shapes, dtypes and places."""
+    """The same names in the same order, with tensors of the same shapes, dtypes and places.
+
+    Shards have two entries more, empty ones, without which torch could not load older files.
+    """
     folder, _ = saved
     (alone,), (found,) = states_of(folder / "one.ckpt"), states_of(folder / f"{form}.ckpt")
     assert set(found["state"]) == set(alone["state"])
     for group, expected in zip(found["param_groups"], alone["param_groups"], strict=True):
-        assert group == expected
+        assert {"name": "", "role": "", **group} == {"name": "", "role": "", **expected}
     for name, state in alone["state"].items():
         assert set(found["state"][name]) == set(state)
         for key, value in state.items():

@@ -122,7 +122,7 @@ def save_and_resume(rank, ranks, kept):
     saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
     fresh = ROOT(model.parameters(), lr=1e-2, **options)
     set_optimizer_state_dict(model, fresh, saved)
-    assert [group["name"] for group in fresh.param_groups] == ["root", "adamw"]
+    assert len(fresh.param_groups) == 1
     for step in range(6, 12):
         set_gradients(model, step)
         fresh.step()

@@ -10,6 +10,7 @@ from torch import nn
 from examples.baselines import MuonWithAdamW
 from examples.two_rates import TwoRateROOT
 from lightning_root import ROOT, WarmupDecayLR
+from tests.helpers import names_by_role
 from tests.models import CNN, mlp
 
 OPTIONS = {"lr": 1e-2, "weight_decay": 0.2}
@@ -129,16 +130,16 @@ def test_two_rates_are_those_of_groups_made_by_hand(model):
     optimizer = TwoRateROOT([], lr=0.02, adamw_lr=0.003, weight_decay=0.2)
     schedule = WarmupDecayLR(optimizer, warmup_steps=2, max_steps=5)
     optimizer.bind(model)
-    groups = ROOT(theirs.named_parameters()).param_groups
+    split = names_by_role(ROOT(theirs.named_parameters()))
     rates = {"root": 0.02, "adamw": 0.003}
     named = {name: parameter for name, parameter in theirs.named_parameters()}
     by_role = [
         {
-            "params": [(name, named[name]) for name in group["param_names"]],
-            "role": group["role"],
-            "lr": rates[group["role"]],
+            "params": [(name, named[name]) for name in names],
+            "role": role,
+            "lr": rates[role],
         }
-        for group in groups
+        for role, names in split.items()
     ]
     expected = ROOT(by_role, weight_decay=0.2)
     theirs_schedule = WarmupDecayLR(expected, warmup_steps=2, max_steps=5)

@@ -9,6 +9,7 @@ import torch
 from examples.language.model import Llama
 from lightning_root import ROOTCLI
 from tests.examples.test_language_data import make_tokenizer_folder
+from tests.helpers import params_by_role
 from tests.test_configs import CONFIGS, ON_CPU, ROOT_FOLDER, cli, command, on_ranks
 
 LANGUAGE = [config for config in CONFIGS if config.startswith("configs/llm/")]
@@ -73,14 +74,14 @@ def test_every_language_config_trains_on_local_text(config, local):
     assert made.trainer.global_step == 2
     assert made.trainer.callback_metrics["val/loss"] < 7
     (optimizer,) = made.trainer.optimizers
-    matrices = next(group for group in optimizer.param_groups if group["name"] == "root")
+    matrices, rest = params_by_role(optimizer).values()
     if "adamw" in config:
-        rest = next(group for group in optimizer.param_groups if group["name"] == "adamw")
-        assert not matrices["params"]
-        assert len(rest["params"]) == len(list(made.model.parameters()))
+        assert not matrices
+        assert len(rest) == len(list(made.model.parameters()))
     else:
-        assert len(matrices["params"]) == 7
-        assert matrices["coefficients"] == ("muon" if "muon" in config else "adaptive")
+        assert len(matrices) == 7
+        (group,) = optimizer.param_groups
+        assert group["coefficients"] == ("muon" if "muon" in config else "adaptive")
 
 
 @pytest.mark.parametrize("config", [FINEWEB, "configs/llm/tokens_100b.yaml"])

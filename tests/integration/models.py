@@ -5,6 +5,10 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from tests.helpers import names_by_role as split
+
+__all__ = ["split"]
+
 EXPECTED_SPLIT = {
     "root": ["body.0.weight", "body.1.weight"],
     "adamw": [
@@ -114,11 +118,6 @@ def trainer(max_steps=8, **options):
         "use_distributed_sampler": False,
     }
     return L.Trainer(**{**defaults, **options})
-
-
-def split(optimizer):
-    """Parameter names by group."""
-    return {group["name"]: list(group["param_names"]) for group in optimizer.param_groups}
 
 
 def weights(module):

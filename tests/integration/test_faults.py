@@ -227,9 +227,9 @@ def damaged_states():
         "words for groups": ({**state, "param_groups": ["a"]}, "no parameter group"),
         "a name fewer": (
             with_group(param_names=group["param_names"][:-1]),
-            f"group 'root' has {len(group['params']) - 1} names for {len(group['params'])} param",
+            f"has {len(group['params']) - 1} names for {len(group['params'])} param",
         ),
-        "a group fewer": ({**state, "param_groups": state["param_groups"][:1]}, "does not belong"),
+        "a group fewer": ({**state, "param_groups": []}, "does not belong"),
         "a later option value": (with_group(ns_form="quantum"), "version.*`ns_form`"),
         "garbled lr": (with_group(lr=float("nan")), "version.*`lr`"),
         "garbled coefficients": (with_group(coefficients='{"6x8'), "`coefficients` are damaged"),

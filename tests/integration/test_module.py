@@ -135,7 +135,7 @@ def test_adding_the_mixin_replaces_the_modules_own_optimizer_and_keeps_its_rate(
             pass
 
     fit = trainer()
-    message = r"ROOT \(lr=0.004, .* in place of .*Net.*AdamW"
+    message = r"ROOT in place of AdamW from `Net.configure_optimizers`. Kept: .* lr=0\.004, "
     assert any(re.search(message, text) for text in warned(fit.fit, Net()))
     assert isinstance(fit.optimizers[0], ROOT)
     assert fit.optimizers[0].defaults["lr"] == 4e-3
@@ -184,12 +184,12 @@ def test_super_reaches_the_mixins_optimizer():
     class Net(ROOTMixin, PlainNet):
         def configure_optimizers(self):
             configured = super().configure_optimizers()
-            configured["optimizer"].param_groups[1]["weight_decay"] = 0.0
+            configured["optimizer"].param_groups[0]["weight_decay"] = 0.0
             return configured
 
     fit = trainer()
     fit.fit(Net())
-    assert fit.optimizers[0].param_groups[1]["weight_decay"] == 0.0
+    assert fit.optimizers[0].param_groups[0]["weight_decay"] == 0.0
 
 
 def test_the_mixin_keeps_the_modules_own_callbacks():
@@ -242,7 +242,7 @@ def test_the_factorys_schedule_steps_per_step_over_the_whole_run():
     recorder = Recorder()
     trainer(max_steps=20, callbacks=[recorder]).fit(FactoryNet())
     oracle = WarmupDecayLR(torch.optim.SGD([torch.zeros(1)], lr=1e-2), 2, 20)
-    expected = [[1e-2 * oracle.factor(step)] * 2 for step in range(20)]
+    expected = [[1e-2 * oracle.factor(step)] for step in range(20)]
     assert torch.allclose(torch.tensor(recorder.rates), torch.tensor(expected))
 
 
@@ -352,7 +352,8 @@ def test_one_root_among_several_optimizers_keeps_its_own_network():
 
     fit = trainer(callbacks=[ROOTBinder()])
     fit.fit(Pair())
-    assert split(fit.optimizers[0]) == EXPECTED_SPLIT
+    of_part = {role: [f"a.{name}" for name in found] for role, found in EXPECTED_SPLIT.items()}
+    assert split(fit.optimizers[0]) == of_part
 
 
 @pytest.mark.parametrize("kind", [MixedNet, MixedLazyNet, FactoryNet])
@@ -411,9 +412,8 @@ def test_lightnings_finetuning_callback_unfreezes_with_the_right_rules():
     fit = trainer(callbacks=[Finetune()], limit_train_batches=4)
     model.root_options = {"lr": 1e-2, "schedule": None}  # schedulers know the groups of the start
     fit.fit(model)
-    groups = split(fit.optimizers[0])
-    assert groups["root"] == []
-    assert groups["root.1"] == EXPECTED_SPLIT["root"]
+    assert [len(group["params"]) for group in fit.optimizers[0].param_groups] == [5, 4]
+    assert split(fit.optimizers[0])["root"] == EXPECTED_SPLIT["root"]
     assert moved(before, weights(model)) == set(before)
 
 
@@ -441,6 +441,6 @@ def test_lightnings_own_callbacks_work(tmp_path):
         ],
     )
     fit.fit(MixedNet())
-    metrics = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text()
-    assert "lr-ROOT/root" in metrics
-    assert "lr-ROOT/adamw" in metrics
+    file = tmp_path / "lightning_logs" / "version_0" / "metrics.csv"
+    metrics = file.read_text().splitlines()
+    assert {"lr-ROOT", "lr-ROOT-momentum", "lr-ROOT-weight_decay"} < set(metrics[0].split(","))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_root import ROOT
+from tests.helpers import params_by_role
 
 
 def small_mlp():
@@ -32,8 +33,7 @@ def train(model, optimizers, steps=20, dtype=torch.float32):
 
 
 def matrices_and_rest(model):
-    groups = ROOT(model.parameters()).param_groups
-    return groups[0]["params"], groups[1]["params"]
+    return params_by_role(ROOT(model.parameters())).values()
 
 
 def relative_differences(nesterov, adjust_lr_fn):

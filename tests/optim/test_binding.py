@@ -9,17 +9,11 @@ import torch
 from torch import nn
 
 from lightning_root import ROOT
+from tests.helpers import names_by_role as names
+from tests.helpers import params_by_role
 from tests.models import GPT
 
 NAMELESS = "ROOT got tensors without names"
-
-
-def names(optimizer):
-    return {group["name"]: group["param_names"] for group in optimizer.param_groups}
-
-
-def split_of(module):
-    return names(ROOT(module.named_parameters()))
 
 
 @pytest.mark.parametrize("source", ["parameters", "named_parameters"])
@@ -43,33 +37,79 @@ def test_only_untouched_generators_of_torchs_own_methods_are_recognised():
     used = GPT(tied=False).parameters()
     next(used)
     shallow = nn.Sequential(nn.Linear(3, 3)).parameters(recurse=False)
-    for params in (used, Own(3, 3).parameters()):
-        with pytest.warns(UserWarning, match=NAMELESS):
-            assert ROOT(params).module is None
-    assert ROOT(shallow).module is None
+    for params in (used, Own(3, 3).parameters(), shallow):
+        assert ROOT(params).module is None
+
+
+def one_step(model, optimizer):
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
 
 
 def test_nameless_tensors_are_split_by_shape_with_a_warning_that_names_the_fix():
+    """At the first step, so that nobody is warned who binds before it; and once."""
     model = GPT(tied=False)
-    with pytest.warns(UserWarning, match=f"{NAMELESS}.*named_parameters.*ROOTBinder"):
-        optimizer = ROOT(list(model.parameters()))
+    optimizer = ROOT(list(model.parameters()))
     matrices = [p for p in model.parameters() if p.ndim == 2]
-    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in matrices]
+    assert [id(p) for p in params_by_role(optimizer)["root"]] == [id(p) for p in matrices]
+    with pytest.warns(UserWarning, match=f"{NAMELESS}.*named_parameters.*ROOTBinder"):
+        one_step(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one_step(model, optimizer)
 
 
 def test_binding_repairs_a_split_by_shape():
     model = GPT(tied=False)
-    with pytest.warns(UserWarning, match=NAMELESS):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         optimizer = ROOT(list(model.parameters()))
-    optimizer.bind(model)
+        optimizer.bind(model)
+        one_step(model, optimizer)
     assert names(optimizer) == names(ROOT(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda model: filter(lambda p: p.requires_grad, model.parameters()),
+        lambda model: (p for p in model.parameters() if p.requires_grad),
+        lambda model: (p for _, p in model.named_parameters() if p.requires_grad),
+        lambda model: [{"params": filter(lambda p: p.requires_grad, model.parameters())}],
+        lambda model: [{"params": model.parameters(), "lr": 0.1}],
+    ],
+    ids=["filter", "generator", "pairs", "filtered_group", "group"],
+)
+def test_the_module_is_seen_through_filters_and_generators(draw):
+    model = GPT(tied=False)
+    expected = names(ROOT(model.parameters()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = ROOT(draw(model))
+        assert optimizer.module is model
+        assert names(optimizer) == expected
+        one_step(model, optimizer)
+
+
+def test_parts_of_a_model_are_looked_at_together():
+    """The last Linear of the first part is no head, and fused weights are cut."""
+    model = GPT(tied=False)
+    parts = [{"params": model.blocks.parameters(), "lr": 1e-4}]
+    parts.append({"params": model.lm_head.parameters()})
+    optimizer = ROOT(parts, lr=1e-3)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-4, 1e-3]
+    by_role = params_by_role(optimizer)
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    assert [id(p) for p in by_role["root"]] == [id(p) for p in matrices]
+    assert by_role["adamw"][-1] is model.lm_head.weight
+    assert len(optimizer.partition.routes[2].matrices) == 3
 
 
 def test_binding_keeps_to_a_selection_of_tensors():
     """As in training one of two networks."""
     model = nn.ModuleDict({"a": GPT(tied=False), "b": GPT(tied=False)})
-    with pytest.warns(UserWarning, match=NAMELESS):
-        optimizer = ROOT(list(model["a"].parameters()))
+    optimizer = ROOT(list(model["a"].parameters()))
     optimizer.bind(model)
     bound = [name for group in optimizer.param_groups for name in group["param_names"]]
     assert len(bound) == len(list(model["a"].parameters()))
@@ -89,18 +129,18 @@ def test_binding_twice_still_keeps_to_the_selection():
 def test_binding_again_leaves_added_groups_as_they_are():
     model = GPT(tied=False)
     model.blocks[1].requires_grad_(False)
-    model.wte.requires_grad_(False)
     optimizer = ROOT(model.parameters(), lr=1.0)
     model.blocks[1].requires_grad_(True)
     optimizer.add_param_group({"params": list(model.blocks[1].parameters()), "lr": 0.1})
-    model.wte.requires_grad_(True)
-    assert optimizer.unbound() == ["wte.weight"]
+    model.extra = nn.Linear(4, 4)
+    assert optimizer.unbound() == ["extra.weight", "extra.bias"]
     optimizer.bind(model)
     assert optimizer.unbound() == []
-    assert "wte.weight" in names(optimizer)["adamw"]
+    first, second = (group["param_names"] for group in optimizer.param_groups)
+    assert {"wte.weight", "extra.weight", "extra.bias"} < set(first)
+    assert second == [f"blocks.1.{name}" for name, _ in model.blocks[1].named_parameters()]
     everything = sorted(name for group in names(optimizer).values() for name in group)
     assert everything == sorted(name for name, _ in model.named_parameters())
-    assert {n.split(".")[1] for n in names(optimizer)["root.1"]} == {"1"}
 
 
 def test_an_empty_optimizer_is_bound_later_and_schedulers_stay_valid():
@@ -114,7 +154,7 @@ def test_an_empty_optimizer_is_bound_later_and_schedulers_stay_valid():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     scheduler.step()
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5]
 
 
 def test_a_lazy_module_behind_the_generator_is_bound_later():
@@ -127,7 +167,7 @@ def test_a_lazy_module_behind_the_generator_is_bound_later():
     module.build()
     assert optimizer.module is module
     optimizer.bind(module)
-    assert names(optimizer)["adamw"] == ["layer.weight", "layer.bias"]
+    assert names(optimizer) == {"root": [], "adamw": ["layer.weight", "layer.bias"]}
 
 
 def test_an_unbound_optimizer_refuses_to_step_and_names_the_ways_out():
@@ -175,14 +215,32 @@ def test_binding_again_keeps_the_state_of_parameters_that_stay():
     assert all(optimizer.state[p] is kept[n] for n, p in model.named_parameters() if n in kept)
 
 
-def test_frozen_parameters_are_left_out_and_taken_in_when_bound_again():
+def test_frozen_parameters_have_their_place_and_train_once_they_are_not():
+    """As in torch's optimizers, which hold what they are given."""
     model = GPT(tied=False)
     model.wte.weight.requires_grad_(False)
-    optimizer = ROOT(model.parameters())
-    assert "wte.weight" not in names(optimizer)["adamw"]
-    model.wte.weight.requires_grad_(True)
-    optimizer.bind(model)
-    assert "wte.weight" in names(optimizer)["adamw"]
+    model.blocks[0].qkv.weight.requires_grad_(False)
+    optimizer = ROOT(model.parameters(), weight_decay=0.1)
+    assert names(optimizer) == names(ROOT(GPT(tied=False).parameters()))
+    frozen = [model.wte.weight, model.blocks[0].qkv.weight]
+    before = [parameter.detach().clone() for parameter in frozen]
+    model(torch.ones(1, 4, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    assert all(map(torch.equal, before, frozen))
+    assert all(not optimizer.state.get(parameter) for parameter in frozen)
+    model.requires_grad_(True)
+    model(torch.ones(1, 4, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    assert not any(map(torch.equal, before, frozen))
+
+
+def test_binding_may_leave_frozen_parameters_to_who_unfreezes_them():
+    model = GPT(tied=False)
+    model.blocks[0].requires_grad_(False)
+    optimizer = ROOT([])
+    optimizer.bind(model, frozen=False)
+    held = [name for group in optimizer.param_groups for name in group["param_names"]]
+    assert held == [n for n, p in model.named_parameters() if p.requires_grad]
 
 
 def test_rules_reach_the_partition():
@@ -212,6 +270,7 @@ def test_groups_of_the_users_own_keep_their_split():
     before = names(optimizer)
     table = str(optimizer.bind(model))
     assert names(optimizer) == before
+    assert [group["name"] for group in optimizer.param_groups] == ["everything", "adamw"]
     assert "parameter group" in table
 
 
@@ -227,7 +286,7 @@ def test_groups_of_the_users_own_follow_replaced_parameters_by_name():
         nameless.bind(model)
 
 
-def test_a_group_without_a_role_is_split():
+def test_a_group_without_a_role_has_each_parameter_under_its_own_rule():
     """As Lightning's BackboneFinetuning adds parameters: tensors and a learning rate, no more."""
     model = GPT(tied=False)
     model.blocks[1].requires_grad_(False)
@@ -236,18 +295,61 @@ def test_a_group_without_a_role_is_split():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.add_param_group({"params": list(model.blocks[1].parameters()), "lr": 0.1})
-    found = {group["name"]: group for group in optimizer.param_groups}
-    assert list(found) == ["root", "adamw", "root.1", "adamw.1"]
-    assert all(name.startswith("blocks.1.") for name in found["root.1"]["param_names"])
-    assert all(parameter.ndim == 2 for parameter in found["root.1"]["params"])
-    assert found["adamw.1"]["lr"] == 0.1
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.1]
+    late = set(optimizer.param_groups[1]["param_names"])
+    assert late == {f"blocks.1.{name}" for name, _ in model.blocks[1].named_parameters()}
+    assert late & set(names(optimizer)["root"]) == {
+        f"blocks.1.{name}" for name, p in model.blocks[1].named_parameters() if p.ndim == 2
+    }
+    assert names(optimizer).keys() == names(ROOT(GPT(tied=False).parameters())).keys()
 
 
-def test_a_group_without_a_role_keeps_its_name_in_both_parts():
-    optimizer = ROOT([("blocks.0.fc.weight", torch.zeros(3, 3))])
-    late = [("blocks.1.fc.weight", torch.zeros(3, 3)), ("blocks.1.fc.bias", torch.zeros(3))]
-    optimizer.add_param_group({"params": late, "name": "late"})
-    assert [group["name"] for group in optimizer.param_groups][-2:] == ["late.root", "late.adamw"]
+def test_groups_keep_number_order_names_and_options():
+    """Those of a user who decays matrices alone, and gives the head a rate of its own."""
+    model = GPT(tied=False)
+    head = [model.lm_head.weight]
+    matrices = [p for p in model.parameters() if p.ndim > 1 and p is not head[0]]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    given = [
+        {"params": matrices, "weight_decay": 0.2, "name": "decayed"},
+        {"params": vectors, "weight_decay": 0.0},
+        {"params": head, "lr": 0.5, "betas": (0.8, 0.9), "layer": 12},
+    ]
+    optimizer = ROOT([dict(group) for group in given], lr=0.1)
+    for _ in range(2):
+        optimizer.bind(model)
+        for group, own in zip(optimizer.param_groups, given, strict=True):
+            assert [id(p) for p in group["params"]] == [id(p) for p in own["params"]]
+            assert all(group[key] == own[key] for key in own if key != "params")
+            assert ("name" in group) == ("name" in own) and "role" not in group
+    assert names(optimizer) == {
+        role: sorted(found, key=[n for g in optimizer.param_groups for n in g["param_names"]].index)
+        for role, found in names(ROOT(model.parameters())).items()
+    }
+    assert len(optimizer.partition.routes[2].matrices) == 3  # q, k and v
+
+
+def test_names_follow_tensors_in_groups_that_are_edited():
+    """Before and after a first step, in a saved state and in a copy; as torch's AdamW steps."""
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters(), lr=1e-2)
+    model.wpe.requires_grad_(False)
+    for frozen in (model.ln_f, model.wte):
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if p.requires_grad]
+        kept = [n for n, p in model.named_parameters() if p.requires_grad]
+        one_step(model, optimizer)
+        state = optimizer.state_dict()
+        assert state["param_groups"][0]["param_names"] == kept
+        assert len(state["state"]) == len(kept)
+        frozen.requires_grad_(False)
+    other = ROOT([(n, p) for n, p in model.named_parameters() if n in kept])
+    other.load_state_dict(state)
+    assert len(copy.deepcopy(optimizer).partition.routes) == len(kept)
+    optimizer.param_groups[0]["params"].append(model.wpe.weight)
+    model.wpe.requires_grad_(True)
+    one_step(model, optimizer)
+    assert "wpe.weight" in names(optimizer)["adamw"]
 
 
 @pytest.mark.filterwarnings("ignore:ROOT got tensors without names")

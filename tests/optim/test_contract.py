@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_root import ROOT
 from lightning_root.optim.options import ADDED_OPTIONS
+from tests.helpers import params_by_role
 from tests.models import GPT
 
 
@@ -88,7 +89,7 @@ def test_bad_options_are_named(options, error, message):
         ([{"role": "root", "params": [torch.zeros(3)]}], ValueError, 'not a matrix.*"adamw" group'),
         ([{"role": "sgd", "params": [torch.zeros(3)]}], ValueError, r"`role` must be one of"),
         (
-            [{"role": "adamw", "params": [torch.zeros(3, dtype=torch.complex64)]}],
+            [{"role": "root", "params": [torch.zeros(3, 3, dtype=torch.complex64)]}],
             TypeError,
             "must be a real floating point tensor",
         ),
@@ -221,7 +222,7 @@ def test_a_non_finite_gradient_never_reaches_a_weight(bad):
     train(model, optimizer, 2)
     optimizer.zero_grad()
     backward(model)
-    matrix, vector = optimizer.param_groups[0]["params"][0], optimizer.param_groups[1]["params"][0]
+    matrix, vector = (params[0] for params in params_by_role(optimizer).values())
     matrix.grad[1, 2] = bad
     vector.grad.view(-1)[3] = bad if abs(bad) != 3e38 else float("nan")
     before = {id(p): p.detach().clone() for p in model.parameters()}
@@ -310,7 +311,7 @@ def test_copies_continue_bit_for_bit(copier):
     optimizer = ROOT(model.parameters(), lr=1e-2, coefficients=[(2.0, -1.5, 0.5)], ns_steps=1)
     train(model, optimizer, 3)
     other_model, other = copier((model, optimizer))
-    assert str(other.partition).count("ROOT") > 0
+    assert other.partition == optimizer.partition
     train(model, optimizer, 3, start=3)
     train(other_model, other, 3, start=3)
     assert bitwise(list(model.parameters()), list(other_model.parameters()))
@@ -376,8 +377,11 @@ def test_a_group_that_the_loaded_state_lacks_keeps_its_own_rule():
 
 
 def test_foreign_state_is_refused_with_the_names():
-    optimizer = ROOT([{"role": "root", "params": [("a", torch.zeros(3, 3))]}])
-    other = ROOT([{"role": "root", "params": [("b", torch.zeros(3, 3))]}])
+    weights = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
+    optimizer = ROOT([{"role": "root", "params": [("a", weights[0])]}])
+    other = ROOT([{"role": "root", "params": [("b", weights[1])]}])
+    weights[1].grad = torch.ones(3, 3)
+    other.step()
     with pytest.raises(ValueError, match=r"does not belong .*\['b'\].*\['a'\]"):
         optimizer.load_state_dict(other.state_dict())
 
@@ -464,8 +468,8 @@ def test_all_groups_have_the_same_keys():
     optimizer = ROOT(model.parameters())
     optimizer.add_param_group({"params": [("new", nn.Parameter(torch.zeros(3, 3)))], "lr": 0.1})
     keys = [set(group) for group in optimizer.param_groups]
-    assert keys[0] == keys[1] == keys[2]
-    assert [group["name"] for group in optimizer.param_groups] == ["root", "adamw", "root.1"]
+    assert keys[0] == keys[1]
+    assert not keys[0] & {"name", "role"}
 
 
 def test_options_of_a_group_hold_for_that_group():

@@ -16,6 +16,7 @@ from torch import nn
 
 from lightning_root import ROOT, fit_coefficients
 from lightning_root.coefficients import save_coefficients
+from tests.helpers import names_by_role
 
 TRIPLE = (2.0, -1.5, 0.5)
 NO_GROUP_OPTION = ("rules", "share_updates")  # of the whole optimizer
@@ -131,7 +132,7 @@ def test_every_argument_is_in_the_tables(table):
 def test_every_group_has_every_option_and_no_other():
     torchs_own = {"params", "param_names"}
     for group in optimizer_of(net()).param_groups:
-        assert set(group) == set(GOOD) - set(NO_GROUP_OPTION) | torchs_own | {"name", "role"}
+        assert set(group) == set(GOOD) - set(NO_GROUP_OPTION) | torchs_own
 
 
 @pytest.mark.parametrize(("option", "value"), pairs(BAD))
@@ -194,10 +195,10 @@ def test_copies_and_loaded_states_go_on_bit_for_bit(option, value):
 def test_an_option_of_groups_is_the_option_of_the_optimizer(option, value):
     models = net(), net()
     of_all = optimizer_of(models[0], **{option: value})
+    named = dict(models[1].named_parameters())
     groups = [
-        {"params": pairs, "role": group["role"], option: value}
-        for group in optimizer_of(models[1]).param_groups
-        for pairs in [list(zip(group["param_names"], group["params"], strict=True))]
+        {"params": [(name, named[name]) for name in of_role], "role": role, option: value}
+        for role, of_role in names_by_role(optimizer_of(models[1])).items()
     ]
     of_groups = ROOT(groups, **({} if option == "lr" else {"lr": 1e-2}))
     for model, optimizer in zip(models, (of_all, of_groups), strict=True):
@@ -215,7 +216,7 @@ def test_a_state_from_before_an_option_takes_the_one_that_stands(option):
         group.pop(option, None)  # younger ones are left out where they are off
     optimizer.load_state_dict(old)
     value = optimizer.defaults[option]
-    assert [group[option] for group in optimizer.param_groups] == [value, value]
+    assert [group[option] for group in optimizer.param_groups] == [value]
     train(model, optimizer, 1)
 
 

@@ -469,8 +469,7 @@ def test_v_has_one_number_for_each_neuron_of_each_matrix(dtype):
 def test_only_matrices_with_the_option_have_v():
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(4, 3))
     optimizer = ROOT(model.parameters(), coefficients="muon")
-    hidden = next(group for group in optimizer.param_groups if group["role"] == "root")
-    with_it = {**hidden, "normalize": "neuron"}
+    with_it = {**optimizer.param_groups[0], "normalize": "neuron", "role": "root"}
     groups = [
         {**with_it, "params": [("a", model[0].weight)], "name": "a"},
         {"params": [("b", model[1].weight)], "role": "root", "name": "b"},

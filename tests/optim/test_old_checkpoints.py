@@ -25,6 +25,8 @@ from tests.optim.old_checkpoints.cases import (
     unlike,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:ROOT got tensors without names")
+
 ALONE = [name for name, case in CASES.items() if case.ranks == "one"]
 
 

@@ -23,7 +23,7 @@ from lightning_root.cli.convert.states import (
 from lightning_root.cli.lightning import read_model
 from lightning_root.cli.output import text_table, wrapped
 from lightning_root.cli.parser import ModelParser
-from lightning_root.optim.groups import ROLES
+from lightning_root.optim.checkpoint import is_roots
 
 DESCRIPTION: Final = """\
 Make the optimizer state of a checkpoint load into ROOT.
@@ -91,10 +91,13 @@ def _convert(options: argparse.Namespace) -> int:
     known = parameter_names(weights or {})
     order = options.names.read_text("utf-8").split() if options.names else None
     groups = [group for each in run.optimizers for group in each["param_groups"] if group["params"]]
-    from_root = all(group.get("role") in ROLES for group in groups)
+    from_root = all(map(is_roots, groups))
     states = name_states(run.optimizers, None if from_root or weights is None else known, order)
     if options.rekey or from_root:
-        optimizers = rekey(run.optimizers, states, known)
+        shapes = {e.name: e.shape for e in states if e.shape is not None} | dict(known)
+        bare = [each._replace(state={}) for each in states if each.name in shapes]
+        roles = find_roles(bare, shapes, model, chosen.get("rules")) if from_root else {}
+        optimizers = rekey(run.optimizers, states, known, roles)
         report = f"{len(states)} parameters: their state is kept as it was, under their names"
     else:
         converted = convert_states(

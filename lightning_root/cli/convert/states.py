@@ -23,6 +23,7 @@ from lightning_root.cli.convert.naming import ParameterState, Shape, StateDict
 from lightning_root.optim.blocks import state_dtype
 from lightning_root.optim.checkpoint import keyed_by_names
 from lightning_root.optim.groups import ROLES
+from lightning_root.optim.schedule import PER_GROUP
 from lightning_root.partition import Rules, partition_named, partition_parameters
 
 MomentumStart: TypeAlias = Literal["from-averages", "zero"]
@@ -40,12 +41,6 @@ SCHEDULE_OPTIONS: Final = ("initial_lr", "max_lr", "min_lr", "max_momentum", "ba
 """Options that torch's schedules keep in the groups."""
 
 FRESH: Final = "starts anew"
-
-PER_GROUP: Final = (
-    *("base_lrs", "_last_lr", "lr_lambdas", "min_lrs"),
-    *("max_lrs", "base_momentums", "max_momentums"),
-)
-"""Lists in the states of torch's schedules that have one value for each group."""
 
 _STEP: Final = "epoch_loop.automatic_optimization.optim_progress"
 _MANUAL_STEP: Final = "epoch_loop.manual_optimization.optim_step_progress"
@@ -220,7 +215,10 @@ def _notes(
 
 
 def rekey(
-    optimizers: Sequence[StateDict], states: Sequence[ParameterState], shapes: Mapping[str, Shape]
+    optimizers: Sequence[StateDict],
+    states: Sequence[ParameterState],
+    shapes: Mapping[str, Shape],
+    roles: Mapping[str, str],
 ) -> list[StateDict]:
     """Return the state dicts with names for keys, which every reader passes on as they are."""
     found = []
@@ -230,7 +228,7 @@ def rekey(
         names = [[each.name for each in own if each.group == place] for place in range(count)]
         renamed = keyed_by_names(optimizer, names)
         for each in own:
-            role = each.options.get("role")
+            role = each.options.get("role", roles.get(each.name))
             if not each.state and role in ROLES and each.name in shapes:
                 renamed["state"][each.name] = _fresh_state(role, shapes[each.name])
         for group in renamed["param_groups"]:

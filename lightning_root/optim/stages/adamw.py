@@ -22,14 +22,10 @@ def _state_dtype(parameter: Tensor, group: Group) -> torch.dtype:
     return state_dtype(parameter)
 
 
-def _is_adamw(group: Group) -> bool:
-    return bool(group["role"] == "adamw")
-
-
 STATE: Final = (
-    StateSpec("step", "counter", lambda *_: torch.float32, _is_adamw),
-    StateSpec("exp_avg", "entries", _state_dtype, _is_adamw),
-    StateSpec("exp_avg_sq", "entries", _state_dtype, _is_adamw),
+    StateSpec("step", "counter", lambda *_: torch.float32, "adamw"),
+    StateSpec("exp_avg", "entries", _state_dtype, "adamw"),
+    StateSpec("exp_avg_sq", "entries", _state_dtype, "adamw"),
 )
 
 

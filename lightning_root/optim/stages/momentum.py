@@ -29,12 +29,12 @@ from lightning_root.optim.options import iteration_dtype
 
 def in_float8(group: Group) -> bool:
     """Return whether a group keeps the momentum of its matrices in 8 bits."""
-    return bool(group["role"] == "root" and group["momentum_dtype"] == "float8")
+    return bool(group["momentum_dtype"] == "float8")
 
 
 STATE: Final = (
-    StateSpec("momentum_buffer", "entries", momentum_dtype, lambda group: group["role"] == "root"),
-    StateSpec("step", "counter", lambda *_: torch.float32, in_float8),
+    StateSpec("momentum_buffer", "entries", momentum_dtype, "root"),
+    StateSpec("step", "counter", lambda *_: torch.float32, "root", in_float8),
 )
 
 

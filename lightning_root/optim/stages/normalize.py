@@ -22,11 +22,11 @@ BETA: Final = 0.95
 
 
 def is_on(group: Group) -> bool:
-    """Return whether the updates of a group are normalized."""
-    return bool(group["role"] == "root" and group["normalize"] == "neuron")
+    """Return whether the updates of a group's matrices are normalized."""
+    return bool(group["normalize"] == "neuron")
 
 
-STATE: Final = (StateSpec(KEY, "neurons", lambda p, _: state_dtype(p), is_on),)
+STATE: Final = (StateSpec(KEY, "neurons", lambda p, _: state_dtype(p), "root", is_on),)
 
 
 def normalize_twin(update: Tensor, second_moment: Tensor) -> tuple[Tensor, Tensor]:  # (m, n)

@@ -327,14 +327,14 @@ def read(name: str) -> dict[str, Any]:
 def entries(saved: dict[str, Any]) -> dict[str, Any]:
     """Return weights, state and options, each under a name with its parameter in it.
 
-    By parameter, whatever groups and numbers there are.
+    By parameter, whatever groups, with whatever names, and numbers there are.
     """
     found = {f"weight of {name}": weight for name, weight in saved["model"].items()}
     for group in saved["optimizer"]["param_groups"]:
         for key, name in zip(group["params"], group["param_names"], strict=True):
             for entry, value in saved["optimizer"]["state"].get(key, {}).items():
                 found[f"{entry} of {name}"] = value
-            for option in sorted(group.keys() - {"params", "param_names"}):
+            for option in sorted(group.keys() - {"params", "param_names", "name", "role"}):
                 found[f"`{option}` of {name}"] = group[option]
     return found
 
