@@ -83,7 +83,7 @@ def _from_disk(key: FitKey) -> record.Coefficients | None:
 def _to_disk(key: FitKey, entry: record.Coefficients) -> record.Coefficients:
     """Save a fit if possible, and return it; later runs read it back to the last digit."""
     m, n = key.shape
-    _log.info("fitted %r coefficients for %d x %d, %d steps", key.name, m, n, key.steps)
+    _log.debug("fitted %r coefficients for %d x %d, %d steps", key.name, m, n, key.steps)
     try:
         file = _file(key)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -177,7 +177,7 @@ def load_or_measure(
             began = time.perf_counter()
             write_json(draft, asdict(measure()))
             seconds = time.perf_counter() - began
-            _log.info("measured this machine in %.1f s, once: %s", seconds, file)
+            _log.debug("measured this machine in %.1f s, once: %s", seconds, file)
             if _load(file, parse) is not None:
                 draft.write_bytes(file.read_bytes())
     except OSError:

@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Final, Literal, SupportsFloat, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, TypeGuard, cast, get_args
 
 import torch
 from torch import Tensor
@@ -41,8 +42,27 @@ MAX_STEPS: Final = 100
 """Of the iteration. Nothing is gained beyond a tenth of it, and a slip of the hand would hang."""
 
 
+_SCALARS: Final = (
+    *("weight_decay", "momentum", "nesterov", "outlier_quantile", "ns_steps", "eps", "maximize"),
+    *("foreach", "fused", "capturable", "adjust_lr_fn", "ns_dtype", "ns_form", "kernels"),
+    *("outlier_quantile_mode", "momentum_dtype", "normalize", "share_dtype"),
+)
+"""Options that are one number, switch or name each, but for `lr`, which may stay a tensor."""
+
+
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ValueError or TypeError, with option, rule and value, for a wrong one of a group."""
+    """Raise ValueError or TypeError for a wrong option of a group; make the others plain in place.
+
+    Numbers of NumPy, tensors and lists of other libraries become Python's, so that a state dict
+    loads with `weights_only=True` wherever it is read.
+    """
+    group = cast("dict[str, Any]", options)
+    group |= {name: plain_value(group[name]) for name in _SCALARS}
+    if not isinstance(group["lr"], Tensor):
+        group["lr"] = plain_value(group["lr"])
+    if is_list(group["betas"]):
+        betas = map(plain_value, group["betas"])
+        group["betas"] = tuple(float(beta) if type(beta) is int else beta for beta in betas)
     _check_lr(options["lr"])
     _check_number("weight_decay", options["weight_decay"], "decoupled decay; 0.1 is the default")
     _check_number("momentum", options["momentum"], "0.95 is the paper's value", below=1.0)
@@ -66,6 +86,11 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise TypeError(f"`{name}` must be True, False or None, got {options[name]!r}")
     if options["foreach"] and options["fused"]:
         raise ValueError("`foreach` and `fused` exclude each other; leave one of them None")
+    if options["foreach"] and isinstance(options["lr"], Tensor) and not options["capturable"]:
+        raise ValueError(
+            "`foreach=True` needs an `lr` that is a number, got a tensor; leave `foreach` None, or "
+            "pass `lr.item()`"
+        )
     if options["capturable"] and (options["foreach"] or options["fused"] is False):
         raise ValueError(
             "`capturable=True` needs torch's fused AdamW; leave `foreach` and `fused` None"
@@ -85,22 +110,42 @@ def plain_coefficients(coefficients: object, steps: object) -> Any:
         return plain_coefficients(by_shape, steps)
     if isinstance(coefficients, Mapping):
         return {key: plain_coefficients(value, steps) for key, value in coefficients.items()}
-    if isinstance(coefficients, str) or not isinstance(coefficients, Sequence):
-        return coefficients
+    if not is_list(coefficients):
+        return plain_value(coefficients)
     return tuple(
-        tuple(map(_plain_number, row)) if isinstance(row, tuple | list) else _plain_number(row)
+        tuple(map(_plain_number, row)) if is_list(row) else _plain_number(row)
         for row in coefficients
     )
 
 
+def is_list(value: object) -> TypeGuard[Collection[Any]]:
+    """Return whether a value has a length and an order: a list, or what stands for one."""
+    # OmegaConf's lists are sequences and no lists; arrays and tensors are neither.
+    unordered = isinstance(value, str | bytes | Mapping | Set)
+    return isinstance(value, Collection) and not unordered and getattr(value, "shape", True) != ()
+
+
+def plain_value(value: Any) -> Any:
+    """Return a number or text of NumPy, or a tensor of one element, as Python's."""
+    if getattr(value, "size", None) == 1 or (isinstance(value, Tensor) and value.numel() == 1):
+        value = value.item()
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def _plain_number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+    plain = plain_value(value)
+    if isinstance(plain, bool) or not isinstance(plain, int | float):
         raise TypeError(f"`coefficients` must be triples (a, b, c) of numbers, got {value!r} there")
-    return float(value)
+    return float(plain)
 
 
 def checked_steps(steps: object) -> int:
     """Return `ns_steps`, or raise ValueError unless it is a whole number in its range."""
+    steps = plain_value(steps)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"`ns_steps` must be a whole number >= 1, got {steps!r}; 5 is the default")
     if steps > MAX_STEPS:
@@ -138,7 +183,9 @@ def _check_lr(lr: object) -> None:
                 f"`lr` must be a floating point tensor when it is one, got {lr.dtype}; schedulers "
                 "would round it"
             )
-        return  # its value stays on the device
+        if lr.device.type != "cpu":
+            return  # its value stays on the device
+        lr = lr.item()
     _check_number("lr", lr, "1e-3 is the default")
 
 
@@ -151,7 +198,7 @@ def _check_number(name: str, value: object, hint: str, below: float = math.inf) 
 
 
 def _check_betas(betas: object) -> None:
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
+    if not isinstance(betas, tuple) or len(betas) != 2:
         raise TypeError(f"`betas` must be two numbers, got {betas!r}; (0.9, 0.95) is the default")
     for beta in betas:
         _check_number("betas", beta, "(0.9, 0.95) is the default", below=1.0)

@@ -5,7 +5,10 @@ import io
 import os
 import pickle
 import warnings
+from collections.abc import MutableMapping, MutableSequence
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -37,6 +40,147 @@ def train(model, optimizer, steps, start=0):
         optimizer.zero_grad()
         backward(model, seed)
         optimizer.step()
+
+
+class ListConfig(MutableSequence):
+    """A sequence that is no list, as OmegaConf's."""
+
+    def __init__(self, values):
+        self.values = list(values)
+
+    def __getitem__(self, index):
+        return self.values[index]
+
+    def __len__(self):
+        return len(self.values)
+
+    def __setitem__(self, index, value): ...
+    def __delitem__(self, index): ...
+    def insert(self, index, value): ...
+
+
+class DictConfig(MutableMapping):
+    """A mapping that is no dict, as OmegaConf's."""
+
+    def __init__(self, **values):
+        self.values_ = values
+
+    def __getitem__(self, key):
+        return self.values_[key]
+
+    def __len__(self):
+        return len(self.values_)
+
+    def __iter__(self):
+        return iter(self.values_)
+
+    def __setitem__(self, key, value): ...
+    def __delitem__(self, key): ...
+
+
+TRIPLE = (3.4445, -4.775, 2.0315)
+
+
+def in_config(value):
+    """A value as Hydra hands it over."""
+    if isinstance(value, dict):
+        return DictConfig(**{key: in_config(entry) for key, entry in value.items()})
+    return ListConfig(map(in_config, value)) if isinstance(value, list | tuple) else value
+
+
+def in_omegaconf(value):
+    return pytest.importorskip("omegaconf").OmegaConf.create({"x": value}).x
+
+
+OPTIONS_OF_CONFIGS = [
+    ("betas", [0.9, 0.99], (0.9, 0.99)),
+    ("betas", (0, 0.5), (0.0, 0.5)),
+    ("coefficients", list(TRIPLE), TRIPLE),
+    ("coefficients", [TRIPLE] * 5, (TRIPLE,) * 5),
+    ("coefficients", {"4x8": [list(TRIPLE)] * 5, "otherwise": "muon"}, None),
+    ("coefficients", {"4x8": list(TRIPLE)}, {"4x8": TRIPLE}),
+]
+
+
+@pytest.mark.parametrize("convert", [in_config, in_omegaconf])
+@pytest.mark.parametrize(("name", "given", "kept"), OPTIONS_OF_CONFIGS)
+def test_lists_and_mappings_of_a_configuration_are_kept_as_pythons(convert, name, given, kept):
+    kept = {"4x8": (TRIPLE,) * 5, "otherwise": "muon"} if kept is None else kept
+    layer = nn.Linear(4, 8)
+    for optimizer in (
+        ROOT(layer.parameters(), **{name: convert(given)}),
+        ROOT([{"params": [("w", nn.Parameter(torch.ones(4, 8)))], name: convert(given)}]),
+    ):
+        assert repr(optimizer.param_groups[0][name]) == repr(kept)
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        optimizer.load_state_dict(torch.load(file, weights_only=True))
+        assert repr(optimizer.param_groups[0][name]) == repr(kept)
+
+
+NUMBERS = [np.float64, np.float32, np.array, torch.tensor, lambda x: np.array([x]), Fraction]
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "eps", "momentum", "outlier_quantile"])
+def test_numbers_of_other_libraries_do_what_pythons_do_and_are_kept_as_such(kind, name):
+    """torch's AdamW takes them too. A tensor `lr` stays one, for schedulers write into it."""
+    tensor_lr = name == "lr" and kind is torch.tensor
+    results = []
+    for value in (kind(0.25) if tensor_lr else 0.25, kind(0.25)):
+        torch.manual_seed(0)
+        model = GPT(tied=False)
+        optimizer = ROOT(model.parameters(), **{name: value})
+        train(model, optimizer, 2)
+        results.append(snapshot(model))
+    assert bitwise(*results)
+    kept = optimizer.defaults[name]
+    assert type(kept) is (torch.Tensor if tensor_lr else float)
+    assert float(kept) == 0.25
+
+
+@pytest.mark.parametrize(
+    "betas", [np.array([0.9, 0.99]), torch.tensor([0.5, 0.25]), [np.float32(0.5), np.float64(0.5)]]
+)
+def test_betas_of_other_libraries_are_kept_as_floats(betas):
+    kept = ROOT(nn.Linear(4, 8).parameters(), betas=betas).defaults["betas"]
+    assert [type(beta) for beta in kept] == [float, float]
+    assert kept == tuple(float(beta) for beta in betas)
+
+
+def test_whole_numbers_and_flags_of_numpy_are_kept_as_pythons():
+    given = {"ns_steps": np.int64(4), "nesterov": np.bool_(False), "ns_form": np.str_("gram")}
+    optimizer = ROOT(nn.Linear(4, 8).parameters(), **given)
+    kept = {name: optimizer.param_groups[0][name] for name in given}
+    assert kept == {"ns_steps": 4, "nesterov": False, "ns_form": "gram"}
+    assert [type(value) for value in kept.values()] == [int, bool, str]
+
+
+SWITCHES = (None, False, True)
+
+
+@pytest.mark.parametrize("foreach", SWITCHES)
+@pytest.mark.parametrize("fused", SWITCHES)
+@pytest.mark.parametrize("lr", [1e-3, torch.tensor(1e-3), torch.tensor([1e-3]), torch.tensor(-1.0)])
+def test_what_torchs_adamw_refuses_is_refused_at_construction_and_all_else_steps(
+    foreach, fused, lr
+):
+    models = [nn.Linear(4, 4), nn.Linear(4, 4)]
+    options = {"foreach": foreach, "fused": fused, "lr": copy.deepcopy(lr)}
+    try:
+        torch.optim.AdamW(models[0].parameters(), **options)
+    except (RuntimeError, ValueError):
+        with pytest.raises(ValueError, match=r"^`(foreach|lr)`? ?"):
+            ROOT(models[1].parameters(), **options)
+        with pytest.raises(ValueError, match=r"^`(foreach|lr)`? ?"):
+            ROOT(models[1].parameters()).add_param_group(
+                {"params": [("added", nn.Parameter(torch.zeros(4)))], **options}
+            )
+        return
+    optimizer = ROOT(models[1].parameters(), **options)
+    models[1](torch.ones(2, 4)).sum().backward()
+    optimizer.step()
 
 
 @pytest.mark.parametrize(
@@ -71,6 +215,13 @@ def train(model, optimizer, steps, start=0):
         ({"ns_dtype": "int8"}, ValueError, "`ns_dtype` must be one of .*, got 'int8'"),
         ({"maximize": None}, TypeError, "`maximize` must be True or False"),
         ({"foreach": True, "fused": True}, ValueError, "`foreach` and `fused` exclude each other"),
+        ({"betas": "ab"}, TypeError, "`betas` must be two numbers, got 'ab'"),
+        ({"betas": {0.9: 1, 0.95: 2}}, TypeError, "`betas` must be two numbers"),
+        ({"betas": {0.9, 0.95}}, TypeError, "`betas` must be two numbers"),
+        ({"betas": ("0.9", "0.95")}, TypeError, "`betas` must be a number, got '0.9'"),
+        ({"lr": np.ones(2)}, TypeError, "`lr` must be a number"),
+        ({"lr": np.bool_(True)}, TypeError, "`lr` must be a number, got True"),
+        ({"coefficients": [["a", "b", "c"]]}, TypeError, "`coefficients` must be triples"),
     ],
 )
 def test_bad_options_are_named(options, error, message):
