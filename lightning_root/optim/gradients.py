@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_root.distributed.collectives import all_ranks_agree, is_sharded, local_part
 from lightning_root.optim.blocks import BoundParameter, GroupPlan
+from lightning_root.optim.stages.momentum import momentum_of
 
 
 class SkipCounts:
@@ -87,7 +88,7 @@ def release_gradients(plans: Sequence[GroupPlan]) -> None:
 def _headroom(plan: GroupPlan) -> float:
     """Momentum and its look-ahead may grow to 1 / (1 - mu) times the gradient; AdamW squares it."""
     if plan.role == "root":
-        return 2.0 / (1.0 - float(plan.group["momentum"]))
+        return 2.0 / (1.0 - momentum_of(plan.group))
     return math.sqrt(torch.finfo(torch.float32).max)
 
 

@@ -1,5 +1,6 @@
 """Warm-up and decay, against torch's own schedulers and the formula."""
 
+import copy
 import math
 
 import pytest
@@ -144,3 +145,88 @@ def test_groups_added_later_keep_their_rate():
     first = rates(scheduler, 11)
     assert first[10] == pytest.approx(0.1)
     assert scheduler.optimizer.param_groups[1]["lr"] == 0.3
+
+
+def one_cycle(optimizer, **options):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=12, **options)
+
+
+def cyclic(optimizer, **options):
+    return torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=3, **options)
+
+
+@pytest.mark.parametrize("momentum_dtype", ["auto", "bfloat16", "float8"])
+@pytest.mark.parametrize("schedule", [one_cycle, cyclic])
+def test_a_cycle_of_the_momentum_moves_that_of_the_matrices_as_sgds(schedule, momentum_dtype):
+    """Both rules: M of a matrix and N that is orthogonalized, and AdamW's first average."""
+    weight, bias = nn.Parameter(torch.zeros(8, 16)), nn.Parameter(torch.zeros(8))
+    ours = ROOT(
+        [("up.weight", weight), ("up.bias", bias)],
+        rules={"up.weight": "root"},
+        outlier_quantile=None,
+        momentum=0.5,
+        momentum_dtype=momentum_dtype,
+    )
+    seen = []
+    ours.register_stack_hook(lambda stack: seen.append(stack.momentum[0]))
+    sgd = optimizer()
+    sgd.param_groups[0]["momentum"] = sgd.defaults["momentum"] = 0.5
+    schedules = schedule(ours), schedule(sgd)
+    momentum, average = torch.zeros(8, 16), torch.zeros(8)
+    tolerance = {"auto": 1e-6, "bfloat16": 2e-2, "float8": 0.2}[momentum_dtype]
+    moved = set()
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        weight.grad = torch.randn(8, 16, generator=generator)
+        bias.grad = torch.randn(8, generator=generator)
+        mu = sgd.param_groups[0]["momentum"]
+        moved.add(mu)
+        momentum = mu * momentum + weight.grad
+        average = mu * average + (1 - mu) * bias.grad
+        ours.step()
+        sgd.step()
+        expected = weight.grad + mu * momentum
+        assert (seen[-1] - expected).norm() <= tolerance * expected.norm()
+        torch.testing.assert_close(ours.state[bias]["exp_avg"], average)
+        for one in schedules:
+            one.step()
+    assert len(moved) > 3
+
+
+def test_a_schedule_that_leaves_the_momentum_alone_leaves_the_matrices_too():
+    weights = [nn.Parameter(torch.zeros(8, 16)) for _ in range(2)]
+    optimizers = [
+        ROOT([("up.weight", weight)], rules={"up.weight": "root"}, lr=0.1) for weight in weights
+    ]
+    schedule = one_cycle(optimizers[0], cycle_momentum=False)
+    for seed in range(4):
+        for weight, one in zip(weights, optimizers, strict=True):
+            weight.grad = torch.randn(8, 16, generator=torch.Generator().manual_seed(seed))
+            one.step()
+        schedule.step()
+    first, second = (
+        o.state[w]["momentum_buffer"] for o, w in zip(optimizers, weights, strict=True)
+    )
+    assert torch.equal(first, second)
+
+
+def test_a_resumed_cycle_of_the_momentum_goes_on():
+    weight = nn.Parameter(torch.zeros(8, 16))
+    first = ROOT([("up.weight", weight)], rules={"up.weight": "root"}, momentum=0.5)
+    schedule = one_cycle(first)
+
+    def steps(optimizer, schedule, seeds):
+        for seed in seeds:
+            weight.grad = torch.randn(8, 16, generator=torch.Generator().manual_seed(seed))
+            optimizer.step()
+            schedule.step()
+
+    steps(first, schedule, range(5))
+    saved, position = copy.deepcopy(first.state_dict()), schedule.state_dict()
+    steps(first, schedule, range(5, 10))
+    second = ROOT([("up.weight", weight)], rules={"up.weight": "root"}, momentum=0.5)
+    again = one_cycle(second)
+    second.load_state_dict(saved)
+    again.load_state_dict(position)
+    steps(second, again, range(5, 10))
+    assert torch.equal(*(one.state[weight]["momentum_buffer"] for one in (first, second)))

@@ -38,6 +38,12 @@ STATE: Final = (
 )
 
 
+def momentum_of(group: Group) -> float:
+    """Return mu as it is now: beta_1 where a schedule of torch cycles the momentum."""
+    # OneCycleLR and CyclicLR move `betas` of every optimizer that has them, and leave their mark.
+    return float(group["betas"][0] if "base_momentum" in group else group["momentum"])
+
+
 def momentum_twin(
     gradient: Tensor, momentum: Tensor, mu: float, nesterov: bool
 ) -> tuple[Tensor, Tensor]:
@@ -50,21 +56,15 @@ def momentum_step_(
     gradient: Tensor, momentum: Tensor, out: Tensor, group: Group, finite: Tensor | None = None
 ) -> None:
     """Advance M and write N to `out`; where `finite` is False M stays and G counts as zero."""
-    if momentum.dtype == out.dtype:
-        _momentum_step_(gradient, momentum, out, group, finite)
-    else:
-        for part in _in_cache(momentum):
-            _momentum_step_(gradient[part], momentum[part], out[part], group, finite)
-
-
-def _momentum_step_(
-    gradient: Tensor, momentum: Tensor, out: Tensor, group: Group, finite: Tensor | None
-) -> None:
-    counted, exact = advance_momentum_(gradient, momentum, group, finite)
-    if group["nesterov"]:
-        torch.add(counted, exact, alpha=float(group["momentum"]), out=out)
-    else:
-        out.copy_(exact)
+    pieces = [(gradient, momentum, out)]
+    if momentum.dtype != out.dtype:
+        pieces = [(gradient[p], momentum[p], out[p]) for p in _in_cache(momentum)]
+    for given, kept, ahead in pieces:
+        counted, exact, mu = advance_momentum_(given, kept, group, finite)
+        if group["nesterov"]:
+            torch.add(counted, exact, alpha=mu, out=ahead)
+        else:
+            ahead.copy_(exact)
 
 
 def _in_cache(momentum: Tensor) -> Iterator[slice]:
@@ -79,8 +79,9 @@ def _in_cache(momentum: Tensor) -> Iterator[slice]:
 
 def advance_momentum_(
     gradient: Tensor, momentum: Tensor, group: Group, finite: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Advance M; return G as it counted, and M before it was rounded."""
+) -> tuple[Tensor, Tensor, float]:
+    """Advance M; return G as it counted, M before it was rounded, and mu."""
+    mu = momentum_of(group)
     if momentum.dtype == torch.bfloat16:
         exact = momentum.to(torch.float32)
     else:
@@ -90,14 +91,14 @@ def advance_momentum_(
     if group["maximize"]:
         gradient = gradient.neg()
     if finite is None:
-        torch.add(gradient, exact, alpha=float(group["momentum"]), out=exact)
+        torch.add(gradient, exact, alpha=mu, out=exact)
     else:
         gradient = torch.where(finite, gradient, 0.0)
-        factor = torch.where(finite, exact.new_full((), float(group["momentum"])), 1.0)
+        factor = torch.where(finite, exact.new_full((), mu), 1.0)
         torch.addcmul(gradient, exact, factor, out=exact)
     if exact is not momentum:
         low_precision.write_rounded_(momentum, exact)
-    return gradient, exact
+    return gradient, exact, mu
 
 
 def look_ahead(steps: Sequence[BlockStep], dtype: torch.dtype, group: Group) -> Tensor:
@@ -129,7 +130,7 @@ def look_ahead_by_kernels(steps: Sequence[BlockStep], group: Group) -> tuple[Ten
             one.gradient,
             one.momentum,
             direction,
-            group["momentum"],
+            momentum_of(group),
             peak,
             nesterov=group["nesterov"],
             maximize=group["maximize"],
@@ -180,7 +181,7 @@ def look_ahead_float8(gradient: Tensor, bound: BoundParameter, group: Group) -> 
         buffer,
         step,
         out,
-        group["momentum"],
+        momentum_of(group),
         nesterov=group["nesterov"],
         maximize=group["maximize"],
         capturable=group["capturable"],
