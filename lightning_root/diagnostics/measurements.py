@@ -218,11 +218,12 @@ def by_label(measurements: Measurements, names: Sequence[str]) -> dict[str, Tens
 
 def per_parameter(labelled: dict[str, Tensor]) -> dict[str, float]:
     """Return defined numbers by tag, `root/<statistic>/<label>`."""
+    # A parameter called `mean` is `mean.parameter` there, apart from the mean of all.
     if not labelled:
         return {}
     values = torch.stack(list(labelled.values()), dim=1)  # (statistics, labels)
     return {
-        statistic.tag(label): value
+        statistic.tag(f"{label}.parameter" if label in _REDUCTIONS else label): value
         for statistic, row in zip(STATISTICS.values(), values, strict=True)
         if statistic.per_parameter
         for label, value, shown in zip(

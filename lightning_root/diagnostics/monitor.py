@@ -2,6 +2,7 @@
 
 import textwrap
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -35,7 +36,8 @@ class ROOTMonitor(Callback):
 
     In the logs, and for `ModelCheckpoint` and `EarlyStopping` to monitor:
     <LOGGED TAGS>
-    and `root/skipped`, the updates left out since the last point because a gradient was not finite.
+    and `root/skipped`, the updates left out since the last point because a gradient was not finite;
+    at every logging step, also where none of the matrices was updated.
 
     TensorBoard also shows the split of the parameters and the coefficients in use as text,
     histograms of one matrix of each shape in turn (singular values; momentum in units of the
@@ -82,7 +84,7 @@ class ROOTMonitor(Callback):
         self.history = History(len(statistics.heat_map_statistics()))
         self._alerts = Alerts() if alerts else None
         self._observers: dict[int, Observer] = {}
-        self._overdue = False
+        self._due = self._overdue = False
         self._drawn_points = 0
         self._skipped: Counter[str] = Counter()  # as of the last step
         self._skips = 0  # since the last point
@@ -126,8 +128,8 @@ class ROOTMonitor(Callback):
         """Observe the step that follows if it is to be logged."""
         del pl_module
         every = self._every(trainer)
-        is_due = self._overdue or (every > 0 and (training.step_of(trainer) + 1) % every == 0)
-        if is_due and isinstance(optimizer, ROOT):
+        self._due |= every > 0 and (training.step_of(trainer) + 1) % every == 0
+        if (self._due or self._overdue) and isinstance(optimizer, ROOT):
             earlier = self._observers.pop(id(optimizer), None)
             if earlier is not None:  # the second step of a batch
                 earlier.end()
@@ -142,9 +144,11 @@ class ROOTMonitor(Callback):
         seen = merge([observer.end() for observer in self._observers.values()])
         self._observers = {}
         point = gather_observations(seen, trainer.world_size)
-        self._overdue = point.measurements is None  # a step that a gradient scaler skipped
-        if not self._overdue:
+        # No matrix was updated: a gradient scaler skipped the step, or ROOT skipped all of them.
+        self._overdue = point.measurements is None
+        if self._due or not self._overdue:
             self._log(trainer, pl_module, point)
+        self._due = False
 
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Draw the heat maps if they have grown enough since they were drawn last."""
@@ -153,7 +157,9 @@ class ROOTMonitor(Callback):
             self._draw_heat_maps(trainer)
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
-        """Draw the heat maps of the whole run."""
+        """Log the updates left out since the last point; draw the heat maps of the whole run."""
+        if self._skips:
+            self._log_numbers(trainer, {statistics.SKIPPED: float(self._skips)})
         if self.history.points > self._drawn_points:
             self._draw_heat_maps(trainer)
 
@@ -189,10 +195,11 @@ class ROOTMonitor(Callback):
                 self._alerts.count_skips(new)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, point: Observation) -> None:
-        assert point.measurements is not None
-        step = training.step_of(trainer)
-        labelled = by_label(point.measurements, training.parameter_names(trainer))
-        watched: dict[str, Tensor] = aggregates(point.measurements)
+        watched: dict[str, Tensor] = {}
+        labelled: dict[str, Tensor] = {}
+        if point.measurements is not None:
+            watched = aggregates(point.measurements)
+            labelled = by_label(point.measurements, training.parameter_names(trainer))
         watched[statistics.SKIPPED] = torch.tensor(float(self._skips))
         self._skips = 0
         # Not by Lightning's own way to the loggers, which is open at its own logging steps alone.
@@ -200,9 +207,10 @@ class ROOTMonitor(Callback):
         numbers = {tag: float(value) for tag, value in watched.items()}
         if self.per_parameter:
             numbers = {**per_parameter(labelled), **numbers}
-        with self._suppress_errors:
-            for logger in trainer.loggers:
-                logger.log_metrics(numbers, step=step)
+        self._log_numbers(trainer, numbers)
+        if point.measurements is None:
+            return
+        step = training.step_of(trainer)
         if self.pictures:
             rows = [
                 statistics.row_of(statistic.name) for statistic in statistics.heat_map_statistics()
@@ -214,6 +222,11 @@ class ROOTMonitor(Callback):
                 self._write_samples(trainer, point, step)
         if self._alerts is not None:
             self._alerts.check(point)
+
+    def _log_numbers(self, trainer: Trainer, numbers: Mapping[str, float]) -> None:
+        with self._suppress_errors:
+            for logger in trainer.loggers:
+                logger.log_metrics(dict(numbers), step=training.step_of(trainer))
 
     def _write_samples(self, trainer: Trainer, point: Observation, step: int) -> None:
         """Write histograms, and the coefficients in use when they are new."""

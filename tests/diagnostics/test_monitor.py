@@ -409,6 +409,89 @@ def test_skipped_updates_are_counted_and_those_in_a_row_warned_of_once(tmp_path)
     assert steps == [1, 7]
 
 
+class NoneFinite(Net):
+    """No gradient is finite: one NaN, which clipping by the norm of all spreads over all."""
+
+    def on_after_backward(self):
+        self.head.bias.grad.fill_(float("nan"))
+
+
+class VectorsNotFinite(Net):
+    """No gradient of AdamW's parameters is finite from step 2 on, all of the matrices are."""
+
+    def on_after_backward(self):
+        for name, parameter in self.named_parameters():
+            if name not in PARAMETERS and self.global_step >= 2:
+                parameter.grad.fill_(float("nan"))
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize(
+    ("net", "options"), [(NoneFinite, {"gradient_clip_val": 1.0}), (VectorsNotFinite, {})]
+)
+@pytest.mark.filterwarnings("ignore:ROOT (left|skipped)|ROOTMonitor")
+def test_every_skipped_update_is_in_the_logs_where_no_matrix_moves_too(
+    net, options, every, tmp_path
+):
+    logger = TensorBoardLogger(tmp_path)
+    _, fit = run(ROOTMonitor(every), net=net, logger=logger, max_steps=8, **options)
+    points = events(logger).Scalars("root/skipped")
+    assert {point.step for point in points} >= set(range(every - 1, 8, every))
+    (optimizer,) = fit.optimizers
+    assert sum(point.value for point in points) == optimizer.skipped.total() > 8
+    assert fit.callback_metrics["root/skipped"] > 0
+    has_moved = bool(events(logger).Tags()["scalars"].count("root/orth_error/mean"))
+    assert has_moved == (net is VectorsNotFinite)
+
+
+@pytest.mark.parametrize("net", [NoneFinite, VectorsNotFinite])
+@pytest.mark.filterwarnings("ignore:ROOT (left|skipped)|ROOTMonitor")
+def test_early_stopping_on_skipped_updates_fires(net):
+    stop = EarlyStopping("root/skipped", stopping_threshold=-1.0, divergence_threshold=0.5)
+    options = {"gradient_clip_val": 1.0} if net is NoneFinite else {}
+    _, fit = run(ROOTMonitor(1), stop, net=net, max_steps=40, **options)
+    assert fit.global_step < 40
+
+
+class Named(ROOTMixin, L.LightningModule):
+    """Matrices that are called as what is logged of all of them."""
+
+    root_options = {"schedule": None, "rules": {"*": "root"}}
+
+    def __init__(self, names):
+        super().__init__()
+        for number, name in enumerate(names):
+            torch.manual_seed(number)
+            self.register_parameter(name, torch.nn.Parameter(torch.randn(4, 8)))
+
+    def training_step(self, batch, index):
+        return sum((p.square() * (index + 1)).sum() for p in self.parameters())
+
+    def train_dataloader(self):
+        return Batches()
+
+
+def test_parameters_named_as_an_aggregate_have_curves_of_their_own(tmp_path):
+    """The same values as under other names, and the same aggregates."""
+    tags = []
+    for names in (("mean", "max", "min", "skipped"), ("a", "b", "c", "d")):
+        logger = TensorBoardLogger(tmp_path / names[0])
+        fit = trainer(callbacks=[ROOTMonitor()], logger=logger)
+        fit.fit(Named(names))
+        found = events(logger)
+        tags.append({tag: [e.value for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]})
+    first, second = tags
+    for statistic in STATISTICS:
+        for name, other in [("mean", "a"), ("max", "b"), ("min", "c")]:
+            assert (
+                first[f"root/{statistic}/{name}.parameter"] == second[f"root/{statistic}/{other}"]
+            )
+        assert first[f"root/{statistic}/skipped"] == second[f"root/{statistic}/d"]
+    aggregates = AGGREGATES & second.keys()
+    assert {tag: first[tag] for tag in aggregates} == {tag: second[tag] for tag in aggregates}
+    assert len(first) == len(second)
+
+
 def test_an_exception_leaves_no_hook():
     class Broken(Net):
         def on_train_batch_end(self, *_):
