@@ -1,8 +1,10 @@
 """The callback that gives ROOT the live parameters, and what is said of a run that a disk ended."""
 
 import errno
+import math
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from zipfile import is_zipfile
@@ -15,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_root.coefficients.shapes import shape_text
 from lightning_root.diagnostics.training import error_chain
 from lightning_root.distributed import reshard
-from lightning_root.optim import ROOT, WarmupDecayLR
+from lightning_root.optim import ROOT
 from lightning_root.optim.checkpoint import keyed_by_names
-from lightning_root.optim.schedule import for_groups
+from lightning_root.optim.schedule import ManualSteps, end_with_run, for_groups, warmups_in
 from lightning_root.partition.parameters import canonical_parameters
 
 # No space is left on the device, or none to this user.
@@ -30,12 +32,15 @@ class ROOTBinder(Callback):
     That is after the model is complete and strategies such as FSDP2 have replaced its parameters,
     and before a checkpoint is restored. The split is printed, and written to `partition.txt` beside
     the logs. The callback also takes in parameters that are unfrozen during training, hands the
-    length of the run to `WarmupDecayLR`, steps it per step, has the ranks of DDP share the work on
-    the matrices (see `ROOT.share`), and keys the state in checkpoints by names. It holds no state.
+    length of the run to `WarmupDecayLR`, steps it per step (under manual optimization too), has the
+    ranks of DDP share the work on the matrices (see `ROOT.share`), and keys the state in
+    checkpoints by names. It holds no state.
     `ROOTMixin` and `ROOTCLI` add it by themselves; elsewhere:
 
         trainer = Trainer(callbacks=[ROOTBinder()])
     """
+
+    _manual_steps: Sequence[ManualSteps] = ()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind every ROOT of the Trainer and resolve its schedules."""
@@ -52,11 +57,24 @@ class ROOTBinder(Callback):
         if tables and _first_binder(trainer) is self:
             _print_partition(trainer, "\n\n".join(tables))
             _announce_fits(optimizers)
-        for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, WarmupDecayLR):
-                if config.scheduler.max_steps is None:
-                    config.scheduler.resolve(run_length(pl_module))
-                config.interval = "step"
+        _plan_schedules(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plan the schedules for the run as it is now that other callbacks have set it up."""
+        _plan_schedules(trainer, pl_module)
+        self._end_manual_steps()
+        if not pl_module.automatic_optimization and _first_binder(trainer) is self:
+            schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+            self._manual_steps = [ManualSteps(one) for one in schedules if warmups_in(one)]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Leave schedules to a module that steps them itself."""
+        for manual in self._manual_steps:
+            manual.check()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Leave no hook in the optimizer."""
+        self._end_manual_steps()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -114,6 +132,7 @@ class ROOTBinder(Callback):
     ) -> None:
         """Note below the error of a full disk where it is full and what to go on from."""
         del pl_module
+        self._end_manual_steps()
         if _first_binder(trainer) is self:
             _note_full_disk(exception, trainer)
 
@@ -127,6 +146,11 @@ class ROOTBinder(Callback):
                     f"ROOT skipped {optimizer.skipped.total()} updates of {len(optimizer.skipped)} "
                     f"parameters whose gradients were not finite (most often: {worst})"
                 )
+
+    def _end_manual_steps(self) -> None:
+        for manual in self._manual_steps:
+            manual.end()
+        self._manual_steps = ()
 
 
 def frozen_by_callback(module: LightningModule) -> bool:
@@ -158,7 +182,7 @@ def run_length(module: LightningModule) -> int:
             "length (an IterableDataset) and steps cannot be counted from `max_epochs`; or pass "
             "schedule=None for a fixed learning rate"
         )
-    return max(1, int(steps))
+    return max(1, _accumulated(module.trainer, int(steps)))
 
 
 def full_disk(error: BaseException) -> OSError | None:
@@ -234,3 +258,28 @@ def _announce_fits(optimizers: Sequence[ROOT]) -> None:
             "than a second each; they are kept for later runs in the folder "
             "`LIGHTNING_ROOT_CACHE` or the user's cache"
         )
+
+
+def _plan_schedules(trainer: Trainer, module: LightningModule) -> None:
+    """Give each `WarmupDecayLR` the length of the run, and have it stepped per step."""
+    for config in trainer.lr_scheduler_configs:
+        if warmups := warmups_in(config.scheduler):
+            end_with_run(config.scheduler, partial(run_length, module))
+            if config.interval != "step" and config.scheduler is not warmups[0]:
+                rank_zero_info(
+                    f"The {type(config.scheduler).__name__} holds a WarmupDecayLR and is stepped "
+                    "per optimizer step, which its milestones count too"
+                )
+            config.interval = "step"
+
+
+def _accumulated(trainer: Trainer, steps: int) -> int:
+    """Return the steps of a run where `GradientAccumulationScheduler` changes them by epoch."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    factors = [getattr(each, "get_accumulate_grad_batches", None) for each in callbacks]
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs or -1
+    if not any(factors) or epochs == -1 or batches == math.inf:
+        return steps
+    factor = [each for each in factors if each][-1]
+    steps = sum(math.ceil(batches / factor(epoch)) for epoch in range(epochs))
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_root import takeover
 from lightning_root.binder import ROOTBinder, frozen_by_callback, run_length
 from lightning_root.optim import ROOT, WarmupDecayLR
-from lightning_root.optim.schedule import ScheduleName
+from lightning_root.optim.schedule import ScheduleName, end_with_run
 
 _SCHEDULE_OPTIONS: Final = ("schedule", "warmup_steps", "max_steps", "min_lr_ratio")
 
@@ -81,7 +81,7 @@ def _scheduled(
         return {"optimizer": optimizer}
     scheduler = WarmupDecayLR(optimizer, max_steps=max_steps, schedule=schedule, **options)
     if max_steps is None:
-        scheduler.resolve(run_length(module))
+        end_with_run(scheduler, partial(run_length, module))
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1},

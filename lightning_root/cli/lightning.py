@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
@@ -15,11 +16,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSched
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
-from lightning_root.binder import ROOTBinder
+from lightning_root.binder import ROOTBinder, run_length
 from lightning_root.checkpoint_io import explained_read_errors
 from lightning_root.cli.messages import NOT_TEXT, check_yaml, one_line
 from lightning_root.cli.parser import COMMANDS, program
 from lightning_root.optim import ROOT
+from lightning_root.optim.schedule import end_with_run, warmups_in
 
 CHECKPOINT_KEYWORDS: Final = ("best", "last", "hpc", "registry")
 """Values of `--ckpt_path` that are no file."""
@@ -32,9 +34,15 @@ class SchedulerInterval(Callback):
         self.interval = interval
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the interval before the first step."""
+        """Set the interval before the first step, or refuse one that a schedule cannot have."""
         del pl_module
         for config in trainer.lr_scheduler_configs:
+            if self.interval == "epoch" and warmups_in(config.scheduler):
+                raise ValueError(
+                    '`lr_scheduler_interval` must be "step" for WarmupDecayLR, which counts '
+                    'optimizer steps, got "epoch"; leave it out, or write '
+                    "`--lr_scheduler_interval step`"
+                )
             config.interval = self.interval
 
 
@@ -93,6 +101,7 @@ class ROOTCLI(LightningCLI):
         """Bind ROOT once the model is complete; the rest is LightningCLI's."""
         if isinstance(optimizer, ROOT):
             optimizer.bind(optimizer.module or lightning_module)
+        end_with_run(lr_scheduler, partial(run_length, lightning_module))
         return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
 
 

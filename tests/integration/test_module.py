@@ -246,6 +246,253 @@ def test_the_factorys_schedule_steps_per_step_over_the_whole_run():
     assert torch.allclose(torch.tensor(recorder.rates), torch.tensor(expected))
 
 
+class Rates(L.Callback):
+    """The learning rate of every optimizer step, and where the schedule stands after the run."""
+
+    def __init__(self):
+        self.rates, self.last = [], None
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.rates.append(float(optimizer.param_groups[0]["lr"]))
+
+    def on_train_end(self, trainer, *_):
+        self.last = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def expected_rates(schedule, steps, lr=1e-2):
+    """Those of SGD, for a schedule whose length is given."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    scheduler, rates = schedule(optimizer), []
+    for _ in range(steps + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def in_sequence(optimizer, **length):
+    warmup = WarmupDecayLR(optimizer, 3, **length)
+    constant = torch.optim.lr_scheduler.ConstantLR(optimizer, 0.5, 10)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, constant], [15])
+
+
+def later_in_sequence(optimizer, **length):
+    linear = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 4)
+    warmup = WarmupDecayLR(optimizer, 3, **length)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [linear, warmup], [5])
+
+
+def in_chain(optimizer, **length):
+    warmup = WarmupDecayLR(optimizer, 3, **length)
+    constant = torch.optim.lr_scheduler.ConstantLR(optimizer, 0.5, 4)
+    return torch.optim.lr_scheduler.ChainedScheduler([warmup, constant], optimizer)
+
+
+def deep_in_sequences(optimizer, **length):
+    inner = in_sequence(optimizer, **length)
+    flat = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1)
+    chain = torch.optim.lr_scheduler.ChainedScheduler([inner], optimizer)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [chain, flat], [12])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lr"),
+    [
+        *((each, 1e-2) for each in (in_sequence, later_in_sequence, in_chain, deep_in_sequences)),
+        (in_sequence, torch.tensor(1e-2)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # by torch's SequentialLR
+def test_a_schedule_within_others_ends_with_the_run_and_is_stepped_per_step(schedule, lr):
+    class Net(PlainNet):
+        def configure_optimizers(self):
+            optimizer = ROOT(self.parameters(), lr=lr)
+            return [optimizer], [schedule(optimizer)]
+
+    rates = Rates()
+    trainer(max_steps=20, callbacks=[ROOTBinder(), rates]).fit(Net())
+    given = expected_rates(lambda optimizer: schedule(optimizer, max_steps=20), 20)
+    assert rates.rates == pytest.approx(given[:20], rel=1e-6)
+    assert rates.last == pytest.approx(given[20], rel=1e-6)
+
+
+class BatchNet(PlainNet):
+    """Its 64 samples come in batches of a size that a tuner may change."""
+
+    schedule_options: ClassVar = {"warmup_steps": 2}
+
+    def __init__(self):
+        super().__init__()
+        self.batch_size, self.lr = 1, 1e-2
+
+    def train_dataloader(self):
+        tokens = torch.randint(16, (64, 4), generator=torch.Generator().manual_seed(0))
+        data = torch.utils.data.TensorDataset(tokens, tokens.amax(-1) // 4)
+        return torch.utils.data.DataLoader(data, batch_size=self.batch_size)
+
+
+class BatchFactoryNet(BatchNet):
+    def configure_optimizers(self):
+        return configure_optimizers(self, lr=1e-2, **self.schedule_options)
+
+
+class BatchMixedNet(ROOTMixin, BatchNet):
+    @property
+    def root_options(self):
+        return {"lr": 1e-2, **self.schedule_options}
+
+
+def finder(size=8):
+    """As it ends where memory does: no larger than so many."""
+    return L.callbacks.BatchSizeFinder(init_val=2, max_trials=10, max_val=size, steps_per_trial=2)
+
+
+CHANGES_OF_LENGTH = {
+    "batch size": (lambda: [finder()], 8),
+    "accumulation": (lambda: [L.callbacks.GradientAccumulationScheduler({0: 2, 1: 8})], 32 + 8),
+    "both": (lambda: [finder(), L.callbacks.GradientAccumulationScheduler({1: 3})], 8 + 3),
+}
+
+
+@pytest.mark.parametrize("kind", [BatchFactoryNet, BatchMixedNet])
+@pytest.mark.parametrize("change", CHANGES_OF_LENGTH)
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_the_schedule_is_for_the_run_that_happens(kind, change, tmp_path):
+    callbacks, steps = CHANGES_OF_LENGTH[change]
+    epochs = 1 if change == "batch size" else 2
+    rates = Rates()
+    fit = trainer(
+        max_steps=-1,
+        max_epochs=epochs,
+        callbacks=[*callbacks(), ROOTBinder(), rates],
+        default_root_dir=tmp_path,
+    )
+    fit.fit(kind())
+    assert fit.global_step == steps
+    assert fit.lr_scheduler_configs[0].scheduler.max_steps == steps
+    given = expected_rates(lambda optimizer: WarmupDecayLR(optimizer, 2, steps), steps)
+    assert rates.rates[-steps:] == pytest.approx(given[:steps], rel=1e-12)
+
+
+@pytest.mark.parametrize("max_steps", [5, 100])
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_length_of_the_users_own_stays(max_steps, tmp_path):
+    class Net(BatchFactoryNet):
+        schedule_options: ClassVar = {"warmup_steps": 2, "max_steps": max_steps}
+
+    fit = trainer(
+        max_steps=-1, max_epochs=1, callbacks=[finder(), ROOTBinder()], default_root_dir=tmp_path
+    )
+    fit.fit(Net())
+    assert fit.lr_scheduler_configs[0].scheduler.max_steps == max_steps
+
+
+@pytest.mark.parametrize("tune", ["scale_batch_size", "lr_find"])
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_after_a_tuner_the_schedule_is_for_the_run_that_happens(tune, tmp_path):
+    fit = trainer(max_steps=-1, max_epochs=2, default_root_dir=tmp_path)
+    model = BatchMixedNet()
+    tuner = L.tuner.Tuner(fit)
+    if tune == "scale_batch_size":
+        tuner.scale_batch_size(model, max_val=8, steps_per_trial=2)
+    else:
+        tuner.lr_find(model, num_training=5)
+    fit.fit(model)
+    assert fit.lr_scheduler_configs[0].scheduler.max_steps == fit.global_step > 0
+
+
+def test_without_a_binder_the_factorys_schedule_is_for_the_trainers_run():
+    fit = trainer(max_steps=-1, max_epochs=2)
+    fit.fit(BatchFactoryNet())
+    assert fit.lr_scheduler_configs[0].scheduler.max_steps == fit.global_step == 128
+
+
+class ByHand(ROOTMixin, PlainNet):
+    """Manual optimization: what Lightning steps by itself is nothing, schedules neither."""
+
+    per_batch = 1
+    root_options = {"lr": 1e-2, "warmup_steps": 3}
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, index):
+        optimizer = self.optimizers()
+        for _ in range(self.per_batch):
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, index))
+            optimizer.step()
+            self.after_step()
+
+    def after_step(self):
+        pass
+
+
+class TwoStepsABatch(ByHand):
+    per_batch = 2
+
+
+class StepsItsSchedule(ByHand):
+    def after_step(self):
+        self.lr_schedulers().step()
+
+
+class StepsItsScheduleLater(ByHand):
+    def on_train_batch_end(self, *_):
+        self.lr_schedulers().step()
+
+
+class OwnSchedule(ByHand):
+    def configure_optimizers(self):
+        optimizer = ROOT(self.parameters(), lr=1e-2)
+        return [optimizer], [WarmupDecayLR(optimizer, 3)]
+
+
+class ChainByHand(ByHand):
+    def configure_optimizers(self):
+        optimizer = ROOT(self.parameters(), lr=1e-2)
+        return [optimizer], [in_chain(optimizer)]
+
+
+class ChainThatItSteps(ChainByHand):
+    def after_step(self):
+        self.lr_schedulers().step()
+
+
+BY_HAND = [ByHand, TwoStepsABatch, StepsItsSchedule, StepsItsScheduleLater, OwnSchedule]
+
+
+@pytest.mark.parametrize("kind", [*BY_HAND, ChainByHand, ChainThatItSteps])
+@pytest.mark.parametrize("steps", [2, 12])
+def test_manual_optimization_has_the_rates_of_automatic_whoever_steps_the_schedule(kind, steps):
+    rates = Rates()
+    fit = trainer(max_steps=steps, callbacks=[ROOTBinder(), rates])
+    fit.fit(kind())
+    schedule = (
+        in_chain
+        if issubclass(kind, ChainByHand)
+        else lambda o, max_steps: WarmupDecayLR(o, 3, max_steps)
+    )
+    given = expected_rates(lambda optimizer: schedule(optimizer, max_steps=steps), steps)
+    assert rates.rates == pytest.approx(given[:steps], rel=1e-6)
+    assert rates.last == pytest.approx(given[steps], rel=1e-6)
+    assert not fit.optimizers[0]._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("kind", [ByHand, TwoStepsABatch, StepsItsSchedule, OwnSchedule])
+def test_manual_optimization_resumes_bit_for_bit(kind, tmp_path):
+    whole = kind()
+    trainer(max_steps=8).fit(whole)
+    file = tmp_path / "half.ckpt"
+    trainer(max_steps=8, callbacks=[StopAt(4, file)]).fit(kind())
+    resumed = kind()
+    fit = trainer(max_steps=8)
+    fit.fit(resumed, ckpt_path=file, weights_only=True)
+    assert fit.global_step == 8
+    assert moved(weights(whole), weights(resumed)) == set()
+
+
 def test_the_factory_without_a_schedule():
     assert list(configure_optimizers(PlainNet(), schedule=None)) == ["optimizer"]
 
