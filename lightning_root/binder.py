@@ -11,7 +11,7 @@ from zipfile import is_zipfile
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.coefficients.shapes import shape_text
@@ -41,6 +41,7 @@ class ROOTBinder(Callback):
     """
 
     _manual_steps: Sequence[ManualSteps] = ()
+    _given: Sequence[list[dict[str, Any]]] = ()  # options of the groups before a state is loaded
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind every ROOT of the Trainer and resolve its schedules."""
@@ -58,9 +59,13 @@ class ROOTBinder(Callback):
             _print_partition(trainer, "\n\n".join(tables))
             _announce_fits(optimizers)
         _plan_schedules(trainer, pl_module)
+        self._given = [[*map(dict, optimizer.param_groups)] for optimizer in optimizers]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the schedules for the run as it is now that other callbacks have set it up."""
+        if trainer.ckpt_path is not None and _first_binder(trainer) is self:
+            _say_what_lost(self._given, _roots(trainer))
+        self._given = ()
         _plan_schedules(trainer, pl_module)
         self._end_manual_steps()
         if not pl_module.automatic_optimization and _first_binder(trainer) is self:
@@ -283,3 +288,29 @@ def _accumulated(trainer: Trainer, steps: int) -> int:
     factor = [each for each in factors if each][-1]
     steps = sum(math.ceil(batches / factor(epoch)) for epoch in range(epochs))
     return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+
+
+def _say_what_lost(given: Sequence[list[dict[str, Any]]], optimizers: Sequence[ROOT]) -> None:
+    """Name options of this run in whose place those of a loaded state are now."""
+    found: dict[str, str] = {}
+    for options, optimizer in zip(given, optimizers, strict=True):
+        for before, after in zip(options, optimizer.param_groups, strict=False):
+            cycled = {"betas", "lr"} if "base_momentum" in before else set()
+            for name in optimizer.defaults.keys() - cycled:
+                # Schedules move `lr` and leave the full one beside it.
+                key = f"initial_{name}" if f"initial_{name}" in before else name
+                now, then = after.get(key), before[key]
+                if bool(now != then):
+                    found.setdefault(name, f"`{name}` {_short(now)} (given: {_short(then)})")
+    if found:
+        rank_zero_warn(
+            f"ROOT goes on with the checkpoint's options, as torch's optimizers do: "
+            f"{', '.join(sorted(found.values()))}. The configuration shows those that were given; "
+            "to have them, set them in `optimizer.param_groups` at `on_train_start`, or start "
+            "from the weights alone"
+        )
+
+
+def _short(value: Any) -> str:
+    text = f"{value.item()}" if isinstance(value, Tensor) else repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -28,13 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run_lightning(None if arguments is None else given)
     except Exception as error:
         from lightning_root.binder import full_disk, notes_of
+        from lightning_root.cli.messages import loading_error
 
         full = full_disk(error)
         if full is not None:
             print(f"error: {full}. {'. '.join(notes_of(error))}", file=sys.stderr)
             return 1
         explain(error)
-        message = " ".join(str(error).split())
+        message = loading_error(error) or " ".join(str(error).split())
         if message.startswith("`") and not notes_of(error):  # as we name what the user can mend
             print(f"error: {message}", file=sys.stderr)
             return 2

@@ -20,11 +20,15 @@ from lightning_root.binder import ROOTBinder, run_length
 from lightning_root.checkpoint_io import explained_read_errors
 from lightning_root.cli.messages import NOT_TEXT, check_yaml, one_line
 from lightning_root.cli.parser import COMMANDS, program
+from lightning_root.module import ROOTMixin
 from lightning_root.optim import ROOT
 from lightning_root.optim.schedule import end_with_run, warmups_in
 
 CHECKPOINT_KEYWORDS: Final = ("best", "last", "hpc", "registry")
 """Values of `--ckpt_path` that are no file."""
+
+_TRAIN: Final = (None, "fit")
+"""Subcommands that need an optimizer; None where the command line has no subcommands."""
 
 
 class SchedulerInterval(Callback):
@@ -74,8 +78,10 @@ class ROOTCLI(LightningCLI):
         """Make the Trainer, with the binding callback.
 
         Raises:
-            ValueError: If its strategy would start processes that do not get `--optimizer`.
+            ValueError: If its strategy would start processes that do not get `--optimizer`, or
+                `--lr_scheduler` has no optimizer to schedule.
         """
+        self._check_scheduler()
         trainer: Trainer = super().instantiate_trainer(**kwargs)
         started = getattr(trainer.strategy, "_start_method", None)
         if started in ("spawn", "forkserver") and self._get(self.config_init, "optimizer"):
@@ -91,6 +97,20 @@ class ROOTCLI(LightningCLI):
         if interval is not None:
             callbacks.append(SchedulerInterval(interval))
         return trainer
+
+    def _check_scheduler(self) -> None:
+        """Refuse `--lr_scheduler` without `--optimizer`, which LightningCLI ignores in silence."""
+        given = self._get(self.config, "lr_scheduler") or {}
+        ignored = self.auto_configure_optimizers and "class_path" in given
+        if not ignored or self._get(self.config, "optimizer") or self.subcommand not in _TRAIN:
+            return
+        mixed = isinstance(self.model, ROOTMixin)
+        own = "`root_options` of the mixin" if mixed else "`configure_optimizers`"
+        raise ValueError(
+            "`lr_scheduler` needs `--optimizer`: the model's own optimizer would train without it; "
+            f"write `--optimizer lightning_root.ROOT --lr_scheduler {given['class_path']}`, or set "
+            f"the schedule in {own}"
+        )
 
     @staticmethod
     def configure_optimizers(

@@ -1,6 +1,8 @@
 """Errors of a configuration, in one line that names the key."""
 
 import re
+import textwrap
+import traceback
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -87,6 +89,21 @@ def one_line(message: str) -> str:
     reason = f"expected {' or '.join(dict.fromkeys(expected))}" if expected else " ".join(lines[1:])
     reason = f"{reason}. Got value: {given[0] or repr('')}" if given else reason
     return f"{key}{reason}" if keys else f"{lines[0]} {reason}"
+
+
+def loading_error(error: BaseException) -> str | None:
+    """Return in one line why a checkpoint cannot be resumed from; None for any other error."""
+    # A fault of the user's own code keeps its traceback.
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [str(frame.f_globals.get("__name__")) for frame in frames]
+    restores = any(
+        name.endswith(".checkpoint_connector") and re.search("restore|resume", frame.f_code.co_name)
+        for name, frame in zip(names, frames, strict=True)
+    )
+    if not restores or names[-1].partition(".")[0] not in ("lightning", "lightning_root", "torch"):
+        return None
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return f"`ckpt_path`: {textwrap.shorten(text, 600, placeholder=' ...')}"
 
 
 def _raised(lines: list[str]) -> str | None:

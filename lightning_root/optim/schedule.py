@@ -224,8 +224,8 @@ class ManualSteps:
             state, rates = self._at_start
             self._scheduler.load_state_dict(state)
             _write_rates(self._scheduler.optimizer, rates)
-            for _ in range(steps):
-                self._scheduler.step()
+            for step in [self._scheduler.step] * steps:
+                step()
 
     def end(self) -> None:
         """Leave no hook in the optimizer."""

@@ -1,12 +1,16 @@
 """What a person may get wrong about `fit`: one line, status 2, no traceback."""
 
+import re
+
 import pytest
 import torch
 
+from lightning_root import ROOT, ROOTMixin
 from lightning_root.cli import entry
 from lightning_root.cli.lightning import MainCLI
 from lightning_root.cli.messages import one_line
 from tests.cli.test_plan import HERE
+from tests.integration.models import PlainNet, trainer
 
 NET = f"--model={HERE}.Net"
 QUIET = ["--trainer.logger=false", "--trainer.fast_dev_run=1"]
@@ -69,6 +73,84 @@ def test_a_value_that_lightning_refuses_when_training_starts_is_one_line_too(cal
     status, out, err = call("fit")
     assert (status, out) == (2, "")
     assert err == "error: `val_check_interval` (99) must be less than 4.\n"
+
+
+class Trained(PlainNet):
+    """It needs no data of its own, and its optimizer is the command line's."""
+
+
+class Wider(Trained):
+    def build(self):
+        super().build()
+        self.more = torch.nn.Linear(3, 3)
+
+
+class Faulty(Trained):
+    def on_load_checkpoint(self, checkpoint):
+        raise KeyError("of the user's own code")
+
+
+def saved(optimizer, weights_only=False):
+    fit = trainer(max_steps=1)
+    model = Trained()
+    model.configure_optimizers = lambda: optimizer(model.parameters())
+    fit.fit(model)
+    fit.save_checkpoint("saved.ckpt", weights_only)
+
+
+@pytest.mark.parametrize(
+    ("net", "optimizer", "weights_only", "words"),
+    [
+        (Wider, ROOT, False, r'Missing key\(s\) in state_dict: "more.weight"'),
+        (Trained, torch.optim.AdamW, False, "the loaded state is not ROOT's"),
+        (Trained, lambda p: ROOT(list(p)[:-1]), False, "the loaded state does not belong"),
+        (Trained, ROOT, True, "restore optimizer state but checkpoint contains only the model"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:ROOT got tensors without names")
+def test_a_state_that_does_not_load_is_one_line(
+    call, tmp_path, monkeypatch, net, optimizer, weights_only, words
+):
+    monkeypatch.chdir(tmp_path)
+    saved(optimizer, weights_only)
+    arguments = [
+        "--optimizer=lightning_root.ROOT",
+        "--ckpt_path=saved.ckpt",
+        "--trainer.max_steps=2",
+    ]
+    status, _, err = call("fit", f"--model={__name__}.{net.__name__}", QUIET[0], *arguments)
+    assert status == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert re.search(rf"^error: `ckpt_path`: .*{words}", line)
+    assert "Traceback" not in err
+
+
+def test_a_fault_in_the_users_own_code_keeps_its_traceback(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(ROOT)
+    with pytest.raises(KeyError, match="of the user's own code"):
+        call(
+            *("fit", f"--model={__name__}.Faulty", QUIET[0], "--optimizer=lightning_root.ROOT"),
+            *("--ckpt_path=saved.ckpt", "--trainer.max_steps=2"),
+        )
+
+
+@pytest.mark.parametrize("net", ["Mixed", "OfItsOwn"])
+def test_a_scheduler_that_nothing_would_use_is_one_line(call, net):
+    arguments = ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=2"]
+    status, out, err = call("fit", f"--model={__name__}.{net}", *QUIET, *arguments)
+    assert (status, out) == (2, "")
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "`lr_scheduler` needs `--optimizer`" in line
+
+
+class Mixed(ROOTMixin, PlainNet):
+    pass
+
+
+class OfItsOwn(PlainNet):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters())
 
 
 def test_a_report_on_all_types_is_shortened_to_the_nearest():

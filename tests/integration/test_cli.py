@@ -5,15 +5,18 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import lightning.pytorch as L
 import pytest
 import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
+from torch.optim.lr_scheduler import ChainedScheduler
 
 import lightning_root
-from lightning_root import ROOT, ROOTCLI, ROOTMixin
+from lightning_root import ROOT, ROOTCLI, ROOTMixin, WarmupDecayLR
 from tests.integration.models import EXPECTED_SPLIT, LazyNet, PlainNet, split, weights
 
 PROJECT = Path(lightning_root.__file__).parents[1]
@@ -118,6 +121,84 @@ def test_torchs_schedulers_step_as_asked(interval, count):
     scheduler = ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=100"]
     made = run(ROOTCLI, PlainNet, "--optimizer=ROOT", *scheduler, *options)
     assert made.trainer.lr_scheduler_configs[0].scheduler.last_epoch == count
+
+
+class AdamNet(PlainNet):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+
+@pytest.mark.parametrize("net", [MixedNet, AdamNet])
+def test_a_scheduler_without_an_optimizer_to_schedule_is_refused_with_the_line_to_write(net):
+    line = "`--optimizer lightning_root.ROOT --lr_scheduler torch.optim.lr_scheduler.StepLR`"
+    scheduler = ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
+    with pytest.raises(ValueError, match=f"^`lr_scheduler` needs `--optimizer`.*{line}"):
+        run(ROOTCLI, net, *scheduler)
+
+
+class NestedNet(PlainNet):
+    def configure_optimizers(self):
+        optimizer = ROOT(self.parameters())
+        return [optimizer], [ChainedScheduler([WarmupDecayLR(optimizer)])]
+
+
+@pytest.mark.parametrize(
+    ("net", "options"),
+    [
+        (PlainNet, ["--optimizer=ROOT", "--lr_scheduler=WarmupDecayLR"]),
+        (MixedNet, []),
+        (NestedNet, []),
+    ],
+)
+def test_warm_up_and_decay_per_epoch_are_refused_with_the_line_to_write(net, options):
+    with pytest.raises(ValueError, match=r"^`lr_scheduler_interval` must be .*_interval step`"):
+        run(ROOTCLI, net, *options, "--lr_scheduler_interval=epoch")
+    run(ROOTCLI, net, *options, "--lr_scheduler_interval=step")
+
+
+class Saves(L.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 4:
+            trainer.save_checkpoint("half.ckpt")
+
+
+WITH_SCHEDULE = ["--lr_scheduler=WarmupDecayLR"]
+ONE_CYCLE = [
+    *("--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.01", "--lr_scheduler.total_steps=8"),
+    "--lr_scheduler_interval=step",
+]
+
+
+@pytest.mark.parametrize("schedule", [[], WITH_SCHEDULE, ONE_CYCLE])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ([], None),
+        (["--optimizer.weight_decay=0.3"], "`weight_decay` 0.1 (given: 0.3)."),
+        (
+            ["--optimizer.nesterov=false", "--optimizer.coefficients=muon"],
+            "`coefficients` 'adaptive' (given: 'muon'), `nesterov` True (given: False).",
+        ),
+        (["--optimizer.lr=0.5"], "`lr` 0.001 (given: 0.5)."),
+    ],
+)
+def test_options_that_lose_to_the_checkpoint_are_named_once_with_both_values(
+    schedule, changed, said, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    sys.argv = ["lightning_root", "fit", *QUIET, "--optimizer=ROOT", *schedule]
+    defaults = {"callbacks": [Saves()]}
+    ROOTCLI(PlainNet, save_config_callback=None, trainer_defaults=defaults)
+    sys.argv += ["--ckpt_path=half.ckpt", *changed]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ROOTCLI(PlainNet, save_config_callback=None)
+    lost = [str(w.message) for w in caught if "goes on with the checkpoint's" in str(w.message)]
+    if said is None or (schedule is ONE_CYCLE and "lr" in said):  # it has rates of its own
+        assert lost == []
+    else:
+        (text,) = lost
+        assert said in text
 
 
 def test_other_optimizers_are_as_easy():
