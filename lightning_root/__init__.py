@@ -1,5 +1,7 @@
 """ROOT, the robust orthogonalized optimizer, for PyTorch Lightning."""
 
+import torch.serialization
+
 try:
     from lightning_root.binder import ROOTBinder
     from lightning_root.checkpoint_io import AtomicCheckpointIO
@@ -29,6 +31,10 @@ except Exception as error:
 
     explain(error)
     raise
+
+# What checkpoints of others hold, such as `optimizer_cls` among hyperparameters, loads with
+# `weights_only=True`. A file may call these; none of them runs code that it is given.
+torch.serialization.add_safe_globals([ROOT, WarmupDecayLR, MatrixView])
 
 __all__ = [
     "ROOT",

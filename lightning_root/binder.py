@@ -25,6 +25,11 @@ from lightning_root.partition.parameters import canonical_parameters
 # No space is left on the device, or none to this user.
 DISK_FULL: Final = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
+# Modules of torch's hooks for DDP that end with the same gradients on all ranks.
+EQUALIZING_HOOKS: Final = frozenset(
+    {"default_hooks", "powerSGD_hook", "quantization_hooks", "mixed_precision_hooks"}
+)
+
 
 class ROOTBinder(Callback):
     """Gives ROOT the live parameters, with their names, when training starts, and shows the split.
@@ -49,9 +54,7 @@ class ROOTBinder(Callback):
         for optimizer in optimizers:
             optimizer.bind(_whole(optimizer, pl_module), frozen=not frozen_by_callback(pl_module))
         tables = [optimizer.table() for optimizer in optimizers]
-        model: Any = trainer.strategy.model
-        # The ranks with the same parameters and, after the backward pass, gradients.
-        replicas = model.process_group if isinstance(model, DistributedDataParallel) else None
+        replicas = _replicas(trainer.strategy, optimizers)
         for optimizer in optimizers:
             if not optimizer.shards_state:  # the strategy shares more than this
                 optimizer.share(replicas if optimizer.share_updates else None)
@@ -314,3 +317,36 @@ def _say_what_lost(given: Sequence[list[dict[str, Any]]], optimizers: Sequence[R
 def _short(value: Any) -> str:
     text = f"{value.item()}" if isinstance(value, Tensor) else repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _replicas(strategy: Any, optimizers: Sequence[ROOT]) -> Any:
+    """Return the ranks whose parameters and gradients are the same, or None."""
+    model = strategy.model
+    if not isinstance(model, DistributedDataParallel):
+        return None
+    states = [
+        getattr(strategy, "_ddp_comm_state", None),
+        *(state for _, state in model._comm_hooks),
+    ]
+    local = any(type(state).__name__ == "PostLocalSGDState" for state in states)
+    if not local and all(_makes_equal(hook) for hook, _ in model._comm_hooks):
+        return model.process_group
+    if any(optimizer.shards_state for optimizer in optimizers):
+        raise ValueError(
+            "`ddp_comm_hook` must leave the same gradients on all ranks where they share ROOT's "
+            "state, and this one may not; use `strategy: ddp`, or another hook"
+        )
+    if any(optimizer.share_updates for optimizer in optimizers):
+        rank_zero_warn(
+            "ROOT does all of its work on every rank, as with `share_updates=False`: the "
+            "communication hook of DDP may leave other gradients on each rank, as post-local SGD "
+            "does. Pass `share_updates=False` to say so, or use another hook to share the work"
+        )
+    return None
+
+
+def _makes_equal(hook: Any) -> bool:
+    """Return whether a hook of DDP is known to leave the same gradients on all ranks."""
+    inner = [cell.cell_contents for cell in getattr(hook, "__closure__", None) or ()]  # wrapped
+    module = str(getattr(hook, "__module__", "")).rpartition(".")[2]
+    return module in EQUALIZING_HOOKS and all(map(_makes_equal, filter(callable, inner)))

@@ -6,12 +6,21 @@ Every rank sees the same batches, so two ranks must do what one process does.
 import sys
 import warnings
 
+import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.algorithms.ddp_comm_hooks import (
+    debugging_hooks,
+    default_hooks,
+    powerSGD_hook,
+    quantization_hooks,
+)
+from torch.distributed.algorithms.ddp_comm_hooks import post_localSGD_hook as post_localSGD
 
 from lightning_root import ROOT, ROOTCLI, ROOTBinder, ROOTMixin
+from lightning_root.binder import _makes_equal
 from tests.integration.models import (
     EXPECTED_SPLIT,
     Batches,
@@ -207,3 +216,94 @@ def test_stale_parameters_under_fsdp2_are_an_error(gloo_pool):
     for message in gloo_pool.run(stale, "sharded"):
         assert "no longer the model's" in message or "never bound" in message
         assert "ROOTBinder" in message
+
+
+class OwnBatches(Batches):
+    """Other ones on each rank."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.next = 1000 * rank
+
+
+class HookedStrategy(DDPStrategy):
+    """Lightning registers hooks on CUDA devices alone."""
+
+    def _register_ddp_hooks(self):
+        self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)
+
+    def _enable_model_averaging(self):
+        """Never, so that each rank ends where it would alone."""
+
+
+def local_sgd():
+    """Ranks of their own from the first step on."""
+    return post_localSGD.PostLocalSGDState(None, None, 0, post_local_gradient_allreduce=False)
+
+
+HOOKS = {
+    "post_localSGD": (post_localSGD.post_localSGD_hook, local_sgd),
+    "noop": (debugging_hooks.noop_hook, lambda: None),
+    "fp16": (default_hooks.fp16_compress_hook, lambda: None),
+}
+
+
+def with_hook(rank, ranks, name):
+    quiet()
+    hook, state = HOOKS[name]
+    model = MixedNet()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit = trainer(
+            strategy=HookedStrategy(
+                process_group_backend="gloo",
+                ddp_comm_hook=hook,
+                ddp_comm_state=state(),
+            ),
+            devices=ranks,
+            callbacks=[Shares()],
+        )
+        fit.fit(model, OwnBatches(rank))
+    said = sum("does all of its work on every rank" in str(w.message) for w in caught)
+    return weights(model), fit.callbacks[0].shares, said
+
+
+class Shares(L.Callback):
+    """Whether the optimizer shared its work in training."""
+
+    def on_train_start(self, trainer, *_):
+        self.shares = trainer.optimizers[0]._replicas is not None
+
+
+@pytest.mark.parametrize("name", ["post_localSGD", "noop"])
+def test_where_ranks_have_gradients_of_their_own_each_does_as_it_would_alone(gloo_pool, name):
+    for rank, (result, shares, said) in enumerate(gloo_pool.run(with_hook, name)):
+        model = MixedNet()
+        trainer().fit(model, OwnBatches(rank))
+        for key, weight in weights(model).items():
+            torch.testing.assert_close(result[key], weight, rtol=1e-4, atol=1e-5, msg=key)
+        assert (shares, said) == (False, 1 if rank == 0 else 0)
+
+
+def test_a_hook_that_compresses_leaves_the_work_shared(gloo_pool):
+    (first, shares, said), (second, *_) = gloo_pool.run(with_hook, "fp16")
+    assert (shares, said) == (True, 0)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("hook", "is_equal"),
+    [
+        (default_hooks.allreduce_hook, True),
+        (default_hooks.fp16_compress_hook, True),
+        (default_hooks.fp16_compress_wrapper(powerSGD_hook.powerSGD_hook), True),
+        (powerSGD_hook.batched_powerSGD_hook, True),
+        (quantization_hooks.quantization_pertensor_hook, True),
+        (debugging_hooks.noop_hook, False),
+        (default_hooks.bf16_compress_wrapper(debugging_hooks.noop_hook), False),
+        (post_localSGD.post_localSGD_hook, False),
+        (lambda state, bucket: None, False),
+    ],
+)
+def test_hooks_that_leave_equal_gradients_are_known(hook, is_equal):
+    assert _makes_equal(hook) == is_equal

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import warnings
+from collections import defaultdict
 from collections.abc import MutableMapping, MutableSequence
 from fractions import Fraction
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_root import ROOT
+from lightning_root import ROOT, WarmupDecayLR
 from lightning_root.optim.options import ADDED_OPTIONS
 from tests.helpers import params_by_role
 from tests.models import GPT
@@ -668,3 +669,42 @@ def test_a_hundred_steps_are_the_most():
     assert ROOT(groups, ns_steps=100, coefficients="muon").param_groups[0]["ns_steps"] == 100
     with pytest.raises(ValueError, match="`ns_steps` must be at most 100, got 101"):
         ROOT(groups, ns_steps=101, coefficients="muon")
+
+
+HELD = {
+    "defaults": {},
+    "tensor lr": {"lr": torch.tensor(1e-3)},
+    "coefficients by shape": {"coefficients": {"8x16": (TRIPLE,) * 5, "otherwise": "muon"}},
+    "float8 and neurons": {"momentum_dtype": "float8", "normalize": "neuron"},
+    "numpy": {"lr": np.float64(1e-3), "betas": np.array([0.9, 0.99])},
+    "configuration": {"betas": in_config([0.9, 0.99])},
+}
+
+
+@pytest.mark.parametrize("options", HELD.values(), ids=HELD)
+def test_what_holds_the_class_and_a_state_loads_with_weights_only(options, tmp_path):
+    """As darts and neuralforecast keep `optimizer_cls` among the hyperparameters."""
+    model = GPT(tied=False)
+    optimizer = ROOT(model.parameters(), **options)
+    train(model, optimizer, 1)
+    held = {"optimizer_cls": ROOT, "lr_scheduler_cls": WarmupDecayLR}
+    torch.save(
+        {"hyper_parameters": held, "optimizer_states": [optimizer.state_dict()]},
+        tmp_path / "one.ckpt",
+    )
+    loaded = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    assert loaded["hyper_parameters"] == held
+    again = ROOT(model.parameters(), **options)
+    again.load_state_dict(loaded["optimizer_states"][0])
+    for name, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, again.state_dict()["state"][name][key])
+
+
+def test_an_optimizer_that_has_not_stepped_loads_after_the_line_that_torchs_need(tmp_path):
+    """With a state torch refuses every optimizer: `weights_only` fills no `defaultdict`."""
+    for kind, line in ((torch.optim.AdamW, [torch.optim.AdamW]), (ROOT, [])):
+        torch.save(kind(GPT(tied=False).parameters()), tmp_path / "one.ckpt")
+        with torch.serialization.safe_globals([*line, defaultdict, dict]):
+            loaded = torch.load(tmp_path / "one.ckpt", weights_only=True)
+        assert type(loaded) is kind
