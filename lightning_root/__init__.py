@@ -32,8 +32,7 @@ except Exception as error:
     explain(error)
     raise
 
-# What checkpoints of others hold, such as `optimizer_cls` among hyperparameters, loads with
-# `weights_only=True`. A file may call these; none of them runs code that it is given.
+# Checkpoints that hold these load with `weights_only=True`; none runs code that a file gives it.
 torch.serialization.add_safe_globals([ROOT, WarmupDecayLR, MatrixView])
 
 __all__ = [

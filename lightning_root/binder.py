@@ -11,7 +11,7 @@ from zipfile import is_zipfile
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.coefficients.shapes import shape_text
@@ -24,11 +24,8 @@ from lightning_root.partition.parameters import canonical_parameters
 
 # No space is left on the device, or none to this user.
 DISK_FULL: Final = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
-
-# Modules of torch's hooks for DDP that end with the same gradients on all ranks.
-EQUALIZING_HOOKS: Final = frozenset(
-    {"default_hooks", "powerSGD_hook", "quantization_hooks", "mixed_precision_hooks"}
-)
+# Modules of torch whose hooks for DDP end with the same gradients on all ranks.
+EQUAL: Final = ("default_hooks", "powerSGD_hook", "quantization_hooks", "mixed_precision_hooks")
 
 
 class ROOTBinder(Callback):
@@ -65,24 +62,22 @@ class ROOTBinder(Callback):
         self._given = [[*map(dict, optimizer.param_groups)] for optimizer in optimizers]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Plan the schedules for the run as it is now that other callbacks have set it up."""
+        """Plan the schedules anew, for other callbacks may have changed the run."""
         if trainer.ckpt_path is not None and _first_binder(trainer) is self:
             _say_what_lost(self._given, _roots(trainer))
         self._given = ()
         _plan_schedules(trainer, pl_module)
-        self._end_manual_steps()
+        self.on_train_end()
         if not pl_module.automatic_optimization and _first_binder(trainer) is self:
             schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
             self._manual_steps = [ManualSteps(one) for one in schedules if warmups_in(one)]
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Leave schedules to a module that steps them itself."""
+    def on_train_end(self, *_: Any) -> None:
+        """Leave no hook in the optimizers."""
         for manual in self._manual_steps:
             manual.check()
-
-    def on_train_end(self, *_: Any) -> None:
-        """Leave no hook in the optimizer."""
-        self._end_manual_steps()
+            manual.end()
+        self._manual_steps = ()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -140,7 +135,7 @@ class ROOTBinder(Callback):
     ) -> None:
         """Note below the error of a full disk where it is full and what to go on from."""
         del pl_module
-        self._end_manual_steps()
+        self.on_train_end()
         if _first_binder(trainer) is self:
             _note_full_disk(exception, trainer)
 
@@ -154,11 +149,6 @@ class ROOTBinder(Callback):
                     f"ROOT skipped {optimizer.skipped.total()} updates of {len(optimizer.skipped)} "
                     f"parameters whose gradients were not finite (most often: {worst})"
                 )
-
-    def _end_manual_steps(self) -> None:
-        for manual in self._manual_steps:
-            manual.end()
-        self._manual_steps = ()
 
 
 def frozen_by_callback(module: LightningModule) -> bool:
@@ -271,13 +261,10 @@ def _announce_fits(optimizers: Sequence[ROOT]) -> None:
 def _plan_schedules(trainer: Trainer, module: LightningModule) -> None:
     """Give each `WarmupDecayLR` the length of the run, and have it stepped per step."""
     for config in trainer.lr_scheduler_configs:
-        if warmups := warmups_in(config.scheduler):
+        if warmups_in(config.scheduler):
             end_with_run(config.scheduler, partial(run_length, module))
-            if config.interval != "step" and config.scheduler is not warmups[0]:
-                rank_zero_info(
-                    f"The {type(config.scheduler).__name__} holds a WarmupDecayLR and is stepped "
-                    "per optimizer step, which its milestones count too"
-                )
+            if config.interval != "step" and hasattr(config.scheduler, "_milestones"):
+                rank_zero_info("SequentialLR is stepped per step: its milestones are steps too")
             config.interval = "step"
 
 
@@ -302,21 +289,15 @@ def _say_what_lost(given: Sequence[list[dict[str, Any]]], optimizers: Sequence[R
             for name in optimizer.defaults.keys() - cycled:
                 # Schedules move `lr` and leave the full one beside it.
                 key = f"initial_{name}" if f"initial_{name}" in before else name
-                now, then = after.get(key), before[key]
-                if bool(now != then):
-                    found.setdefault(name, f"`{name}` {_short(now)} (given: {_short(then)})")
+                if bool(after.get(key) != before[key]):
+                    texts = [f"{one[key]!s:.40}" for one in (after, before)]
+                    found.setdefault(name, "`{}` {} (given: {})".format(name, *texts))
     if found:
         rank_zero_warn(
-            f"ROOT goes on with the checkpoint's options, as torch's optimizers do: "
-            f"{', '.join(sorted(found.values()))}. The configuration shows those that were given; "
-            "to have them, set them in `optimizer.param_groups` at `on_train_start`, or start "
-            "from the weights alone"
+            "ROOT goes on with the checkpoint's options, as torch's optimizers do, though the "
+            f"configuration shows those that are given: {', '.join(sorted(found.values()))}. To "
+            "have these, set them in `optimizer.param_groups` at `on_train_start`"
         )
-
-
-def _short(value: Any) -> str:
-    text = f"{value.item()}" if isinstance(value, Tensor) else repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _replicas(strategy: Any, optimizers: Sequence[ROOT]) -> Any:
@@ -338,15 +319,14 @@ def _replicas(strategy: Any, optimizers: Sequence[ROOT]) -> Any:
         )
     if any(optimizer.share_updates for optimizer in optimizers):
         rank_zero_warn(
-            "ROOT does all of its work on every rank, as with `share_updates=False`: the "
-            "communication hook of DDP may leave other gradients on each rank, as post-local SGD "
-            "does. Pass `share_updates=False` to say so, or use another hook to share the work"
+            "ROOT does all of its work on every rank: the communication hook of DDP may leave "
+            "other gradients on each, as post-local SGD does. Pass `share_updates=False` to say so"
         )
     return None
 
 
 def _makes_equal(hook: Any) -> bool:
     """Return whether a hook of DDP is known to leave the same gradients on all ranks."""
-    inner = [cell.cell_contents for cell in getattr(hook, "__closure__", None) or ()]  # wrapped
+    wrapped = [cell.cell_contents for cell in getattr(hook, "__closure__", None) or ()]
     module = str(getattr(hook, "__module__", "")).rpartition(".")[2]
-    return module in EQUALIZING_HOOKS and all(map(_makes_equal, filter(callable, inner)))
+    return module in EQUAL and all(map(_makes_equal, filter(callable, wrapped)))

@@ -27,9 +27,6 @@ from lightning_root.optim.schedule import end_with_run, warmups_in
 CHECKPOINT_KEYWORDS: Final = ("best", "last", "hpc", "registry")
 """Values of `--ckpt_path` that are no file."""
 
-_TRAIN: Final = (None, "fit")
-"""Subcommands that need an optimizer; None where the command line has no subcommands."""
-
 
 class SchedulerInterval(Callback):
     """Has every learning rate scheduler of the run stepped per `interval`."""
@@ -43,9 +40,8 @@ class SchedulerInterval(Callback):
         for config in trainer.lr_scheduler_configs:
             if self.interval == "epoch" and warmups_in(config.scheduler):
                 raise ValueError(
-                    '`lr_scheduler_interval` must be "step" for WarmupDecayLR, which counts '
-                    'optimizer steps, got "epoch"; leave it out, or write '
-                    "`--lr_scheduler_interval step`"
+                    '`lr_scheduler_interval` must be "step" for WarmupDecayLR, which counts them, '
+                    'got "epoch"; leave it out, or write `--lr_scheduler_interval step`'
                 )
             config.interval = self.interval
 
@@ -78,8 +74,8 @@ class ROOTCLI(LightningCLI):
         """Make the Trainer, with the binding callback.
 
         Raises:
-            ValueError: If its strategy would start processes that do not get `--optimizer`, or
-                `--lr_scheduler` has no optimizer to schedule.
+            ValueError: If its strategy would start processes that do not get `--optimizer`, or it
+                is missing beside `--lr_scheduler`.
         """
         self._check_scheduler()
         trainer: Trainer = super().instantiate_trainer(**kwargs)
@@ -101,16 +97,14 @@ class ROOTCLI(LightningCLI):
     def _check_scheduler(self) -> None:
         """Refuse `--lr_scheduler` without `--optimizer`, which LightningCLI ignores in silence."""
         given = self._get(self.config, "lr_scheduler") or {}
-        ignored = self.auto_configure_optimizers and "class_path" in given
-        if not ignored or self._get(self.config, "optimizer") or self.subcommand not in _TRAIN:
-            return
-        mixed = isinstance(self.model, ROOTMixin)
-        own = "`root_options` of the mixin" if mixed else "`configure_optimizers`"
-        raise ValueError(
-            "`lr_scheduler` needs `--optimizer`: the model's own optimizer would train without it; "
-            f"write `--optimizer lightning_root.ROOT --lr_scheduler {given['class_path']}`, or set "
-            f"the schedule in {own}"
-        )
+        ignored = self.auto_configure_optimizers and self.subcommand in (None, "fit")
+        if ignored and "class_path" in given and not self._get(self.config, "optimizer"):
+            mixed = isinstance(self.model, ROOTMixin)
+            raise ValueError(
+                "`lr_scheduler` needs `--optimizer`: the model's own would train without it; write "
+                f"`--optimizer lightning_root.ROOT --lr_scheduler {given['class_path']}`, or set "
+                f"the schedule in `{'root_options' if mixed else 'configure_optimizers'}`"
+            )
 
     @staticmethod
     def configure_optimizers(

@@ -93,14 +93,14 @@ def one_line(message: str) -> str:
 
 def loading_error(error: BaseException) -> str | None:
     """Return in one line why a checkpoint cannot be resumed from; None for any other error."""
-    # A fault of the user's own code keeps its traceback.
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    names = [str(frame.f_globals.get("__name__")) for frame in frames]
-    restores = any(
-        name.endswith(".checkpoint_connector") and re.search("restore|resume", frame.f_code.co_name)
-        for name, frame in zip(names, frames, strict=True)
-    )
-    if not restores or names[-1].partition(".")[0] not in ("lightning", "lightning_root", "torch"):
+    places = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in frames]
+    # A fault of the user's own code keeps its traceback.
+    known = places[-1][0].partition(".")[0] in ("lightning", "lightning_root", "torch")
+    if not known or not any(
+        name.endswith(".checkpoint_connector") and ("restore" in function or "resume" in function)
+        for name, function in places
+    ):
         return None
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return f"`ckpt_path`: {textwrap.shorten(text, 600, placeholder=' ...')}"

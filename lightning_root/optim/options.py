@@ -43,19 +43,15 @@ MAX_STEPS: Final = 100
 
 
 _SCALARS: Final = (
-    *("weight_decay", "momentum", "nesterov", "outlier_quantile", "ns_steps", "eps", "maximize"),
-    *("foreach", "fused", "capturable", "adjust_lr_fn", "ns_dtype", "ns_form", "kernels"),
-    *("outlier_quantile_mode", "momentum_dtype", "normalize", "share_dtype"),
+    *("weight_decay", "momentum", "nesterov", "eps", "maximize", "foreach", "fused"),
+    *PLANNED_OPTIONS,
 )
-"""Options that are one number, switch or name each, but for `lr`, which may stay a tensor."""
+"""Options that are one value each, but for `lr`, which may stay a tensor."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ValueError or TypeError for a wrong option of a group; make the others plain in place.
-
-    Numbers of NumPy, tensors and lists of other libraries become Python's, so that a state dict
-    loads with `weights_only=True` wherever it is read.
-    """
+    """Raise ValueError or TypeError for a wrong option of a group; make the others plain."""
+    # Numbers and lists of other libraries become Python's: state dicts load with `weights_only`.
     group = cast("dict[str, Any]", options)
     group |= {name: plain_value(group[name]) for name in _SCALARS}
     if not isinstance(group["lr"], Tensor):
@@ -88,8 +84,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError("`foreach` and `fused` exclude each other; leave one of them None")
     if options["foreach"] and isinstance(options["lr"], Tensor) and not options["capturable"]:
         raise ValueError(
-            "`foreach=True` needs an `lr` that is a number, got a tensor; leave `foreach` None, or "
-            "pass `lr.item()`"
+            "`foreach=True` needs a number as `lr`, got a tensor; leave `foreach` None, or pass "
+            "`lr.item()`"
         )
     if options["capturable"] and (options["foreach"] or options["fused"] is False):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -38,10 +38,10 @@ class WarmupDecayLR(LRScheduler):
     """Linear warm-up to each group's learning rate, then decay to `min_lr_ratio` of it.
 
     To be stepped after every optimizer step. `ROOTCLI`, `ROOTMixin`, `ROOTBinder` and the factory
-    `configure_optimizers` see to that, and fill in `max_steps` from the Trainer, also within
-    torch's `SequentialLR` and `ChainedScheduler`: there too it is the length of the whole run.
-    With `ROOTBinder` that is so under manual optimization, unless the module steps the schedule
-    itself. Groups that are added to the optimizer later keep the learning rate that they are given.
+    `configure_optimizers` see to that (with `ROOTBinder` under manual optimization too, unless the
+    module does), and fill in `max_steps` from the Trainer: the length of the whole run, also within
+    torch's `SequentialLR` and `ChainedScheduler`. Groups that are added to the optimizer later keep
+    the learning rate that they are given.
 
     Args:
         optimizer: The optimizer whose learning rates are set.
@@ -114,7 +114,7 @@ class WarmupDecayLR(LRScheduler):
             return
         self._set_length(max_steps)
         self._ends_with_run = False
-        self._set_rates(self.get_lr())
+        _write_rates(self, self.get_lr())
 
     def get_lr(self) -> list[Any]:
         """Learning rate of each group at the current step; groups added since keep their own."""
@@ -148,10 +148,6 @@ class WarmupDecayLR(LRScheduler):
         state: dict[str, Any] = super().state_dict()
         return {key: value for key, value in state.items() if key not in self._CONFIGURATION}
 
-    def _set_rates(self, rates: Sequence[Any]) -> None:
-        _write_rates(self.optimizer, rates)
-        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
-
     def _decay(self, progress: float) -> float:
         if self.schedule == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * progress))
@@ -183,49 +179,51 @@ def warmups_in(scheduler: Any, active: bool = False) -> list[WarmupDecayLR]:
 
 
 def end_with_run(scheduler: Any, length: Callable[[], int]) -> None:
-    """Give the run's length to each `WarmupDecayLR` in a schedule that has none of its own."""
-    # Also anew, where callbacks have changed the length since it was planned. Other schedules of a
-    # chain have multiplied the rate, so that it is multiplied here too.
+    """Give each `WarmupDecayLR` in a schedule the run's length as it is now, if it has no own."""
     planned = [warmup for warmup in warmups_in(scheduler) if warmup._ends_with_run]
     if not planned:
         return
-    active = warmups_in(scheduler, active=True)
-    shares = [(warmup, warmup.factor(warmup.last_epoch)) for warmup in active]
+    active = [(w, w.factor(w.last_epoch)) for w in warmups_in(scheduler, active=True)]
     max_steps = length()
     for warmup in planned:
         warmup._set_length(max_steps)
-    for warmup, share in shares:
+    for warmup, share in active:
         now = warmup.factor(warmup.last_epoch)
-        if now == share:
-            continue
-        rates = warmup.get_lr()
-        if warmup is not scheduler and share:
-            given = _rates(warmup.optimizer)[: len(warmup.base_lrs)]
-            rates[: len(given)] = [rate * now / share for rate in given]
-        warmup._set_rates(rates)
+        if now != share:
+            rates = warmup.get_lr()
+            if warmup is not scheduler:  # others in the chain have multiplied the rate too
+                groups = warmup.optimizer.param_groups
+                rates = [float(group["lr"]) * now / (share or 1.0) for group in groups]
+            _write_rates(warmup, rates)
+
+
+def _write_rates(scheduler: Any, rates: Iterable[Any]) -> None:
+    """Give each group its learning rate."""
+    groups = scheduler.optimizer.param_groups
+    for group, lr in zip(groups, rates, strict=False):  # others may have been added since
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+    scheduler._last_lr = [group["lr"] for group in groups]
 
 
 class ManualSteps:
     """Steps a schedule after every step of its optimizer, unless somebody else does."""
 
     def __init__(self, scheduler: Any) -> None:
-        self._scheduler, optimizer = scheduler, scheduler.optimizer
-        self._at_start = deepcopy(scheduler.state_dict()), _rates(optimizer)
-        self._known = _position(scheduler)
-        before, after = optimizer.register_step_pre_hook, optimizer.register_step_post_hook
-        self._handles = [before(self.check), after(self._step)]
+        self._scheduler = scheduler
+        self._at_start = self._known = deepcopy(scheduler.state_dict())
+        before = scheduler.optimizer.register_step_pre_hook(self.check)
+        self._handles = [before, scheduler.optimizer.register_step_post_hook(self._step)]
 
     def check(self, *_: Any) -> None:
-        """Leave the schedule to somebody who steps it, with their steps alone."""
-        pairs = zip(self._known, _position(self._scheduler), strict=True)
-        steps = max(now - known for known, now in pairs)
-        if steps and self._handles:
+        """Leave the schedule to somebody who has stepped it, with that step alone."""
+        if self._handles and self._scheduler.state_dict() != self._known:
             self.end()
-            state, rates = self._at_start
-            self._scheduler.load_state_dict(state)
-            _write_rates(self._scheduler.optimizer, rates)
-            for step in [self._scheduler.step] * steps:
-                step()
+            self._scheduler.load_state_dict(self._at_start)
+            _write_rates(self._scheduler, self._scheduler.get_last_lr())
+            self._scheduler.step()
 
     def end(self) -> None:
         """Leave no hook in the optimizer."""
@@ -236,23 +234,4 @@ class ManualSteps:
         self.check()
         if self._handles:
             self._scheduler.step()
-            self._known = _position(self._scheduler)
-
-
-def _position(scheduler: Any) -> list[int]:
-    """Return how often a schedule, and all that are in it, were stepped."""
-    parts = getattr(scheduler, "_schedulers", ())
-    own = getattr(scheduler, "last_epoch", 0)
-    return [own, *(place for part in parts for place in _position(part))]
-
-
-def _rates(optimizer: Optimizer) -> list[float]:
-    return [float(group["lr"]) for group in optimizer.param_groups]
-
-
-def _write_rates(optimizer: Optimizer, rates: Iterable[Any]) -> None:
-    for group, lr in zip(optimizer.param_groups, rates, strict=False):  # others were added since
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr
+            self._known = deepcopy(self._scheduler.state_dict())

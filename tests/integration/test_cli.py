@@ -174,12 +174,12 @@ ONE_CYCLE = [
     ("changed", "said"),
     [
         ([], None),
-        (["--optimizer.weight_decay=0.3"], "`weight_decay` 0.1 (given: 0.3)."),
+        (["--optimizer.weight_decay=0.3"], "`weight_decay` 0.1 (given: 0.3)"),
         (
             ["--optimizer.nesterov=false", "--optimizer.coefficients=muon"],
-            "`coefficients` 'adaptive' (given: 'muon'), `nesterov` True (given: False).",
+            "`coefficients` adaptive (given: muon), `nesterov` True (given: False)",
         ),
-        (["--optimizer.lr=0.5"], "`lr` 0.001 (given: 0.5)."),
+        (["--optimizer.lr=0.5"], "`lr` 0.001 (given: 0.5)"),
     ],
 )
 def test_options_that_lose_to_the_checkpoint_are_named_once_with_both_values(

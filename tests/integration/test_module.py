@@ -387,6 +387,20 @@ def test_a_length_of_the_users_own_stays(max_steps, tmp_path):
     assert fit.lr_scheduler_configs[0].scheduler.max_steps == max_steps
 
 
+@pytest.mark.parametrize(("first", "then"), [(None, 30), (30, None)])
+def test_on_resume_the_length_is_what_this_run_says(first, then, tmp_path):
+    class Net(MixedNet):
+        pass
+
+    lengths = []
+    for max_steps, checkpoint in ((first, None), (then, tmp_path / "half.ckpt")):
+        Net.root_options = {"lr": 1e-2, "warmup_steps": 2, "max_steps": max_steps}
+        fit = trainer(max_steps=8, callbacks=[StopAt(4, tmp_path / "half.ckpt")])
+        fit.fit(Net(), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        lengths.append(fit.lr_scheduler_configs[0].scheduler.max_steps)
+    assert lengths == [first or 8, then or 8]
+
+
 @pytest.mark.parametrize("tune", ["scale_batch_size", "lr_find"])
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_after_a_tuner_the_schedule_is_for_the_run_that_happens(tune, tmp_path):
