@@ -1,7 +1,4 @@
-"""`python -m lightning_root completion`: a script by which a shell completes the command line.
-
-The script holds all commands, options and choices, so that the TAB key starts no Python.
-"""
+"""`python -m lightning_root completion`: a script that holds all commands, options and choices."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -12,29 +9,18 @@ from typing import Any, Final
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_root.cli.lightning import MainCLI, MainParser
-from lightning_root.cli.parser import COMMANDS, CommandParser, program
+from lightning_root.cli.parser import COMMANDS, CommandParser, described
 
 SHELLS: Final = ("bash", "zsh", "tcsh")
 SCRIPT: Final = "lightning-root"
 """The command that is completed; shells complete by a command's first word."""
-
-DESCRIPTION: Final = """\
-Print a script by which a shell completes the commands and options of `lightning-root`, with the
-names of Trainer options, optimizers and callbacks. It takes some seconds to make and none to use.
-Needs shtab: pip install 'lightning-root[completion]'."""
-
-EPILOG: Final = """\
-bash:  lightning-root completion bash > ~/.local/share/bash-completion/completions/lightning-root
-zsh:   lightning-root completion zsh > FOLDER/_lightning-root, with FOLDER in $fpath
-tcsh:  lightning-root completion tcsh > FILE, and `source FILE` in ~/.tcshrc
-"""
 
 Parsers = Callable[[], Mapping[str, argparse.ArgumentParser]]
 
 
 def make_parser(parsers: Parsers) -> CommandParser:
     """Return the parser of `completion`; `parsers` makes those of all commands."""
-    parser = CommandParser(prog=f"{program()} completion", description=DESCRIPTION, epilog=EPILOG)
+    parser = CommandParser(**described("completion"))
     parser.add_argument("shell", choices=SHELLS, help="your shell: `echo $0` names it")
     parser.set_defaults(run=lambda options: _print_script(options.shell, parsers))
     return parser

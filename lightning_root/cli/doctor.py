@@ -6,7 +6,7 @@ import platform
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,18 +17,12 @@ from torch import Tensor
 
 from lightning_root._files import cache_folder
 from lightning_root.cli.output import counted, error_text, print_json, text_table, wrapped
-from lightning_root.cli.parser import CommandParser, add_json, program
+from lightning_root.cli.parser import CommandParser, add_json, described
 from lightning_root.coefficients import lookup, output_range
 from lightning_root.kernels import Form, orthogonalize
 from lightning_root.kernels.rates import processor, rates_file
 from lightning_root.npu import runtime
 from lightning_root.versions import REQUIRED, Version, installed, own_version
-
-DESCRIPTION: Final = """\
-Look at what a run needs: versions of packages, devices, the cache folder; and orthogonalize one
-matrix on each device, compared with a singular value decomposition. Nothing is changed or sent.
-
-Exit status: 0 if all is well, 1 if there is something to do, which the last lines say."""
 
 OPTIONAL: Final = {
     "matplotlib": (">=3.9", "figures", "plot"),
@@ -78,6 +72,11 @@ class Package(NamedTuple):
         missing = self.version.found is None and self.extra is not None
         return f"for {self.purpose}" + (f": lightning-root[{self.extra}]" if missing else "")
 
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Cells of the table of packages."""
+        return self.version.package, self.version.found or "-", self.version.supported, self.note
+
 
 class Device(NamedTuple):
     """A kind of device, named as the Trainer's `accelerator`."""
@@ -109,10 +108,17 @@ class Check(NamedTuple):
             return None
         return f"{what}: the error is {self.error:.3g}, above {self.bound:.3g}; do not train on it"
 
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Cells of the table of checks."""
+        error = "failed" if self.error is None else error_text(self.error)
+        bound, milliseconds = error_text(self.bound), f"{1e3 * self.seconds:.1f}"
+        return self.device, self.form, self.dtype, error, bound, milliseconds
+
 
 def make_parser() -> CommandParser:
     """Return the parser of `doctor`, whose command exits with 1 if there is something to do."""
-    parser = CommandParser(prog=f"{program()} doctor", description=DESCRIPTION)
+    parser = CommandParser(**described("doctor"))
     add_json(parser)
     parser.set_defaults(run=_doctor)
     return parser
@@ -126,11 +132,10 @@ def _doctor(options: argparse.Namespace) -> int:
     wrong += [failure and f"cache folder: {failure}; {WITHOUT_CACHE}"]
     problems = [each for each in (*wrong, *(check.problem for check in checks)) if each]
     if options.json:
-        versions = [package.version for package in found]
         values = {
             "version": own_version(),
             "system": platform.platform(),
-            "packages": [{**each._asdict(), "fits": each.fits} for each in versions],
+            "packages": [{**v._asdict(), "fits": v.fits} for v, *_ in found],
             "devices": [device._asdict() for device in machine],
             "cache": {"folder": str(folder), "failure": failure, **files},
             "orthogonalizer": [check._asdict() for check in checks],
@@ -138,30 +143,19 @@ def _doctor(options: argparse.Namespace) -> int:
         }
         print_json(values)
     else:
-        state = "cannot be written" if failure else "can be written"
+        print(f"lightning_root {own_version()} on {platform.system()} {platform.machine()}\n")
+        rows = [package.row for package in found]
+        print(f"{text_table(('package', 'found', 'supported', ''), rows)}\n")
         sets = counted(files["coefficients"], "fitted set")
         measured = counted(files["rates"], "measurement")
-        text = f"{folder} {state}; {sets} of coefficients, {measured} of machines"
-        _print(found, {**{each.name: each.state for each in machine}, "cache": text}, checks)
+        state = f"{'cannot' if failure else 'can'} be written; {sets} of coefficients"
+        places = [(each.name, each.state) for each in machine]
+        for name, text in [*places, ("cache", f"{folder} {state}, {measured} of machines")]:
+            print(textwrap.fill(f"{name:<7}{text}", 100, subsequent_indent=" " * 7))
+        header = ("orthogonalizer", "form", "dtype", "error", "at most", "ms")
+        print(f"\n{text_table(header, [check.row for check in checks])}\n")
         print("\n".join(wrapped(f"To do: {each}") for each in problems) or "All is well.")
     return 1 if problems else 0
-
-
-def _print(found: Sequence[Package], places: Mapping[str, str], checks: Sequence[Check]) -> None:
-    """Print what was found; `places` are devices and folders, with their state."""
-    print(f"lightning_root {own_version()} on {platform.system()} {platform.machine()}\n")
-    versions = [(package.version, package.note) for package in found]
-    rows = [(v.package, v.found or "-", v.supported, note) for v, note in versions]
-    print(f"{text_table(('package', 'found', 'supported', ''), rows)}\n")
-    for name, state in places.items():
-        print(textwrap.fill(f"{name:<7}{state}", 100, subsequent_indent=" " * 7))
-    results = []
-    for check in checks:
-        error = "failed" if check.error is None else error_text(check.error)
-        numbers = error, error_text(check.bound), f"{1e3 * check.seconds:.1f}"
-        results.append((check.device, check.form, check.dtype, *numbers))
-    header = ("orthogonalizer", "form", "dtype", "error", "at most", "ms")
-    print(f"\n{text_table(header, results)}\n")
 
 
 def packages() -> list[Package]:

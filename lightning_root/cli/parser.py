@@ -35,20 +35,11 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class ModelParser(CommandParser):
-    """Parses a command's own options and leaves all others, in `model`, to LightningCLI's parser.
+    """Parses a command's own options and leaves all others, in `model`, to LightningCLI's."""
 
-    `{program}` in `examples` stands for the program and the command.
-    """
-
-    def __init__(self, command: str, usage: str, description: str, examples: str) -> None:
-        called = f"{program()} {command}"
-        super().__init__(
-            help_if_empty=True,
-            prog=called,
-            usage=f"{called} {usage}",
-            description=description,
-            epilog=examples.format(program=called),
-        )
+    def __init__(self, command: str, usage: str) -> None:
+        texts = described(command)
+        super().__init__(help_if_empty=True, usage=f"{texts['prog']} {usage}", **texts)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the options, unknown arguments among them, and an empty rest."""
@@ -78,6 +69,16 @@ def program() -> str:
     """Return what the user types before the first argument."""
     script = Path(sys.argv[0]).stem
     return script if script == "lightning-root" else "python -m lightning_root"
+
+
+def described(command: str) -> dict[str, Any]:
+    """Return what a parser says of a command: its call, and the texts of `help/<command>.txt`."""
+    # In a file, a line `---` stands where the options come, and `{program}` for the call.
+    called = f"{program()} {command}"
+    file = Path(__file__).parent / "help" / f"{command.replace(' ', '-')}.txt"
+    text = file.read_text("utf-8").replace("{program}", called)
+    description, _, epilog = text.partition("---\n")
+    return {"prog": called, "description": description, "epilog": epilog}
 
 
 def add_allocate(parser: CommandParser) -> None:

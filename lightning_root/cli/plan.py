@@ -31,21 +31,6 @@ from lightning_root.distributed import (
 )
 from lightning_root.partition import partition_parameters
 
-DESCRIPTION: Final = """\
-Plan which rank orthogonalizes which matrix, for any number of ranks, and print what the busiest of
-them has to compute and to receive in a step. Nothing is trained, no data is read, and the model
-takes no memory: a run that is meant for a thousand devices can be planned anywhere.
-
-The model is given as for `fit`: `--config FILE`, or `--model CLASS_PATH` with its arguments as
-`--model.NAME VALUE`; rules and steps are those of `--optimizer`. What else a file holds (data,
-trainer, callbacks) is checked and not used."""
-
-EXAMPLES: Final = """\
-examples:
-  {program} --config configs/quickstart.yaml --ranks 2 8
-  {program} --model examples.gpt.GPT --model.depth 12 --ranks 8 64 --plot load.png
-"""
-
 HEADER: Final = (
     *("ranks", "matrices", "operations", "balance", "at best"),
     *("DDP bytes", "at least", "FSDP2 bytes", "at least"),
@@ -79,7 +64,7 @@ class Plans:
 def make_parser() -> ModelParser:
     """Return the parser of what LightningCLI's does not know."""
     usage = "(--config FILE | --model CLASS_PATH ...) --ranks N [N ...] [options]"
-    parser = ModelParser("plan", usage, DESCRIPTION, EXAMPLES)
+    parser = ModelParser("plan", usage)
     add = parser.add_argument
     add("--ranks", nargs="+", type=read_ranks, required=True, metavar="N", help="numbers of ranks")
     text = "of the iteration (default: the optimizer's `ns_steps`)"
@@ -141,8 +126,8 @@ def _print(plans: Plans) -> None:
     count, shapes = plan.matrices, len(plans.shapes)
     elements = sum(m * n * number for (m, n), number in plans.shapes.items())
     print(
-        f"{plans.model}: {count:,} {'matrix' if count == 1 else 'matrices'} of {shapes} "
-        f"shape{'s' if shapes > 1 else ''}, {with_prefix(elements)} parameters, "
+        f"{plans.model}: {count:,} {'matrix' if count == 1 else 'matrices'} of "
+        f"{output.counted(shapes, 'shape')}, {with_prefix(elements)} parameters, "
         f"{with_prefix(sum(plan.operations))} operations in {plans.steps} steps "
         f"({plans.form} form)\n"
     )
@@ -205,14 +190,10 @@ def _counts(plan: OwnershipPlan) -> list[int]:
 
 
 def _as_dict(plans: Plans) -> dict[str, Any]:
-    return {
-        "model": plans.model,
-        "shapes": {shape_text(shape): count for shape, count in plans.shapes.items()},
-        "steps": plans.steps,
-        "form": plans.form,
-        "dtype": plans.dtype,
-        "plans": [_ranks_as_dict(plans, ranks) for ranks in plans.replicated],
-    }
+    shapes = {shape_text(shape): count for shape, count in plans.shapes.items()}
+    values = {name: getattr(plans, name) for name in ("model", "steps", "form", "dtype")}
+    every = [_ranks_as_dict(plans, ranks) for ranks in plans.replicated]
+    return {"model": plans.model, "shapes": shapes, **values, "plans": every}
 
 
 def _ranks_as_dict(plans: Plans, ranks: int) -> dict[str, Any]:
@@ -221,14 +202,11 @@ def _ranks_as_dict(plans: Plans, ranks: int) -> dict[str, Any]:
         name: {"bytes_bound": of.bytes_bound, "sent": list(of.sent), "received": list(of.received)}
         for name, of in (("ddp", plan), ("fsdp2", plans.rows[ranks]))
     }
+    same = ("busiest", "share", "balance", "lower_bound", "limited_by_largest")
     return {
         "ranks": ranks,
         "operations": sum(plan.operations),
-        "busiest": plan.busiest,
-        "share": plan.share,
-        "balance": plan.balance,
-        "lower_bound": plan.lower_bound,
-        "limited_by_largest": plan.limited_by_largest,
+        **{name: getattr(plan, name) for name in same},
         "per_rank": {"matrices": _counts(plan), "operations": list(plan.operations)},
         **traffic,
     }
@@ -254,9 +232,9 @@ def draw_loads(path: Path, plans: Plans) -> None:
         axes.set(xlabel="ranks, the busiest first", ylim=(0.0, 1.15 * max(loads)))
         axes.set_xticks([])
         output.plain_axes(axes)
-    for axes in list(figure.axes)[len(plans.replicated) :]:
+    first, *others = figure.axes
+    for axes in others[len(plans.replicated) - 1 :]:
         axes.set_visible(False)
-    first = figure.axes[0]
     first.set_ylabel("operations of a rank over the mean")
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(f"{plans.model}, {plans.steps} steps", fontsize=10)

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
-from lightning_root.cli.output import new_figure, progress, text_table, wrapped
-from lightning_root.cli.parser import CommandParser, program, read_weight
+from lightning_root.cli.output import counted, new_figure, progress, text_table, wrapped
+from lightning_root.cli.parser import CommandParser, described, read_weight
 from lightning_root.diagnostics import report
 from lightning_root.diagnostics.report.comparison import explain_target, result_table
 from lightning_root.diagnostics.report.run import log_files
@@ -17,45 +17,10 @@ from lightning_root.diagnostics.summary import format_block
 MAX_QUIET_BYTES: Final = 10_000_000
 """Logs of more bytes take some seconds to read, which is said."""
 
-REPORT: Final = """\
-Write what the logs of a run tell as one HTML page, with its figures as PNG files beside it: loss,
-learning rates, what ROOT did (orthogonalization error, outliers, size of the updates, by layer
-too), coefficients, split of the parameters, configuration. The page needs nothing but itself.
-
-The logs are TensorBoard's event files or the metrics.csv of Lightning's CSVLogger. RUN_DIR is the
-folder that holds them, or one above it if there is no other run below."""
-
-COMPARE: Final = """\
-Write one HTML page about several runs, with its figures as PNG files beside it: the validation loss
-over steps and over time, how much faster one run gets where another ends, learning rates, what ROOT
-did, in which options the runs differ.
-
-Minutes compare runs only if each had the machine to itself; `--steps-only` leaves them out."""
-
-EXAMPLES: Final = {
-    "report": """\
-examples:
-  {program} logs/quickstart/version_0
-  {program} logs/quickstart/version_0 --output appendix
-""",
-    "compare": """\
-examples:
-  {program} logs/quickstart/version_0 logs/adamw/version_0
-  {program} RUN_DIR RUN_DIR RUN_DIR --label ROOT Muon AdamW --steps-only --output plots
-  {program} RUN_DIR RUN_DIR --metric val/accuracy
-""",
-}
-
 
 def make_parser(command: Literal["report", "compare"]) -> CommandParser:
     """Return the parser of one of the two."""
-    called = f"{program()} {command}"
-    parser = CommandParser(
-        help_if_empty=True,
-        prog=called,
-        description=REPORT if command == "report" else COMPARE,
-        epilog=EXAMPLES[command].format(program=called),
-    )
+    parser = CommandParser(help_if_empty=True, **described(command))
     add = parser.add_argument
     if command == "report":
         add("run_dir", type=Path, metavar="RUN_DIR", help="log folder of the run")
@@ -65,7 +30,14 @@ def make_parser(command: Literal["report", "compare"]) -> CommandParser:
     text = f"where to write the page and the figures (default: {default})"
     add("--output", type=Path, metavar="FOLDER", help=text)
     if command == "compare":
-        _add_choices(parser)
+        text = "names of the runs, in their order (default: optimizer and learning rate)"
+        add("--label", nargs="+", metavar="TEXT", help=text)
+        text = "curve to compare, such as val/accuracy (default: the validation loss)"
+        add("--metric", metavar="TAG", help=text)
+        text = "whether less or more of the metric is better (default: by its name)"
+        add("--mode", choices=("min", "max"), help=text)
+        text = "leave out everything that depends on the clock"
+        add("--steps-only", action="store_true", help=text)
     text = (
         "of the past, in the average drawn over training losses: 0 for none, below 1 "
         "(default: by the number of points)"
@@ -73,19 +45,6 @@ def make_parser(command: Literal["report", "compare"]) -> CommandParser:
     add("--smooth", type=read_weight, metavar="WEIGHT", help=text)
     parser.set_defaults(run=_report if command == "report" else _compare)
     return parser
-
-
-def _add_choices(parser: CommandParser) -> None:
-    """Add what to compare, and how."""
-    add = parser.add_argument
-    text = "names of the runs, in their order (default: optimizer and learning rate)"
-    add("--label", nargs="+", metavar="TEXT", help=text)
-    text = "curve to compare, such as val/accuracy (default: the validation loss)"
-    add("--metric", metavar="TAG", help=text)
-    text = "whether less or more of the metric is better (default: by its name)"
-    add("--mode", choices=("min", "max"), help=text)
-    text = "leave out everything that depends on the clock"
-    add("--steps-only", action="store_true", help=text)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -129,9 +88,7 @@ def _read(folders: Sequence[Path]) -> list[report.Run]:
 
 def _page_rows(page: report.Page, path: Path) -> list[tuple[str, str]]:
     """Return the page's notes, path and size, as rows with labels."""
-    count = len(page.pictures)
-    figures = "1 figure" if count == 1 else f"{count} figures"
-    size = path.stat().st_size / 1e6
+    figures, size = counted(len(page.pictures), "figure"), path.stat().st_size / 1e6
     notes = [("note", note) for note in page.notes]
     return [*notes, ("page", f"{path} ({figures}, {size:.1f} MB)")]
 

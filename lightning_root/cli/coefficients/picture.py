@@ -66,23 +66,19 @@ class Comparison:
 def draw_comparisons(
     path: Path, comparisons: Sequence[Comparison], names: Sequence[str], spectrum: str
 ) -> None:
-    """Draw p_T of each set over log sigma on the left, the errors of all sets on the right.
-
-    The curves are those of the first shape, with 5 steps if that was asked for.
-    """
+    """Draw p_T of the first shape's sets, of 5 steps if there are, and the errors of all sets."""
     first = [comparison for comparison in comparisons if comparison.shape == comparisons[0].shape]
     shown = next((comparison for comparison in first if comparison.steps == 5), first[-1])
-    figure = new_figure(12.0, max(4.8, 1.8 + 0.28 * len(comparisons)))
+    figure, styles = new_figure(12.0, max(4.8, 1.8 + 0.28 * len(comparisons))), _styles(names)
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     _draw_spectrum(left, shown.spectrum)
-    _draw_curves(left, shown, _styles(names))
+    _draw_curves(left, shown, styles)
     if len(comparisons) == 1:
         _draw_one(right, shown.errors)
     else:
-        _draw_several(right, comparisons, _styles(names), over_steps=len(first) == len(comparisons))
+        _draw_several(right, comparisons, styles, over_steps=len(first) == len(comparisons))
     text = f"Error, mean (p_T(sigma) - 1)^2, on {spectrum}"
-    title = textwrap.fill(text, 62, break_on_hyphens=False)
-    right.set_title(title, fontsize=9, loc="left")
+    right.set_title(textwrap.fill(text, 62, break_on_hyphens=False), fontsize=9, loc="left")
     plain_axes(right)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=9, frameon=False)
@@ -91,8 +87,7 @@ def draw_comparisons(
 
 def _styles(names: Sequence[str]) -> Styles:
     """Return colour, marker and width of each set's marks."""
-    others = cycle(OTHER_STYLES)
-    styles = {}
+    others, styles = cycle(OTHER_STYLES), {}
     for name in names:
         color, marker = NAMED_SETS[name][1:] if name in NAMED_SETS else next(others)
         styles[name] = {
@@ -116,10 +111,7 @@ def _draw_spectrum(axes: "Axes", spectrum: Spectrum) -> None:
 
 
 def _draw_curves(axes: "Axes", comparison: Comparison, styles: Styles) -> None:
-    """Draw p_T, a line for its local mean and a band for its local range.
-
-    Towards 1 a composition oscillates faster than a picture can show.
-    """
+    """Draw p_T, a line for its local mean and a band for the range: it oscillates towards 1."""
     sigma = torch.logspace(-4, 0, BINS * 100 + 1, dtype=torch.float64)[:-1]
     middle = sigma.view(BINS, -1).log().mean(1).exp().tolist()
     axes.axhline(1.0, color="black", linewidth=0.6, alpha=0.5)

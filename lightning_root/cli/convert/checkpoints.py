@@ -81,11 +81,10 @@ def _optimizers(content: Mapping[Any, Any]) -> list[StateDict]:
 def _weights(content: Mapping[Any, Any]) -> list[Mapping[str, Tensor]]:
     """Return the model's weights, if any: the dict itself, or the first such value."""
     candidates = [each for each in (content, *content.values()) if isinstance(each, Mapping)]
-    return [each for each in candidates if each and all(map(_is_weight, each, each.values()))][:1]
-
-
-def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
+    for each in candidates:
+        if each and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in each.items()):
+            return [each]
+    return []
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:

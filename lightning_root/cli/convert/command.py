@@ -25,32 +25,6 @@ from lightning_root.cli.output import text_table, wrapped
 from lightning_root.cli.parser import ModelParser
 from lightning_root.optim.checkpoint import is_roots
 
-DESCRIPTION: Final = """\
-Make the optimizer state of a checkpoint load into ROOT.
-
-A checkpoint of AdamW, of torch.optim.Muon with AdamW (as two optimizers or in one) becomes one that
-ROOT goes on from: AdamW's averages stay as they are, momentum is brought into ROOT's units, and
-matrices that were AdamW's start with the momentum that its averages tell. A checkpoint of ROOT
-keeps its numbers, under the names of the parameters instead of numbers, so that it resumes under
-every strategy: when Lightning reads numbers under FSDP2 it takes them for the order of the model,
-and ROOT's follow its groups. The folder of a distributed checkpoint becomes one file.
-
-FILE is a Lightning checkpoint (a file, or a folder of shards), or what torch.save wrote of
-`optimizer.state_dict()`; several files, one of them the model's weights, if they are apart. Nothing
-in a file can run code: tensors and plain values are read, other objects refused.
-
-Parameters are told apart by names that the optimizer kept, or by the model's order and all shapes,
-if just one assignment fits. The model itself, given as for `fit`, decides which matrices are ROOT's
-as the run will; without it those are that had a momentum, or names and shapes decide."""
-
-EXAMPLES: Final = """\
-examples:
-  {program} adamw.ckpt --output root.ckpt --config configs/quickstart.yaml
-  {program} muon_adamw.ckpt --output root.ckpt
-  {program} model.pt muon.pt adamw.pt --output root.pt
-  {program} last.ckpt --output last.ckpt --overwrite
-"""
-
 DEFAULT_MOMENTUM: Final = 0.95
 _NOT_OPTIONS: Final = ("name", "role", "params", "param_names")
 
@@ -58,7 +32,7 @@ _NOT_OPTIONS: Final = ("name", "role", "params", "param_names")
 def make_parser() -> ModelParser:
     """Return the parser of what LightningCLI's does not know."""
     usage = "FILE [FILE ...] --output FILE [--config FILE | --model CLASS] [options]"
-    parser = ModelParser("convert-checkpoint", usage, DESCRIPTION, EXAMPLES)
+    parser = ModelParser("convert-checkpoint", usage)
     add = parser.add_argument
     add("files", nargs="+", type=Path, metavar="FILE", help="of one run")
     add("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")

@@ -1,9 +1,5 @@
-"""`coefficients show` and `certify`: which sets there are, what they can do, whether they are safe.
+"""Sets of coefficients by name, from files or as given, and what they can do; none is refused."""
 
-Nothing is refused here: a set that ROOT would not take is shown with the reason.
-"""
-
-import argparse
 import json
 import math
 import re
@@ -27,15 +23,14 @@ from lightning_root.coefficients.certificate import compose
 from lightning_root.coefficients.published import AUTHORS_SCRIPT, MUON
 from lightning_root.coefficients.record import BOUND, FORMAT, certified
 from lightning_root.coefficients.shapes import Shape, check_shape, shape_text
-from lightning_root.coefficients.store import RATIOS, ROWS, grid_shape
 from lightning_root.functional import Triple, as_schedule
 
 # Tables of sets, by their headers
 COLUMNS: Final[Mapping[str, Callable[[Coefficients], str]]] = {
     "shape": lambda entry: shape_text(entry.shape) if entry.shape else "any",
     "T": lambda entry: str(entry.steps),
-    "Gaussian": lambda entry: output.error_text(_errors(entry)["gaussian"]),
-    "training": lambda entry: output.error_text(_errors(entry)["training"]),
+    "Gaussian": lambda entry: output.error_text(errors_of(entry)["gaussian"]),
+    "training": lambda entry: output.error_text(errors_of(entry)["training"]),
     "p_T on [0, 1]": lambda entry: output.range_text(entry.certificate),
     "on [0, 1.02]": lambda entry: output.range_text(output_range(entry.triples, upper=1.02)),
     "stable up to": lambda entry: f"{entry.stable_up_to:.4g}",
@@ -43,68 +38,12 @@ COLUMNS: Final[Mapping[str, Callable[[Coefficients], str]]] = {
     "verdict": lambda entry: "bounded" if is_bounded(entry) else "UNBOUNDED",
 }
 PROPERTIES: Final = ("p_T on [0, 1]", "stable up to", "bfloat16")
-ERRORS_LEGEND: Final = (
-    "Gaussian: mean (p_T(sigma) - 1)^2 on Gaussian matrices; training: on a model of momentum"
-)
 LEGEND: Final = (
     "stable up to: largest input that stays within [-2, 2]; bfloat16: rounding error, r.m.s."
 )
 
 
-def show(options: argparse.Namespace) -> int:
-    """The triples of a set, where they come from and what they can do.
-
-    Without a shape: the errors of the table that is shipped as "adaptive", or all sets of a file.
-    """
-    shipped = options.coefficients == "adaptive" and not options.shapes
-    if shipped:
-        grid = [grid_shape(rows, ratio) for rows in ROWS for ratio in RATIOS]
-        counts = dict.fromkeys(options.steps or [5])
-        sets = [entry for count in counts for entry in find_sets("adaptive", grid, [count])]
-    else:
-        sets = find_sets(options.coefficients, options.shapes, options.steps)
-    if options.json:
-        more = [{"bounded": is_bounded(entry), "errors": _errors(entry)} for entry in sets]
-        print_sets([entry.as_dict() | own for entry, own in zip(sets, more, strict=True)])
-    elif shipped:
-        _print_shipped(sets)
-    else:
-        _print(sets)
-    return 0
-
-
-def _print(sets: Sequence[Coefficients]) -> None:
-    print(sets_table(sets, ("shape", "T", "Gaussian", "training", *PROPERTIES)))
-    print(f"\n{ERRORS_LEGEND}\n{LEGEND}")
-    for entry in sets:
-        line = f"{set_title(entry)}: {entry.source}"
-        if entry.mse is not None and entry.spectrum and entry.spectrum in entry.source:
-            line += f"; error {output.error_text(entry.mse)} there"
-        print(f"\n{output.wrapped(line)}\n{triples_text(entry)}")
-    if not all(map(is_bounded, sets)):
-        print("\nNot all of them are bounded; `coefficients certify` says why.")
-
-
-def _print_shipped(sets: Sequence[Coefficients]) -> None:
-    """Print the errors of the grid behind "adaptive", and what its schedules have in common."""
-    for count in dict.fromkeys(entry.steps for entry in sets):
-        print(f"The shipped table, T = {count}: mean (p_T(sigma) - 1)^2 on the model of training\n")
-        own = [entry for entry in sets if entry.steps == count]
-        errors = [output.error_text(_errors(entry)["training"]) for entry in own]
-        columns = [errors[place :: len(RATIOS)] for place in range(len(RATIOS))]
-        header = ("m", *(f"n = {ratio:g} m" for ratio in RATIOS))
-        print(output.text_table(header, list(zip(map(str, ROWS), *columns, strict=True))))
-        low, high = joint_range(own)
-        stable = min(entry.stable_up_to for entry in own)
-        rounding = output.error_text(max(entry.bfloat16_error for entry in own))
-        print(
-            f"\nAll {len(own)}: p_T in [{low:.3g}, {high:.3g}] on [0, 1], stable up to "
-            f"{stable:.3g}, bfloat16 error at most {rounding}\n"
-        )
-    print("A shape takes the nearest of these; `coefficients show 768x3072` shows which.")
-
-
-def _errors(entry: Coefficients) -> dict[str, float | None]:
+def errors_of(entry: Coefficients) -> dict[str, float | None]:
     """Return the errors on Gaussian matrices and on the model of training; None for any shape."""
     if entry.shape is None:
         return {"gaussian": None, "training": None}
@@ -114,43 +53,12 @@ def _errors(entry: Coefficients) -> dict[str, float | None]:
     }
 
 
-def certify(options: argparse.Namespace) -> int:
-    """Whether sets are bounded: the exact range of p_T, the largest stable input.
-
-    A set is bounded if no singular value in [0, 1] is sent outside [-2, 2]; ROOT refuses others.
-    Exit status: 0 if all are bounded, 1 if one is not, 2 if the input is wrong.
-    """
-    sets = find_sets(options.set, options.shapes, options.steps)
-    failed = [entry for entry in sets if not is_bounded(entry)]
-    if options.json:
-        print_sets([_certified_as_dict(entry) for entry in sets])
-        return 1 if failed else 0
-    header = ("shape", "T", "p_T on [0, 1]", "on [0, 1.02]", "stable up to", "bfloat16", "verdict")
-    print(f"{sets_table(sets, header)}\n\n{LEGEND}")
-    single = dict.fromkeys(entry.triples[0] for entry in sets if len(set(entry.triples)) == 1)
-    if single:
-        print("\nFixed points of triples that are used in every step")
-    for triple in single:
-        print(f"  {triple}: {_fixed_points_text(triple)}")
-    if failed:
-        print("\nUnbounded")
-    for entry in failed:
-        print(f"  {set_title(entry)}: {why_unbounded(entry)}")
-    return 1 if failed else 0
+def shared_triple(entry: Coefficients) -> Triple | None:
+    """Return the triple that all steps have; None if they have several."""
+    return entry.triples[0] if len(set(entry.triples)) == 1 else None
 
 
-def _certified_as_dict(entry: Coefficients) -> dict[str, Any]:
-    shared = len(set(entry.triples)) == 1
-    return {
-        **entry.as_dict(),
-        "range_to_1.02": output_range(entry.triples, upper=1.02),
-        "fixed_points": [x for x, _ in _fixed_points(entry.triples[0])] if shared else None,
-        "bounded": is_bounded(entry),
-        "reason": why_unbounded(entry),
-    }
-
-
-def _fixed_points(triple: Triple) -> list[tuple[float, float]]:
+def fixed_points(triple: Triple) -> list[tuple[float, float]]:
     """Return positive fixed points of sigma -> a sigma + b sigma^3 + c sigma^5, with slopes."""
     a, b, c = triple
     if c == 0.0:
@@ -163,17 +71,21 @@ def _fixed_points(triple: Triple) -> list[tuple[float, float]]:
     return [(x, a + x * x * (3.0 * b + 5.0 * c * x * x)) for x in points]
 
 
-def _fixed_points_text(triple: Triple) -> str:
-    points = _fixed_points(triple)
+def fixed_points_text(triple: Triple) -> str:
+    """Format fixed points with what they do to values nearby."""
+    points = fixed_points(triple)
     texts = [f"{x:.4g} ({'attracts' if abs(slope) < 1 else 'repels'})" for x, slope in points]
     if points and points[-1][1] > 1:  # p(sigma) > sigma from there on
         texts.append("larger values grow without limit")
     return ", ".join(texts) or "none but 0"
 
 
-def print_sets(sets: Sequence[dict[str, Any]]) -> None:
-    """Print sets as JSON, in the format of a coefficient file."""
-    output.print_json({"format": FORMAT, "coefficients": sets})
+def print_sets(
+    sets: Sequence[Coefficients], more: Callable[[Coefficients], dict[str, Any]] = lambda _: {}
+) -> None:
+    """Print sets as JSON, in the format of a coefficient file, and `more` of each."""
+    rows = [entry.as_dict() | more(entry) for entry in sets]
+    output.print_json({"format": FORMAT, "coefficients": rows})
 
 
 def sets_table(
@@ -187,7 +99,7 @@ def sets_table(
 def triples_text(entry: Coefficients) -> str:
     """Format one line of a, b, c per step."""
     lines = ["  " + "  ".join(f"{value:13.8f}" for value in triple) for triple in entry.triples]
-    if len(set(entry.triples)) == 1 and entry.steps > 1:
+    if shared_triple(entry) and entry.steps > 1:
         return f"{lines[0]}  in every step"
     return "\n".join(lines)
 
