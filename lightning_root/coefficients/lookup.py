@@ -65,8 +65,8 @@ def lookup(
         check_steps(steps)
         sizes = check_shape(shape)
         if needs_fit(sizes, coefficients, steps):
-            fit = _fit_adaptive if coefficients == "adaptive" else _fit_paper
-            return get_or_fit(FitKey(coefficients, sizes, steps), lambda: fit(sizes, steps))
+            key = FitKey(coefficients, sizes, steps)
+            return get_or_fit(key, lambda: _fitted(key))
         return _listed(sizes, coefficients, steps)
     if isinstance(coefficients, Mapping):
         name = shape_text(check_shape(shape))
@@ -124,18 +124,16 @@ def _listed(shape: Shape, name: str, steps: int) -> Coefficients:
     )
 
 
-def _fit_adaptive(shape: Shape, steps: int) -> Coefficients:
-    """Fit a triple per step to the model of training."""
-    fitted = fit_coefficients(shape, min(steps, 8), training_model(*shape, steps))
-    triples = _extended(fitted.triples, steps)
-    return certified(triples, "fitted to the model of training", shape=shape)
-
-
-def _fit_paper(shape: Shape, steps: int) -> Coefficients:
-    """Fit one triple, as the paper does."""
+def _fitted(key: FitKey) -> Coefficients:
+    """Fit a triple per step to the model of training, or for "paper" one triple, as it does."""
+    _, shape, steps = key
+    if key.name == "adaptive":
+        fitted = fit_coefficients(shape, min(steps, 8), training_model(*shape, steps))
+        triples = _extended(fitted.triples, steps)
+        return certified(triples, "fitted to the model of training", shape=shape)
     fitted = fit_coefficients(shape, min(steps, 12), per_step=False)
-    triples = (fitted.triples[0],) * steps
-    return certified(triples, "one triple, fitted to Gaussian matrices", shape=shape)
+    source = "one triple, fitted to Gaussian matrices"
+    return certified((fitted.triples[0],) * steps, source, shape=shape)
 
 
 def _published(shape: Shape, steps: int) -> Coefficients:
