@@ -107,7 +107,11 @@ class RunSummary(Callback):
         """Print the block. Lightning calls this hook only if `fit` ran to its end."""
         if trainer.is_global_zero:
             rows = [*self._metrics(trainer), *_data(trainer), *self._speed(trainer)]
-            rows += [*_model(pl_module), *_files(trainer)]
+            sizes = [(each.numel(), each.requires_grad) for each in pl_module.parameters()]
+            total = sum(size for size, _ in sizes)
+            trainable = sum(size for size, is_trained in sizes if is_trained)
+            frozen = f", {trainable:,} of them trainable" if trainable < total else ""
+            rows += [("parameters", f"{total:,}{frozen}"), *_files(trainer)]
             rank_zero_info(format_block("Run summary", rows))
 
     def _metrics(self, trainer: pl.Trainer) -> list[Row]:
@@ -138,14 +142,6 @@ def _data(trainer: pl.Trainer) -> list[Row]:
     summary_lines = getattr(getattr(trainer, "datamodule", None), "summary_lines", list)
     parts = [line.partition(": ") for line in summary_lines()]
     return [(label, value) for label, _, value in parts]
-
-
-def _model(module: pl.LightningModule) -> list[Row]:
-    parameters = list(module.parameters())
-    total = sum(parameter.numel() for parameter in parameters)
-    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    frozen = f", {trainable:,} of them trainable" if trainable < total else ""
-    return [("parameters", f"{total:,}{frozen}")]
 
 
 def _files(trainer: pl.Trainer) -> list[Row]:

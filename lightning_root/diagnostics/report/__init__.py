@@ -1,8 +1,4 @@
-"""Pages about runs, from their logs: one run, or several side by side.
-
-Nothing here is imported by training. Pages need Jinja2, pictures matplotlib, event files
-TensorBoard's reader; each is imported when it is used.
-"""
+"""Pages about runs, from their logs; Jinja2, matplotlib, TensorBoard are imported when used."""
 
 from lightning_root.diagnostics.report.comparison import Comparison, comparison_of, page_of
 from lightning_root.diagnostics.report.page import Page, write_page

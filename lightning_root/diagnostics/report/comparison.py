@@ -5,20 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from lightning_root.diagnostics.report import curves
+from lightning_root.diagnostics.report import curves, page
 from lightning_root.diagnostics.report.curves import Mode, Point, Series
 from lightning_root.diagnostics.report.drawing import Line, Panel, colour, other_curves, picture_of
-from lightning_root.diagnostics.report.page import (
-    Page,
-    Part,
-    Section,
-    Table,
-    Verbatim,
-    duration,
-    number,
-    typeset,
-    whole,
-)
 from lightning_root.diagnostics.report.run import Run, differences, labels_of
 from lightning_root.diagnostics.statistics import STATISTICS
 
@@ -160,13 +149,13 @@ def _ratio(worst: float, value: float) -> float | None:
     return worst / value if value > 0.0 else math.inf
 
 
-def page_of(comparison: Comparison) -> Page:
+def page_of(comparison: Comparison) -> page.Page:
     """Everything that can be compared, as a page.
 
     Args:
         comparison: From `comparison_of`.
     """
-    sections: dict[str, Sequence[Part]] = {
+    sections: dict[str, Sequence[page.Part]] = {
         f"Results: {comparison.metric}": _results(comparison),
         "Training": picture_of("training", _training(comparison), common_legend=True),
         "Inside ROOT": _inside_root(comparison),
@@ -174,12 +163,12 @@ def page_of(comparison: Comparison) -> Page:
         "Set-up": _set_up(comparison),
     }
     title, count = " · ".join(comparison.labels), len(comparison.runs)
-    return Page(
+    return page.Page(
         kind=f"Comparison of {count} runs",
         title=title if len(title) <= MAX_TITLE else f"{comparison.metric} of {count} runs",
         subtitle=" · ".join(run.name for run in comparison.runs),
         cards=[],
-        sections=[Section(title, parts) for title, parts in sections.items() if parts],
+        sections=[page.Section(title, parts) for title, parts in sections.items() if parts],
         notes=[
             f"{label}: {note}"
             for label, run in zip(comparison.labels, comparison.runs, strict=True)
@@ -197,12 +186,12 @@ def result_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     for label, last, best, reached, speed_up, speed_up_in_time in comparison.standings():
         row = [
             label,
-            number(last.value),
-            number(best and best.value),
-            whole(best and best.step),
-            whole(reached and reached.step),
+            page.number(last.value),
+            page.number(best and best.value),
+            page.whole(best and best.step),
+            page.whole(reached and reached.step),
             _times(speed_up),
-            duration(reached and reached.seconds),
+            page.duration(reached and reached.seconds),
             _times(speed_up_in_time),
         ]
         rows.append(row[: len(header)])
@@ -218,12 +207,12 @@ def explain_target(comparison: Comparison) -> str:
     """Return what `target` and `speed-up` mean, in a sentence."""
     measures = "fewer steps, or less time," if comparison.has_clock else "fewer steps"
     return (
-        f"The target, {number(comparison.target)}, is the last {comparison.metric} of the worst "
-        f"run; the speed-up is how many times {measures} a run needs to reach it."
+        f"The target, {page.number(comparison.target)}, is the last {comparison.metric} of the "
+        f"worst run; the speed-up is how many times {measures} a run needs to reach it."
     )
 
 
-def _results(comparison: Comparison) -> list[Part]:
+def _results(comparison: Comparison) -> list[page.Part]:
     """Return the table of the runs, and the metric over steps and time."""
     metric, lines = comparison.metric, comparison.lines(comparison.metric)
     panels = [Panel("Over steps", lines, unit=metric)]
@@ -237,7 +226,7 @@ def _results(comparison: Comparison) -> list[Part]:
     last = [series.last.value for series in comparison.curves]
     best = (min if comparison.mode == "min" else max)(filter(math.isfinite, last), default=None)
     strong = [row for row, value in enumerate(last) if value == best]
-    table = Table(caption, header, rows, strong, [colour(place) for place in range(len(rows))])
+    table = page.Table(caption, header, rows, strong, [colour(place) for place in range(len(rows))])
     return [table, *picture_of("metric", panels, f"{intro}.", common_legend=True)]
 
 
@@ -257,19 +246,20 @@ def _training(comparison: Comparison) -> list[Panel]:
     return [panel for panel in panels if panel.lines]
 
 
-def _inside_root(comparison: Comparison) -> Sequence[Part]:
+def _inside_root(comparison: Comparison) -> Sequence[page.Part]:
     """Return means of the statistics that any run logs."""
     panels = []
     for statistic in sorted(STATISTICS.values(), key=lambda statistic: statistic.compared):
         lines = comparison.lines(statistic.tag("mean"))
         if lines and statistic.title and "mean" in statistic.reductions:
-            title, unit, about = map(typeset, (statistic.title, statistic.unit, statistic.about))
+            texts = (statistic.title, statistic.unit, statistic.about)
+            title, unit, about = map(page.typeset, texts)
             panels.append(Panel(title, lines, about, unit))
     intro = "Means over all matrices, of the runs that log them."
     return picture_of("root", panels, intro, common_legend=True)
 
 
-def _others(comparison: Comparison) -> Sequence[Part]:
+def _others(comparison: Comparison) -> Sequence[page.Part]:
     """Return curves that at least two runs have."""
     tags = dict.fromkeys(tag for run in comparison.runs for tag in curves.other_tags(run.scalars))
     found = {tag: comparison.lines(tag) for tag in tags if tag != comparison.metric}
@@ -277,19 +267,19 @@ def _others(comparison: Comparison) -> Sequence[Part]:
     return other_curves(shared, common_legend=True)
 
 
-def _set_up(comparison: Comparison) -> list[Part]:
+def _set_up(comparison: Comparison) -> list[page.Part]:
     """Return the options in which the runs differ, and all configurations."""
     different = differences(comparison.runs)
-    parts: list[Part] = []
+    parts: list[page.Part] = []
     if different:
         rows = [[key, *values] for key, values in different.items()][:MAX_DIFFERENCES]
         header = ["option", *comparison.labels]
-        parts.append(Table("Options in which the runs differ.", header, rows))
+        parts.append(page.Table("Options in which the runs differ.", header, rows))
     left = ", ".join(list(different)[MAX_DIFFERENCES:])
     if left:
         parts.append(f"Not listed, but different too: {left}.")
     return parts + [
-        Verbatim(f"The whole configuration: {label}", run.config_text)
+        page.Verbatim(f"The whole configuration: {label}", run.config_text)
         for label, run in zip(comparison.labels, comparison.runs, strict=True)
         if run.config_text
     ]

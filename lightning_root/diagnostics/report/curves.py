@@ -27,7 +27,7 @@ _MORE_IS_BETTER: Final = frozenset(
     "acc accuracy f1 auc auroc ap map precision recall iou dice score psnr ssim bleu rouge r2 "
     "reward return top1 top5 correlation".split()
 )
-_SPEED: Final = re.compile(r"(per_sec|per_second|throughput|tokens_s|it_s|mfu)", re.IGNORECASE)
+SPEED: Final = re.compile(r"(per_sec|per_second|throughput|tokens_s|it_s|mfu)", re.IGNORECASE)
 _SIGN: Final[Mapping[Mode, float]] = {"min": 1.0, "max": -1.0}
 
 
@@ -120,11 +120,6 @@ def is_learning_rate(tag: str) -> bool:
         return not tag.endswith(("-momentum", "-weight_decay"))
     found = words(tag)
     return bool(found) and (found[-1] == "lr" or found[-2:] == ["learning", "rate"])
-
-
-def is_speed(tag: str) -> bool:
-    """Return whether it is a throughput."""
-    return _SPEED.search(tag) is not None
 
 
 def is_root(tag: str) -> bool:

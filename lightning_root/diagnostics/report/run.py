@@ -127,9 +127,8 @@ def read_run(folder: Path) -> Run:
     ends = [series.last.seconds for series in scalars.values()]
     starts = [session.start for session in sessions if session.start is not None]
     texts: dict[str, list[Text]] = {}
-    for session in sessions:
-        for tag, found in session.texts.items():
-            texts.setdefault(tag, []).extend(found)
+    for tag, found in [pair for session in sessions for pair in session.texts.items()]:
+        texts.setdefault(tag, []).extend(found)
     in_log = texts.get("root/partition", [(0, "")])[-1][1]
     config, config_text, config_notes = _read_config(folder)
     return Run(

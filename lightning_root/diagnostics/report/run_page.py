@@ -18,16 +18,9 @@ from lightning_root.coefficients.shapes import Shape
 from lightning_root.diagnostics.board import MAX_NAMES
 from lightning_root.diagnostics.history import History
 from lightning_root.diagnostics.observation import target_rms
-from lightning_root.diagnostics.report import curves, page
+from lightning_root.diagnostics.report import curves, drawing, page
 from lightning_root.diagnostics.report.curves import Series
-from lightning_root.diagnostics.report.drawing import (
-    Line,
-    Panel,
-    Picture,
-    draw_map,
-    other_curves,
-    picture_of,
-)
+from lightning_root.diagnostics.report.drawing import Line, Panel, Picture
 from lightning_root.diagnostics.report.run import Run, label_of, options_of, setup_of
 from lightning_root.diagnostics.statistics import (
     SKIPPED,
@@ -80,13 +73,13 @@ def report_of(run: Run, smooth: float | None = None) -> page.Page:
     if run.config_text:
         setup.append(page.Verbatim("The whole configuration", run.config_text))
     sections: dict[str, Sequence[page.Part]] = {
-        "Training": picture_of("training", _training(run, smooth)),
+        "Training": drawing.picture_of("training", _training(run, smooth)),
         "Orthogonalization": _orthogonalization(run),
-        "Outliers": picture_of("outliers", outliers(run), common_legend=True),
-        "Updates": picture_of("updates", updates(run)),
+        "Outliers": drawing.picture_of("outliers", outliers(run), common_legend=True),
+        "Updates": drawing.picture_of("updates", updates(run)),
         "Layers": _layers(run),
         "Parameters": [partition] if run.partition else [],
-        "Other curves": other_curves(others),
+        "Other curves": drawing.other_curves(others),
         "Texts in the log": [
             page.Verbatim(f"{tag}, step {page.whole(found[-1][0])}", found[-1][1])
             for tag, found in run.texts.items()
@@ -106,32 +99,29 @@ def report_of(run: Run, smooth: float | None = None) -> page.Page:
 
 def _cards(run: Run) -> list[page.Card]:
     """Return the key numbers, as far as they are logged."""
-    cards = []
+    cards: list[tuple[str, str, str]] = []
     for tag in curves.losses(run.scalars, "validation")[:1]:
         best, last = run.scalars[tag].best(curves.mode_of(tag)), run.scalars[tag].last
         if best is not None:
-            cards.append(
-                page.Card(
-                    f"Best {tag}", page.number(best.value), f"at step {page.whole(best.step)}"
-                )
-            )
+            note = f"at step {page.whole(best.step)}"
+            cards.append((f"Best {tag}", page.number(best.value), note))
         if best is None or best.step != last.step:
-            cards.append(page.Card(f"Last {tag}", page.number(last.value)))
+            cards.append((f"Last {tag}", page.number(last.value), ""))
+    speeds = [tag for tag in run.scalars if curves.SPEED.search(tag)][:2]
+    last_values = [(tag, tag, "last value") for tag in speeds]
+    last_values += [(s.title, s.tag("mean"), "last mean") for s in STATISTICS.values() if s.card]
     for tag in curves.losses(run.scalars, "training")[:1]:
-        cards.append(page.Card(f"Last {tag}", page.number(run.scalars[tag].last.value)))
-    cards.append(page.Card("Last step", page.whole(run.last_step)))
+        cards.append((f"Last {tag}", page.number(run.scalars[tag].last.value), ""))
+    cards.append(("Last step", page.whole(run.last_step), ""))
     if run.seconds is not None:
-        cards.append(page.Card("Time", page.duration(run.seconds), "to the last point"))
-    speeds = [tag for tag in run.scalars if curves.is_speed(tag)][:2]
-    shown = [(tag, tag, "last value") for tag in speeds]
-    shown += [(s.title, s.tag("mean"), "last mean") for s in STATISTICS.values() if s.card]
-    for title, tag, note in shown:
+        cards.append(("Time", page.duration(run.seconds), "to the last point"))
+    for title, tag, note in last_values:
         if tag in run.scalars:
-            cards.append(page.Card(title, page.number(run.scalars[tag].last.value), note))
+            cards.append((title, page.number(run.scalars[tag].last.value), note))
     if SKIPPED in run.scalars:
         total = float(run.scalars[SKIPPED].values.sum())
-        cards.append(page.Card("Skipped updates", page.number(total), "not finite"))
-    return cards
+        cards.append(("Skipped updates", page.number(total), "not finite"))
+    return [page.Card(*card) for card in cards]
 
 
 def _subtitle(run: Run) -> str:
@@ -234,9 +224,9 @@ def _orthogonalization(run: Run) -> list[page.Part]:
         references["sigma_max"] = ([bound], more)
     panels = _section_panels(run, "orthogonalization", references)
     return [
-        *picture_of("orthogonalization", panels),
+        *drawing.picture_of("orthogonalization", panels),
         *([_coefficient_table(entries)] if entries else []),
-        *picture_of("refits", _refits(run), min_columns=2),
+        *drawing.picture_of("refits", _refits(run), min_columns=2),
     ]
 
 
@@ -245,24 +235,18 @@ def _coefficient_table(entries: Sequence[CoefficientsInUse]) -> page.Table:
         "Coefficients in use: T steps of Newton-Schulz send a singular value sigma in [0, 1] to "
         "p_T(sigma)."
     )
-    header = ["matrices", "from step", "T", "source", "range of p_T"]
-    rows = [
-        [
-            _shape_text(e.shape),
-            page.whole(e.step),
-            str(e.steps),
-            e.source,
-            f"{e.low:.3g} to {e.high:.3g}",
-        ]
-        for e in entries
-    ]
+    columns = {
+        "matrices": [_shape_text(e.shape) for e in entries],
+        "from step": [page.whole(e.step) for e in entries],
+        "T": [str(e.steps) for e in entries],
+        "source": [e.source for e in entries],
+        "range of p_T": [f"{e.low:.3g} to {e.high:.3g}" for e in entries],
+    }
     if any(entry.expected is not None for entry in entries):
         caption += " Expected: the mean of (p_T(sigma) - 1)^2 on a model of momentum in training."
-        header.append("expected error")
-        rows = [
-            [*row, page.number(entry.expected)] for row, entry in zip(rows, entries, strict=True)
-        ]
-    return page.Table(page.typeset(caption), header, rows)
+        columns["expected error"] = [page.number(e.expected) for e in entries]
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return page.Table(page.typeset(caption), list(columns), rows)
 
 
 def _refits(run: Run) -> list[Panel]:
@@ -410,7 +394,7 @@ def _heat_maps(series: LayerSeries) -> Picture:
     def draw(figure: "Figure") -> None:
         row = figure.subplots(1, len(series), squeeze=False)[0]
         for axes, statistic, values in zip(row, series, history.values(), strict=True):
-            draw_map(
+            drawing.draw_map(
                 axes, history.column_steps(), values.double().numpy(), page.typeset(statistic.unit)
             )
             axes.set_title(page.typeset(statistic.title))
