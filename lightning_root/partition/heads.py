@@ -6,20 +6,23 @@ the model (a loss, a metric, a frozen teacher), and never what steers a norm.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 
 from torch import nn
 
 from lightning_root.partition import names
 from lightning_root.partition.parameters import (
     CONTAINERS,
+    Convolution,
     ModelParameter,
     Modules,
     ParameterUse,
+    is_conv1d,
     plain_class,
 )
 
 Heads = dict[tuple[str, str], str]  # (module path, parameter's own name) -> reason
+Units = dict[str, list[ParameterUse]]  # module path -> matrices in it
 BlockType = type[nn.Module] | tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -30,20 +33,177 @@ def find_heads(parameters: Sequence[ModelParameter], modules: Modules) -> Heads:
     blocks, auxiliary = _repeated_blocks(uses, modules), _auxiliary_modules(uses)
     model = [use for use in uses if auxiliary.isdisjoint(names.prefixes(use.path))]
     free = [use for use in model if blocks.isdisjoint(names.prefixes(use.path))]
-
-    heads = _layers_called_head(model, free, modules)
-    for use in free:
-        if use.kind == "raw" and len(use.shape) > 1 and names.is_head(use.own_component):
-            heads[use.path, use.leaf] = f"output head: named '{use.own_component}'"
-    heads |= _ends_of_towers(free)
-    tables = (p for p in parameters if any(use.table == "embedding" for use in p.uses))
-    if heads or any(use.kind == "linear" for parameter in tables for use in parameter.uses):
-        return heads  # a head tied to an embedding has its reason there
     # One use a parameter: a module that is registered twice must not look like two.
     firsts = {parameter.uses[0].index for parameter in parameters}
-    model = [use for use in model if use.index in firsts]
-    top = _top_module(model)
-    return _called_head_at_top(free, top) or _last_linear(model, free, top)
+    once = [use for use in model if use.index in firsts]
+    top, units = _top_module(once), _matrices_below(once)
+
+    towers, tied = _ends_of_towers(free), is_head_tied(parameters)
+    heads = _layers_called_head(model, free, modules) | _outputs_of_blocks(units)
+    for use in free:
+        component = use.own_component
+        if use.kind == "raw" and len(use.shape) > 1 and not names.is_head(component):
+            component = names.last_component(use.path)
+        if use.kind == "raw" and len(use.shape) > 1 and names.is_head(component):
+            heads[use.path, use.leaf] = f"output head: named '{component}'"
+    for path, module in (modules or {}).items():
+        if isinstance(module, nn.AdaptiveLogSoftmaxWithLoss):
+            ends = ["head", *(f"tail.{number}.1" for number in range(module.n_clusters))]
+            reason = "output head: a cluster of AdaptiveLogSoftmaxWithLoss"
+            heads |= {(f"{path}.{end}".removeprefix("."), "weight"): reason for end in ends}
+    if not tied:
+        at_top = _called_head_at_top(free, top)
+        heads |= {key: reason for key, reason in at_top.items() if key not in heads}
+    heads = {key: heads[key] for key in heads if not _is_read_by_a_head(key[0], heads, units)}
+    if not (heads or towers or tied):
+        heads = _last_linear(once, free, top) or _last_of_stack(once, blocks, units)
+    heads |= _heads_beside(heads, free, units, modules) | towers
+    return heads
+
+
+def is_head_tied(parameters: Iterable[ModelParameter]) -> bool:
+    """Tell whether an embedding computes the output too; its own reason says so."""
+    tables = (p for p in parameters if any(use.table == "embedding" for use in p.uses))
+    return any(use.kind == "linear" for parameter in tables for use in parameter.uses)
+
+
+def _matrices_below(model: Iterable[ParameterUse]) -> Units:
+    """Return the matrices in every module that has any, in order."""
+    units: Units = {}
+    for use in (use for use in model if use.is_matrix):
+        for path in names.prefixes(use.path):
+            units.setdefault(path, []).append(use)
+    return units
+
+
+def _features(use: ParameterUse) -> tuple[int, int]:
+    """Return how many features a matrix reads and how many it writes."""
+    first, second = use.shape[:2]
+    groups = use.module.groups if isinstance(use.module, Convolution) else 1
+    if is_conv1d(use.module) or (isinstance(use.module, Convolution) and use.module.transposed):
+        return first, second * groups
+    return second * groups, first
+
+
+def _is_read_by_a_head(path: str, heads: Heads, units: Units) -> bool:
+    """Tell whether a layer called like a head feeds another one beside it: it is hidden."""
+    # Heads that read alike feed nothing. A module's first matrix is the one that reads.
+    named = (p for p in names.prefixes(path)[1:] if names.is_head(names.last_component(p)))
+    unit = next(named, path)
+    parent, own = unit.rpartition(".")[0], units.get(unit, [])
+    for other in {p for head, _ in heads for p in names.prefixes(head)[1:]} - {unit}:
+        theirs = units.get(other, [])
+        if own and theirs and other.rpartition(".")[0] == parent and own[0].index < theirs[0].index:
+            read, written = _features(own[0])[0], _features(own[-1])[1]
+            predictor = f"{unit.removesuffix('_head')}_predictor"  # torchvision's
+            if other == predictor or written == _features(theirs[0])[0] != read:
+                return True
+    return False
+
+
+def _outputs_of_blocks(units: Units) -> Heads:
+    """Find what each block of a forecaster such as N-BEATS adds to the output."""
+    heads: Heads = {}
+    for path, inner in units.items():
+        component, last = names.last_component(path), inner[-1]
+        if names.is_block_output(component) and len(inner) < 4 and last.kind == "linear":
+            heads[last.path, last.leaf] = f"output head: named '{component}'"
+    return heads
+
+
+def _heads_beside(
+    heads: Heads, free: Sequence[ParameterUse], units: Units, modules: Modules
+) -> Heads:
+    """Find layers, and modules of a head's kind, that read what a head reads and feed nothing."""
+    # Actor and critic, a task's outputs, boxes and classes. The mean and variance of a latent code
+    # are not among them: a decoder reads them.
+    beside: dict[str, list[str]] = {}
+    for path in units:
+        if path:
+            beside.setdefault(path.rpartition(".")[0], []).append(path)
+    open_ends, found = {(use.path, use.leaf) for use in free}, dict(heads)
+    for path, leaf in heads:
+        for unit in reversed(names.prefixes(path)[1:]):
+            last = units[unit][-1] if unit in units else None
+            if (path, leaf) not in open_ends or last is None or (last.path, last.leaf) not in found:
+                break
+            parent = unit.rpartition(".")[0]
+            children = {names.last_component(child).lower() for child in beside[parent]}
+            if not children.isdisjoint(names.ATTENTION_CHILDREN - {"value"}):
+                break
+            ends = [
+                units[other][-1]
+                for other in beside[parent]
+                if _reads_alike(other, unit, units, modules) and not _is_read(other, units)
+            ]
+            ends = [use for use in ends if (use.path, use.leaf) in open_ends - found.keys()]
+            sizes = [_features(use)[1] for use in ends]
+            joined = any(_features(use)[0] == sum(sizes) for use in units[parent])
+            if not joined or len(ends) == 1 or {*sizes} == {_features(last)[1]}:
+                reason = f"output head: beside '{names.last_component(unit)}'"
+                found |= {(use.path, use.leaf): reason for use in ends}
+    return found
+
+
+def _reads_alike(path: str, unit: str, units: Units, modules: Modules) -> bool:
+    """Tell whether two modules beside each other could both be heads on one input."""
+    own, theirs, component = units[path], units[unit], names.last_component(path).lower()
+    if path == unit or own[-1].kind != theirs[-1].kind or component in names.HIDDEN_BESIDE_HEADS:
+        return False
+    if len(own) > 1 or len(theirs) > 1:
+        kinds = {plain_class(modules[p]) for p in (path, unit)} if modules is not None else {None}
+        if len(own) != len(theirs) or len(kinds) > 1:
+            return False
+    elif own[0] is units[""][0]:
+        return False  # before it there is no trunk to read
+    read, written = _features(own[0])[0], _features(own[-1])[1]
+    parent = path.rpartition(".")[0]
+    if modules is not None and isinstance(modules[parent], nn.ModuleList | nn.ModuleDict):
+        listed = [
+            p for p in units if p.startswith(f"{parent}.") and p.count(".") == path.count(".")
+        ]
+        if not _is_chain(listed, units):
+            return True  # one for each level of a pyramid
+    return read == _features(theirs[0])[0] and (read != written or component in names.ACTORS)
+
+
+def _is_read(path: str, units: Units) -> bool:
+    """Tell whether a later layer reads what a module writes, whole or cut in up to four parts."""
+    last = units[path][-1]
+    if names.last_component(path).lower() in names.ACTORS:
+        return False
+    later = {_features(use)[0] for use in units[""] if use.index > last.index}
+    return any(_features(last)[1] == parts * read for read in later for parts in (1, 2, 3, 4))
+
+
+def _is_chain(paths: Sequence[str], units: Units) -> bool:
+    """Tell whether one of these modules writes as many features as the next one reads."""
+    return any(
+        _features(units[one][-1])[1] == _features(units[two][0])[0] for one, two in pairwise(paths)
+    )
+
+
+def _last_of_stack(model: Sequence[ParameterUse], blocks: set[str], units: Units) -> Heads:
+    """Find the end of a stack of blocks that ends the model, or of each if they stand abreast."""
+    last = next((use for use in reversed(model) if use.is_matrix), None)
+    block = next((p for p in names.prefixes(last.path) if p in blocks), None) if last else None
+    if last is None or block is None or last.kind != "linear":
+        return {}
+    stack = [p for p in units if p in blocks and p.rpartition(".")[0] == block.rpartition(".")[0]]
+    if len(stack) < 2:
+        return {}
+    ends = [units[path][-1] for path in stack]
+    if not _is_chain(stack, units):
+        return {(use.path, use.leaf): "output head: end of parallel blocks" for use in ends}
+    (read, _), written = _features(units[block][0]), _features(last)[1]
+    if written == read or written == _features(ends[-2])[1]:
+        return {}
+    parent = last.path.rpartition(".")[0]
+    return {
+        (use.path, use.leaf): "output head: the last block, of another size"
+        for use in units[block]
+        if use.path.rpartition(".")[0] == parent and use.shape == last.shape
+    }
 
 
 def _layers_called_head(

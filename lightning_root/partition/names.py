@@ -26,7 +26,18 @@ _HEADS = frozenset(
     "class_embed bbox_embed outc".split()
 )
 # After "_"; but "multi_head" is attention, "pre_logits" and "conv_head" are hidden layers.
-_HEAD_ENDINGS = frozenset("head heads classifier logits predictor prediction predictions".split())
+_HEAD_ENDINGS = frozenset(
+    "head heads classifier logits predictor prediction predictions pred preds".split()
+)
+_AUXILIARY_HEAD = re.compile(r"aux(iliary)?_?(\d+|logits|classifier|out|output)?")
+# Layers beside a head that read what it reads and are hidden all the same.
+HIDDEN_BESIDE_HEADS = frozenset(
+    "trunk body backbone base encoder features stem embed embedding gate gate_proj up_proj up "
+    "router in_proj qkv c_attn skip shortcut residual down_proj o_proj out_proj to_out".split()
+)
+# Networks of reinforcement learning: nothing reads them, whatever the sizes say.
+ACTORS = frozenset("actor critic policy value pi vf q1 q2 qf1 qf2".split())
+_BLOCK_OUTPUTS = frozenset("forecast backcast theta".split())
 _HIDDEN_STEMS = frozenset(
     "multi attn attention self cross sa per each single num n pre conv".split()
 )
@@ -139,7 +150,13 @@ def is_head(component: str) -> bool:
     name = component.lower()
     stem, underscore, ending = name.rpartition("_")
     ends = bool(underscore) and ending in _HEAD_ENDINGS and stem not in _HIDDEN_STEMS
-    return ends or name in _HEADS or name.startswith("predict_")
+    named = name in _HEADS or name.startswith(("predict_", "unembed"))
+    return ends or named or bool(_AUXILIARY_HEAD.fullmatch(name))
+
+
+def is_block_output(component: str) -> bool:
+    """Tell whether a component names what a block adds to the output, as in N-BEATS."""
+    return not _BLOCK_OUTPUTS.isdisjoint(tokenize(component))
 
 
 def is_auxiliary(component: str) -> bool:

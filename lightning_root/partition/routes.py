@@ -80,10 +80,12 @@ class Partition:
     Args:
         routes: One route for each parameter, in the order in which the model registered them.
         parameters: The live parameters, parallel to `routes`.
+        note: What is doubtful about the model as a whole, such as that it has no output head.
     """
 
     routes: tuple[Route, ...]
     parameters: tuple[Tensor, ...] = field(compare=False)
+    note: str = field(default="", compare=False)
 
     def groups(self) -> list[dict[str, Any]]:
         """Return parameter groups for an optimizer: "root", then "adamw", also when they are empty.
@@ -97,13 +99,12 @@ class Partition:
 
     def __str__(self) -> str:
         """Return the readable table: parameter, shape, rule, reason, and totals."""
-        table = _render_table([route for route in self.routes if not route.frozen])
-        frozen = [math.prod(route.shape) for route in self.routes if route.frozen]
-        if not frozen:
-            return table
-        count = f"{len(frozen)} frozen parameter{'s' if len(frozen) > 1 else ''}"
-        wait = "wait" if len(frozen) > 1 else "waits"
-        return f"{table}\n{count} ({_with_unit(sum(frozen))} entries) {wait} until unfrozen"
+        notes = [self.note] if self.note else []
+        if frozen := [math.prod(route.shape) for route in self.routes if route.frozen]:
+            plural, verb = ("s", "are") if len(frozen) > 1 else ("", "is")
+            count = f"{len(frozen)} frozen parameter{plural}, {_with_unit(sum(frozen))} entries"
+            notes.insert(0, f"{count}, {verb} trained once unfrozen")
+        return _render_table([route for route in self.routes if not route.frozen], notes)
 
     def summary(self) -> str:
         """Return the sums of the table: what each rule updates, and its share of the work."""
@@ -115,8 +116,8 @@ class Partition:
         return f"Partition(root={count['root']}, adamw={count['adamw']})"
 
 
-def _render_table(routes: Sequence[Route]) -> str:
-    """Return the table in at most 110 columns, then the totals, then suggested rules, if any."""
+def _render_table(routes: Sequence[Route], notes: Sequence[str]) -> str:
+    """Return the table in at most 110 columns, then totals, notes, and suggested rules, if any."""
     rows = _collapse_blocks(routes)
     name, shape, rule, reason = (max(map(len, each)) for each in zip(_HEADER, *rows, strict=True))
     name = min(name, _MAX_NAME)
@@ -125,7 +126,7 @@ def _render_table(routes: Sequence[Route]) -> str:
     lines = [_pad_cells(_HEADER, widths), _GAP.join("-" * width for width in widths)]
     for row in rows:
         lines += _wrap_row(row, widths)
-    return "\n".join([*lines, "", *_summarize_roles(routes), *_list_suggestions(routes)])
+    return "\n".join([*lines, "", *_summarize_roles(routes), *notes, *_list_suggestions(routes)])
 
 
 def _collapse_blocks(routes: Sequence[Route]) -> list[Cells]:

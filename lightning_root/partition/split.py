@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from lightning_root.partition.fused import Suggestion, ViewDecision, find_view
-from lightning_root.partition.heads import find_heads
+from lightning_root.partition.heads import find_heads, is_head_tied
 from lightning_root.partition.names import candidate_globs
 from lightning_root.partition.parameters import ModelParameter, Modules, collect_uses, survey_module
 from lightning_root.partition.roles import ModelContext, decide_kind
@@ -182,7 +182,18 @@ def _partition(
         )
         for parameter, decision in decided
     )
-    return Partition(tuple(routes), tuple(parameter.tensor for parameter in chosen))
+    note = "" if context.heads or is_head_tied(parameters) else _note_on_head(decided)
+    return Partition(tuple(routes), tuple(parameter.tensor for parameter in chosen), note)
+
+
+def _note_on_head(decided: Sequence[tuple[ModelParameter, "_Decision"]]) -> str:
+    """Say that no output head was found, unless a rule has settled it, and how to name one."""
+    hidden = [(p.name, p.uses[0], d.role) for p, d in decided if d.kind == "hidden"]
+    if not hidden or any(role == "adamw" for _, _, role in hidden):
+        return ""
+    name, use, _ = hidden[-1]
+    layer = use.path if use.leaf == "weight" and use.path else name
+    return f'no output head found; if `{layer}` is one: rules={{"{name}": "adamw"}}'
 
 
 class _Decision(NamedTuple):

@@ -77,10 +77,10 @@ def test_the_table_counts_frozen_parameters_in_one_line():
     model[0].requires_grad_(False)
     *table, line = str(partition_all(model)).splitlines()
     assert table == str(partition_parameters(model)).splitlines()
-    assert line == "2 frozen parameters (40 entries) wait until unfrozen"
+    assert line == "2 frozen parameters, 40 entries, are trained once unfrozen"
     model.requires_grad_(False)
     assert str(partition_all(model)).endswith(
-        "6 frozen parameters (130 entries) wait until unfrozen"
+        "6 frozen parameters, 130 entries, are trained once unfrozen"
     )
 
 

@@ -199,6 +199,6 @@ def test_a_frozen_head_of_several_layers_is_still_the_head():
 
 def test_no_other_head_is_sought_beside_a_tied_one():
     model = Children(emb=nn.Embedding(9, 4), unembedding_layer=nn.Linear(4, 9), mix=linear())
-    assert heads(model) == {"mix.weight"}
+    assert heads(model) == {"unembedding_layer.weight"}
     model.unembedding_layer.weight = model.emb.weight
     assert heads(model) == set()

@@ -31,6 +31,7 @@ def test_golden():
         "",
         "ROOT:  4 matrices, 128 parameters (9.5 %), work 41.1 %",
         "AdamW: 5 tensors, 1.2 k parameters (90.5 %), work 58.9 %",
+        'no output head found; if `blocks.1.down` is one: rules={"blocks.1.down.weight": "adamw"}',
     ]
 
 
