@@ -130,6 +130,8 @@ def find_view(use: ParameterUse, modules: Modules) -> ViewDecision:
         decision = _view_of_gates(use)
     elif use.kind == "linear" or is_conv1d(use.module):
         decision = _view_of_linear(use, parent)
+    elif is_head_stack(use):
+        decision = ViewDecision(MatrixView(stack=1, transposed=True))
     elif is_expert_stack(use):
         decision = _view_of_expert_stack(use)
     else:
@@ -308,6 +310,12 @@ def _guess_sizes(component: str, fan_in: int, fan_out: int) -> int | Sizes | Non
         return 3
     rest = fan_out - fan_in
     return (fan_in, rest // 2, rest // 2) if rest > 0 and rest % 2 == 0 else None
+
+
+def is_head_stack(use: ParameterUse) -> bool:
+    """Tell whether a parameter is TransformerLens' stack of a matrix, (in, out), for each head."""
+    named = use.leaf.lstrip("_") in ("W_Q", "W_K", "W_V", "W_O")
+    return named and len(use.shape) == 3 and min(use.shape) > 1
 
 
 def is_expert_stack(use: ParameterUse) -> bool:

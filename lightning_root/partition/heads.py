@@ -40,11 +40,11 @@ def find_heads(parameters: Sequence[ModelParameter], modules: Modules) -> Heads:
 
     towers, tied = _ends_of_towers(free), is_head_tied(parameters)
     heads = _layers_called_head(model, free, modules) | _outputs_of_blocks(units)
-    for use in free:
-        component = use.own_component
-        if use.kind == "raw" and len(use.shape) > 1 and not names.is_head(component):
-            component = names.last_component(use.path)
-        if use.kind == "raw" and len(use.shape) > 1 and names.is_head(component):
+    for use in (use for use in free if use.kind == "raw" and len(use.shape) > 1):
+        words = [use.own_component]
+        if names.is_silent(use.leaf) or use.leaf == "lora_B":
+            words += [names.last_component(use.path), names.words_of_class(use.owner)]
+        if component := next(filter(names.is_head, words), None):
             heads[use.path, use.leaf] = f"output head: named '{component}'"
     for path, module in (modules or {}).items():
         if isinstance(module, nn.AdaptiveLogSoftmaxWithLoss):

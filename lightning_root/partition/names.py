@@ -77,17 +77,31 @@ _POSITION = frozenset("pos position positions positional relative posemb posembe
 _EMBEDDING = frozenset("emb embs embed embeds embedding embeddings wte".split())
 _PROJECTION = frozenset("proj projection project".split())
 _TOKEN = frozenset("token tokens".split())
-_VECTORS = frozenset("latents queries".split())
+_VECTORS = frozenset(
+    "latents queries codes codebook codebooks prototypes centroids centers anchors prompt prompts "
+    "registers".split()
+)
 _BIAS = frozenset("bias biases".split())
+_GAINS = frozenset(
+    "gamma beta gain gains scale scales layerscale temperature temperatures alphas".split()
+)
 _TABLES = {
     "shared": "embedding",  # of encoder and decoder
-    "codebook": "table",
-    "prototypes": "table",
-    "latent_query": "table",
-    "a_log": "decay rates",  # of state-space models, one for each entry
+    "trainable_tokens_delta": "embedding",  # PEFT's
+    **dict.fromkeys(("latent", "latent_query", "z", "code"), "table"),
 }
+# Of state-space and linear recurrent models, one for each entry.
+_RATES = re.compile(
+    r"a_log|(log_|inv_)?a_(real|imag|re|im)|lambda(_\w+)?|(log_|inv_)?(dt|step)|"
+    r"time_(decay|first|faaaa)"
+)
+# Parameters' own names that tell of a matrix, whatever their module is called.
+_MATRIX = frozenset(
+    "proj projection project linear dense kernel mix fc mlp conv in out up down gate q k v query "
+    "key value lora".split()
+)
 _PATCH = re.compile(
-    r"patch_?emb(?!.*_proj)|embed_patch|patchify|^conv_proj$|^patch_proj(ection)?$|^to_patch$"
+    r"patch_?emb(?!.*_proj)|embed_patch|patchify|^conv_proj$|^patch_proj(ection)?$|^to_patch$|^w_p$"
 )
 
 
@@ -185,14 +199,32 @@ def table_kind(component: str) -> str | None:
         return "embedding"
     if tokens[-1] in _TOKEN:
         return "learned token"
-    if not _VECTORS.isdisjoint(tokens):
+    if not _VECTORS.isdisjoint(tokens) or tokens[-1] == "table":
         return "table"
-    return _TABLES.get(component.lower())
+    name = component.lower()
+    return "decay rates" if _RATES.fullmatch(name) else _TABLES.get(name)
+
+
+def words_of_class(name: str) -> str:
+    """Write the name of a class as a component: "PosEmbed" is "pos_embed"."""
+    return re.sub(r"(?<!^)(?=[A-Z][a-z])", "_", name).lower()
+
+
+def is_silent(leaf: str) -> bool:
+    """Tell whether a parameter's own name leaves to its module's what it is."""
+    return _MATRIX.isdisjoint(tokenize(leaf))
+
+
+def is_gain(component: str) -> bool:
+    """Tell whether a component names gains, which may have a row for each layer or head."""
+    return not _GAINS.isdisjoint(tokenize(component))
 
 
 def is_bias(component: str) -> bool:
     """Tell whether a component names biases: one for each expert or each head makes a table."""
-    return not _BIAS.isdisjoint(tokenize(component))
+    tokens = tokenize(component)
+    short = "b" in tokens[:-1] and _PROJECTION.isdisjoint(tokens)  # TransformerLens' b_Q
+    return short or not _BIAS.isdisjoint(tokens)
 
 
 def is_position_bias(component: str) -> bool:

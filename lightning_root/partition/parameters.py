@@ -65,7 +65,12 @@ class ParameterUse:
         """Kind of this table, by type or, for a raw parameter, by name; None for no table."""
         if self.kind == "embedding":
             return "embedding"
-        return names.table_kind(self.own_component) if self.kind == "raw" else None
+        if self.kind != "raw":
+            return None
+        words = [self.own_component]
+        if len(self.shape) == 2 and names.is_silent(self.leaf):
+            words += [names.last_component(self.path), names.words_of_class(self.owner)]
+        return next(filter(None, map(names.table_kind, words)), None)
 
 
 class ModelParameter(NamedTuple):

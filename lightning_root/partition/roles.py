@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from lightning_root.partition import names
-from lightning_root.partition.fused import Suggestion, is_expert_stack
+from lightning_root.partition.fused import Suggestion, is_expert_stack, is_head_stack
 from lightning_root.partition.heads import Heads
 from lightning_root.partition.parameters import Convolution, ModelParameter, ParameterUse
 from lightning_root.partition.routes import Kind
@@ -37,8 +37,9 @@ def decide_kind(parameter: ModelParameter, context: ModelContext) -> KindDecisio
     if use.dtype.is_complex and ndim > 1:
         return KindDecision("table", "complex: only AdamW can update it")
     if table := next((other for other in parameter.uses if other.kind == "embedding"), None):
-        positions = names.table_kind(table.own_component) in ("position table", "table")
-        kind: Kind = "vector" if ndim < 2 else "table" if positions else "embedding"
+        name = table.own_component.lower()
+        apart = names.table_kind(name) in ("position table", "table") and name[-5:] != "table"
+        kind: Kind = "vector" if ndim < 2 else "table" if apart else "embedding"
         return KindDecision(kind, f"embedding{_describe_ties(parameter)}")
     if ndim == 0:
         return KindDecision("vector", "scalar: 0 dimensions")
@@ -48,9 +49,11 @@ def decide_kind(parameter: ModelParameter, context: ModelContext) -> KindDecisio
         if reason := context.heads.get((other.path, other.leaf)):
             return KindDecision("head", reason)
         if other.kind == "raw" and other.table:
-            named = f"{other.table}: named '{other.own_component}'"
+            name = other.own_component
+            own = names.table_kind(name) is not None
+            named = f"named '{name}'" if own else f"'{name}' of {other.owner or other.path}"
             kind = "embedding" if other.table == "embedding" else "table"
-            return KindDecision(kind, f"{named}{_describe_ties(parameter)}")
+            return KindDecision(kind, f"{other.table}: {named}{_describe_ties(parameter)}")
     if _is_bias(use):
         kind = "table" if names.is_position_bias(use.own_component) else "vector"
         return KindDecision(kind, f"biases: named '{use.own_component}'")
@@ -58,6 +61,8 @@ def decide_kind(parameter: ModelParameter, context: ModelContext) -> KindDecisio
         return KindDecision("vector", f"gain of {use.owner or 'a norm'}")
     if _is_vector(use):
         return KindDecision("vector", f"vector in effect: shape {use.shape}")
+    if use.kind == "raw" and names.is_gain(use.own_component):
+        return KindDecision("vector", f"gains: named '{use.own_component}'")
     if use.kind == "convolution":
         return _kind_of_convolution(use, context)
     return _kind_of_raw(use) if use.kind == "raw" else _kind_of_matrix(use)
@@ -145,12 +150,25 @@ def _kind_of_raw(use: ParameterUse) -> KindDecision:
         return KindDecision("table", f"beside the model: in '{use.path}'")
     if is_expert_stack(use):
         return KindDecision("hidden", f"experts{owner}")
+    if is_head_stack(use):
+        return KindDecision("hidden", f"attention{owner}, a matrix for each head")
+    if len(shape) > 2 and shape[-1] == 2:
+        return KindDecision("table", f"pairs, such as of complex numbers: shape {shape}")
+    if _is_beside_rates(use):
+        return KindDecision("table", f"beside decay rates: '{use.leaf}'{owner}")
     if len(shape) == 2:
         return _maybe_factor(use, f"2-D weight{owner}")
     rule = {"stack": len(shape) - 2}
     blocks = f"{math.prod(shape[:-2])} blocks of {shape[-2:]}"
     reason = f"{len(shape)} dimensions{owner}: {json.dumps(rule)} would make it {blocks}"
     return KindDecision("table", reason, rule)
+
+
+def _is_beside_rates(use: ParameterUse) -> bool:
+    """Tell whether a state-space model multiplies its states with this entry by entry."""
+    beside = use.module.named_parameters(recurse=False) if use.module is not None else ()
+    rates = [tuple(p.shape) for name, p in beside if names.table_kind(name) == "decay rates"]
+    return bool(rates) and (use.leaf == "D" or (use.leaf in "BCPQ" and use.shape in rates))
 
 
 def _maybe_factor(use: ParameterUse, reason: str) -> KindDecision:
