@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_root.partition import names
 from lightning_root.partition.parameters import (
@@ -70,7 +70,7 @@ _KEY_VALUE = frozenset("kv to_kv kv_proj wkv c_kv key_value fused_kv kv_linear".
 _QUERIES = "q to_q q_proj wq query c_q q_attn q_linear".split()
 
 # Sizes, by the attributes of a module or its config that may hold them.
-_FAN_OUT = ("out_features", "nf")  # of a Linear or of transformers' Conv1D
+_FAN_OUT, _FAN_IN = ("out_features", "nf"), ("in_features", "nx")  # of a Linear or Conv1D
 _IN_AND_OUT = (("in_features", "out_features"), ("input_size", "output_size"))
 _HEADS = (
     "num_heads num_attention_heads n_head n_heads nhead heads num_q_heads num_query_heads".split()
@@ -83,7 +83,7 @@ _HEAD_SIZE = (
     "head_dim head_size attention_head_size dim_head d_head hidden_size_per_attention_head".split()
 )
 _EXPERTS = (
-    "num_experts num_local_experts n_experts n_routed_experts moe_num_experts "
+    "num_experts num_local_experts n_expert n_experts n_routed_experts moe_num_experts "
     "num_moe_experts".split()
 )
 _EXPERT_WIDTH = "ffn_hidden_size intermediate_size intermediate_dim expert_dim".split()
@@ -104,12 +104,15 @@ _HEAD_BY_HEAD = frozenset(
         "InternLM2Attention",  # groups of [queries, k, v]
         "MiniMaxLightningAttention",
         "PersimmonAttention",
+        "Qwen3NextAttention",  # [query, gate] per head
     }
 )
 _HEAD_BY_HEAD_MODELS = frozenset(
     "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese internlm2 persimmon".split()
 )
 
+_ADAPTED = re.compile(r"\.(base_layer|lora_[AB](\.\w+)?)$")
+_ROUTERS = frozenset("gate router gating wg".split())
 _EXPERT_PATH = re.compile(r"expert|(?<![a-z])moe(?![a-z])")
 _EXPERT_CLASS = re.compile(r"Expert|M[oO]E(?![a-z])|Moe(?![a-z])")
 _EXPERT_BIAS = re.compile(r"(?<![a-z])bias(es)?(?![a-z])")
@@ -121,15 +124,22 @@ _INTERLEAVED_EXPERTS = frozenset({"GptOssExperts"})
 
 def find_view(use: ParameterUse, modules: Modules) -> ViewDecision:
     """Find the matrices in a parameter that goes to ROOT, as far as its module tells."""
-    parent = None if modules is None else modules.get(use.path.rpartition(".")[0])
-    if use.kind == "convolution":
+    get, path = (modules or {}).get, _ADAPTED.sub("", use.path)
+    if path.endswith(".linear") and hasattr(get(path[:-7]), "lora_A"):
+        path = path[:-7]  # litgpt's base layer
+    parent, component = get(path.rpartition(".")[0]), names.last_component(path).lower()
+    if names.factor_component(use.name) is not None and len(use.shape) == 2:
+        decision = _view_of_factor(use, component, get(path), parent)
+    elif _is_router(use, parent):
+        return ViewDecision(note="; chooses experts, often left to AdamW", suggestion="adamw")
+    elif use.kind == "convolution":
         decision = _view_of_convolution(use)
     elif use.kind == "attention":
         decision = _cut_outputs(MatrixView(), _torch_attention_sizes(use))
     elif use.kind == "recurrent":
         decision = _view_of_gates(use)
     elif use.kind == "linear" or is_conv1d(use.module):
-        decision = _view_of_linear(use, parent)
+        decision = _view_of_linear(use, component, parent)
     elif is_head_stack(use):
         decision = ViewDecision(MatrixView(stack=1, transposed=True))
     elif is_expert_stack(use):
@@ -204,19 +214,53 @@ def _raw_sizes(use: ParameterUse) -> Sizes | Ambiguity | None:
     return _equal_sizes(count, fan_out) if below else None
 
 
-def _view_of_linear(use: ParameterUse, parent: nn.Module | None) -> ViewDecision:
+def _is_router(use: ParameterUse, parent: nn.Module | None) -> bool:
+    """Tell whether a matrix has a row for each of the experts beside it."""
+    experts = find_child(parent, "experts")
+    count = len(experts) if isinstance(experts, nn.ModuleList) else find_size(parent, _EXPERTS)
+    return use.own_component.lower() in _ROUTERS and count == use.shape[0]
+
+
+def _view_of_factor(
+    use: ParameterUse, component: str, holder: nn.Module | None, parent: nn.Module | None
+) -> ViewDecision:
+    """Cut a low-rank adapter's factor like the outputs of the layer that it adapts."""
+    rows, read_by = use.shape[0], parent
+    first, second = (getattr(holder, name, None) for name in ("lora_A", "lora_B"))
+    if isinstance(first, Tensor) and isinstance(second, Tensor):  # litgpt's
+        parts = len(first) // second.shape[-1]
+        if use.leaf == "lora_A":  # one below the other for q, k and v
+            return _cut_outputs(MatrixView(), _equal_sizes(parts, rows) if parts > 1 else None)
+        component, read_by = ("qkv", holder) if parts > 1 else (component, parent)
+    if "lora_b" not in (use.leaf.lower(), (names.factor_component(use.name) or "").lower()):
+        return ViewDecision()
+    sizes: tuple[int, ...] = tuple(getattr(holder, "qkv_shapes", ()))
+    if len(sizes) > 1 and sum(sizes) == rows:
+        return _cut_outputs(MatrixView(), sizes)
+    layer = getattr(holder, "base_layer", getattr(holder, "linear", None))
+    fan_in = find_size(layer, _FAN_IN) or rows // 3
+    return _cut_outputs(MatrixView(), _output_sizes(component, fan_in, rows, layer, read_by))
+
+
+def _view_of_linear(use: ParameterUse, component: str, parent: nn.Module | None) -> ViewDecision:
     """Cut the weight of a Linear, or of transformers' Conv1D, which is stored as (in, out)."""
     transposed = is_conv1d(use.module)
     fan_in, fan_out = use.shape if transposed else use.shape[::-1]
     if find_size(use.module, _FAN_OUT) not in (None, fan_out):
         return ViewDecision()  # a class of its own, stored in its own way
-    component = names.last_component(use.path).lower()
-    sizes: Sizes | Ambiguity | None = _gated_sizes(component, fan_out, use.module, parent)
+    sizes = _output_sizes(component, fan_in, fan_out, use.module, parent)
+    return _cut_outputs(MatrixView(transposed=transposed), sizes)
+
+
+def _output_sizes(
+    component: str, fan_in: int, fan_out: int, module: nn.Module | None, parent: nn.Module | None
+) -> Sizes | Ambiguity | None:
+    """Return the sizes of what a Linear called `component` computes in one."""
+    sizes: Sizes | Ambiguity | None = _gated_sizes(component, fan_out, module, parent)
     if sizes is None and component == "in_proj" and find_child(parent, "conv1d") is not None:
         # Mamba-2's signal, gate, B, C and time steps, of several sizes.
-        sizes = Ambiguity("several projections in one", None)
-    sizes = sizes or _attention_sizes(component, fan_in, fan_out, parent)
-    return _cut_outputs(MatrixView(transposed=transposed), sizes)
+        return Ambiguity("several projections in one", None)
+    return sizes or _attention_sizes(component, fan_in, fan_out, parent)
 
 
 def _gated_sizes(
@@ -231,10 +275,14 @@ def _gated_sizes(
         halved = isinstance(following, nn.GLU) and following.dim == -1
         return _equal_sizes(2, fan_out) if halved else None
     down = find_child(parent, _GATED.get(component, ""))
-    if find_size(down, ("in_features", "nx")) == fan_out // 2:
+    if find_size(down, _FAN_IN) == fan_out // 2:
         return _equal_sizes(2, fan_out)
-    is_glu = parent is not None and plain_class(parent).__name__.endswith("GLU")
-    if component in _SURELY_GATED or (is_glu and component == "proj"):
+    owner = "" if parent is None else plain_class(parent).__name__
+    linears = [m for m in parent.children() if isinstance(m, nn.Linear)] if parent else []
+    if owner == "GatedLinearUnit" and linears == [module]:
+        return _equal_sizes(2, fan_out)  # `F.glu` follows
+    is_glu = owner.endswith(("GLU", "GatedLinearUnit")) and component in ("proj", "fc", "linear")
+    if component in _SURELY_GATED or is_glu:
         return Ambiguity("gate and up in one", 2)
     return None
 
@@ -249,7 +297,7 @@ def _attention_sizes(
     if component in _KEY_VALUE or crossing:
         return _key_value_sizes(fan_out, parent)
     if not _is_query_key_value(component, fan_in, fan_out):
-        return None
+        return _gated_query_sizes(fan_out, parent) if component in _QUERIES else None
     guess = _guess_sizes(component, fan_in, fan_out)
     if parent is None:
         return Ambiguity("q, k, v in one by its name", guess)
@@ -276,6 +324,24 @@ def _attention_sizes(
     if fan_out == 3 * fan_in and (groups in (None, heads) or component == "in_proj"):
         return _equal_sizes(3, fan_out)
     return Ambiguity("q, k, v in one of unknown sizes", guess)
+
+
+def _gated_query_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambiguity | None:
+    """Return the sizes of queries and their gates in one: twice as much as attention gives."""
+    size, heads = find_size(parent, _HEAD_SIZE), find_size(parent, _HEADS)
+    outputs = (find_child(parent, name) for name in ("o_proj", "out_proj", "wo", "to_out"))
+    given = next((find_size(layer, _FAN_IN) for layer in outputs if layer is not None), None)
+    latent = find_size(parent, ("kv_lora_rank",)) is not None  # keys and values differ in size
+    if (
+        parent is None
+        or latent
+        or fan_out not in (2 * (given or 0), 2 * (size or 0) * (heads or 0))
+    ):
+        return None
+    count = fan_out // size if size is not None and fan_out % size == 0 else None
+    if count is not None and _is_head_by_head(parent):
+        return _equal_sizes(count, fan_out)
+    return Ambiguity("query and gate in one of unknown order", count or 2)  # heads: in any order
 
 
 def _is_query_key_value(component: str, fan_in: int, fan_out: int) -> bool:

@@ -213,6 +213,7 @@ def find_size(module: nn.Module | None, attributes: Sequence[str]) -> int | None
 
 
 def find_child(parent: nn.Module | None, name: str) -> nn.Module | None:
-    """Return a module's child by its name in lower case, None when there is none."""
+    """Return a module's child by its name in lower case, without its adapter, if there is one."""
     children = parent.named_children() if parent is not None else ()
-    return next((module for own, module in children if own.lower() == name), None)
+    found = next((module for own, module in children if own.lower() == name), None)
+    return getattr(found, "base_layer", found)
