@@ -6,13 +6,14 @@ The table has one row for equal parameters of repeated blocks.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
 
 from torch import Tensor
 
+from lightning_root.partition.names import last_component, prefixes
 from lightning_root.partition.views import MatrixView
 
 Role = Literal["root", "adamw"]
@@ -29,15 +30,18 @@ rates, depthwise convolutions, complex weights, and stacks that are not known to
 
 # A block's number: a whole component of a name, or the end of one as in `encoder_layer_0.fc.weight`
 # (but the two norms `ln_1.weight` and `ln_2.weight` are not two blocks).
-_INDEX = re.compile(r"(?<![^.])\d+(?![^.])|(?<=_)\d+(?=\.[^.]+\.)")
+# What is between angles stands for siblings.
+_INDEX = re.compile(r"<[^>]*>|(?<![^.])\d+(?![^.])|(?<=_)\d+(?=\.[^.]+\.)")
 _LABELS: dict[Role, str] = {"root": "ROOT", "adamw": "AdamW"}
 _HEADER = ("parameter", "shape", "rule", "reason")
 _GAP = "  "
 _MAX_WIDTH = 110
 _MAX_NAME = 52
 _MIN_REASON = 24
+_LONG = 30  # rows, beyond which vectors share one
 
 Cells = tuple[str, str, str, str]
+Index = tuple[int | str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,11 +85,13 @@ class Partition:
         routes: One route for each parameter, in the order in which the model registered them.
         parameters: The live parameters, parallel to `routes`.
         note: What is doubtful about the model as a whole, such as that it has no output head.
+        keyed: Paths of dicts of modules, whose keys are data: `str()` collapses equal ones.
     """
 
     routes: tuple[Route, ...]
     parameters: tuple[Tensor, ...] = field(compare=False)
     note: str = field(default="", compare=False)
+    keyed: frozenset[str] = field(default=frozenset(), compare=False)
 
     def groups(self) -> list[dict[str, Any]]:
         """Return parameter groups for an optimizer: "root", then "adamw", also when they are empty.
@@ -104,7 +110,8 @@ class Partition:
             plural, verb = ("s", "are") if len(frozen) > 1 else ("", "is")
             count = f"{len(frozen)} frozen parameter{plural}, {_with_unit(sum(frozen))} entries"
             notes.insert(0, f"{count}, {verb} trained once unfrozen")
-        return _render_table([route for route in self.routes if not route.frozen], notes)
+        trained = [route for route in self.routes if not route.frozen]
+        return _render_table(trained, self.keyed, notes)
 
     def summary(self) -> str:
         """Return the sums of the table: what each rule updates, and its share of the work."""
@@ -116,38 +123,76 @@ class Partition:
         return f"Partition(root={count['root']}, adamw={count['adamw']})"
 
 
-def _render_table(routes: Sequence[Route], notes: Sequence[str]) -> str:
+def _render_table(routes: Sequence[Route], keyed: Collection[str], notes: Sequence[str]) -> str:
     """Return the table in at most 110 columns, then totals, notes, and suggested rules, if any."""
-    rows = _collapse_blocks(routes)
+    rows = _collapse_repeats(routes, keyed)
+    matrices = [route for route in routes if len(route.shape) > 1 or route.role == "root"]
+    if len(rows) > _LONG and matrices:
+        count = f"{{all of one dimension}}  x{len(routes) - len(matrices)}"
+        vectors = (count, "", _LABELS["adamw"], "bias or gain")
+        rows = [*_collapse_repeats(matrices, keyed), vectors]
+    return "\n".join(
+        [*_lay_out(rows), "", *_summarize_roles(routes), *notes, *_list_suggestions(routes)]
+    )
+
+
+def _lay_out(rows: Sequence[Cells]) -> list[str]:
+    """Lay out the rows below their header."""
     name, shape, rule, reason = (max(map(len, each)) for each in zip(_HEADER, *rows, strict=True))
     name = min(name, _MAX_NAME)
     used = name + shape + rule + 3 * len(_GAP)
     widths = (name, shape, rule, min(reason, max(_MAX_WIDTH - used, _MIN_REASON)))
-    lines = [_pad_cells(_HEADER, widths), _GAP.join("-" * width for width in widths)]
-    for row in rows:
-        lines += _wrap_row(row, widths)
-    return "\n".join([*lines, "", *_summarize_roles(routes), *notes, *_list_suggestions(routes)])
+    header = [_pad_cells(_HEADER, widths), _GAP.join("-" * width for width in widths)]
+    return header + [line for row in rows for line in _wrap_row(row, widths)]
 
 
-def _collapse_blocks(routes: Sequence[Route]) -> list[Cells]:
-    """Make one row of routes that differ only in block numbers, in order of first appearance."""
-    groups: dict[tuple[str, tuple[int, ...], Role, str], dict[tuple[int, ...], int]] = {}
+def _collapse_repeats(routes: Sequence[Route], keyed: Collection[str]) -> list[Cells]:
+    """Make one row of routes that differ only in block numbers, or in which of equal siblings."""
+    repeats = _find_repeats(routes, keyed)
+    groups: dict[tuple[str, tuple[int, ...], Role, str], dict[Index, tuple[int, str]]] = {}
     for position, route in enumerate(routes):
-        key = (_INDEX.sub("{}", route.name), route.shape, route.role, route.reason)
-        index = tuple(map(int, _INDEX.findall(route.name)))
-        groups.setdefault(key, {})[index] = position
+        paths = prefixes(route.name)[1:]
+        marked = ".".join(f"<{repeats[p]}>" if p in repeats else last_component(p) for p in paths)
+        siblings = (last_component(p) for p in paths if p in repeats)
+        found = _INDEX.findall(marked)
+        index = tuple(next(siblings) if text[0] == "<" else int(text) for text in found)
+        template = _INDEX.sub(lambda text: text[0] if text[0][0] == "<" else "{}", marked)
+        key = (template, route.shape, route.role, route.reason)
+        groups.setdefault(key, {})[index] = (position, marked)
     rows: dict[int, Cells] = {}
     for (_, shape, role, reason), positions in groups.items():
         for axes in _split_into_products(list(positions)):
-            first = positions[tuple(axis[0] for axis in axes)]
-            name = _name_with_ranges(routes[first].name, axes)
-            rows[first] = (name, str(shape), _LABELS[role], reason)
+            first, marked = positions[tuple(axis[0] for axis in axes)]
+            rows[first] = (_name_with_ranges(marked, axes), str(shape), _LABELS[role], reason)
     return [rows[position] for position in sorted(rows)]
 
 
-def _split_into_products(indices: list[tuple[int, ...]]) -> list[list[list[int]]]:
-    """Split index tuples into sets that are products of one list of numbers for each position."""
-    axes = [sorted(set(axis)) for axis in zip(*indices, strict=True)]
+def _find_repeats(routes: Sequence[Route], keyed: Collection[str]) -> dict[str, str]:
+    """Return the first of the siblings that are equal below their names, by the path of each."""
+    below: dict[str, list[tuple[str, tuple[int, ...], Role, str]]] = {}
+    for route in routes:
+        for path in prefixes(route.name)[1:]:
+            below.setdefault(path, []).append(
+                (route.name.removeprefix(path), route.shape, route.role, route.reason)
+            )
+    equal: dict[tuple[object, ...], list[str]] = {}
+    for path, inner in below.items():
+        parent, _, own = path.rpartition(".")
+        # Two norms, or q and k, have names of their own; keys of a dict are only data.
+        if not own.isdigit() and (
+            parent in keyed or any(name.count(".") > 1 for name, *_ in inner)
+        ):
+            equal.setdefault((parent, *inner), []).append(path)
+    several = (paths for paths in equal.values() if len(paths) > 1)
+    return {path: last_component(paths[0]) for paths in several for path in paths}
+
+
+def _split_into_products(indices: list[Index]) -> list[list[Sequence[int | str]]]:
+    """Split index tuples into sets that are products of one list of values for each position."""
+    axes: list[Sequence[int | str]] = [
+        sorted({*axis}) if isinstance(axis[0], int) else list(dict.fromkeys(axis))
+        for axis in zip(*indices, strict=True)
+    ]
     if len(indices) == math.prod(map(len, axes)):  # the indices are distinct
         return [axes]
     split = next(i for i, axis in enumerate(axes) if len(axis) > 1)
@@ -158,20 +203,26 @@ def _split_into_products(indices: list[tuple[int, ...]]) -> list[list[list[int]]
     ]
 
 
-def _name_with_ranges(name: str, axes: Sequence[list[int]]) -> str:
-    """Put lists of numbers in the place of a name's indices, and say how many names that makes."""
+def _name_with_ranges(marked: str, axes: Sequence[Sequence[int | str]]) -> str:
+    """Put lists of values in the place of a name's indices, and say how many names that makes."""
     ranges = map(_format_range, axes)
     count = math.prod(map(len, axes))
-    return _INDEX.sub(lambda _: next(ranges), name) + (f"  x{count}" if count > 1 else "")
+    return _INDEX.sub(lambda _: next(ranges), marked) + (f"  x{count}" if count > 1 else "")
 
 
-def _format_range(numbers: list[int]) -> str:
-    """Write numbers as `7`, `{0..3}` or `{0,2,5}`."""
-    first, last = numbers[0], numbers[-1]
-    if first == last:
+def _format_range(values: Sequence[int | str]) -> str:
+    """Write numbers as `7`, `{0..3}` or `{0,2,5}`, names as `{age, income, +5}`."""
+    first, last = values[0], values[-1]
+    if len(values) == 1:
         return str(first)
-    listed = f"{first}..{last}" if last - first == len(numbers) - 1 else ",".join(map(str, numbers))
-    return f"{{{listed}}}"
+    if isinstance(first, str):
+        listed = ", ".join(map(str, values))
+        shown = len(values) if len(listed) <= 30 and len(values) < 4 else 2
+        shown = shown if len(f"{first}, {values[1]}") <= 30 else 1
+        more = [f"+{len(values) - shown}"] if shown < len(values) else []
+        return f"{{{', '.join(map(str, [*values[:shown], *more]))}}}"
+    consecutive = isinstance(last, int) and last - first == len(values) - 1
+    return f"{{{f'{first}..{last}' if consecutive else ','.join(map(str, values))}}}"
 
 
 def _wrap_row(row: Cells, widths: Sequence[int]) -> list[str]:

@@ -183,7 +183,9 @@ def _partition(
         for parameter, decision in decided
     )
     note = "" if context.heads or is_head_tied(parameters) else _note_on_head(decided)
-    return Partition(tuple(routes), tuple(parameter.tensor for parameter in chosen), note)
+    dicts = (nn.ModuleDict, nn.ParameterDict)
+    keyed = frozenset(path for path, m in (modules or {}).items() if isinstance(m, dicts))
+    return Partition(tuple(routes), tuple(parameter.tensor for parameter in chosen), note, keyed)
 
 
 def _note_on_head(decided: Sequence[tuple[ModelParameter, "_Decision"]]) -> str:

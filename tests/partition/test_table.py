@@ -8,7 +8,8 @@ from torch import nn
 
 from lightning_root.partition import partition_parameters
 from tests.models import GPT, TransformerEncoderViT, ViT, mlp
-from tests.partition.reading import Children, linear, residual
+from tests.partition.reading import Children, linear, residual, two_layers
+from tests.zoo.forecasting import TemporalFusionTransformer
 
 MODELS = {
     "gpt": lambda: GPT(tied=True),
@@ -105,3 +106,52 @@ def test_totals_count_in_readable_units():
     *_, root, adamw = str(partition_parameters(model)).splitlines()
     assert root == "ROOT:  1 matrix, 3.1 M parameters (92.3 %), work 100.0 %"
     assert adamw == "AdamW: 2 tensors, 260.0 k parameters (7.7 %), work 0.0 %"
+
+
+def rows(model: nn.Module) -> list[str]:
+    """The names in the rows of a table whose names need one line each."""
+    lines = str(partition_parameters(model)).split("\n\n")[0].splitlines()[2:]
+    return [re.split(r"  +\(", line)[0].rstrip() for line in lines]
+
+
+def test_equal_entries_of_a_dict_share_a_row():
+    names = ("age", "income", "region", "size")
+    model = Children(scale=nn.ModuleDict({name: linear() for name in names}), head=linear())
+    model.deep = nn.ModuleDict({name: two_layers() for name in names[:3]})
+    assert rows(model) == [
+        *("scale.{age, income, +2}.weight  x4", "scale.{age, income, +2}.bias  x4"),
+        *("head.weight", "head.bias"),
+        *("deep.{age, income, region}.0.weight  x3", "deep.{age, income, region}.0.bias  x3"),
+        *("deep.{age, income, region}.2.weight  x3", "deep.{age, income, region}.2.bias  x3"),
+    ]
+
+
+def test_entries_that_differ_keep_rows_of_their_own():
+    sizes = {"age": 4, "income": 4, "region": 8}
+    entries = nn.ModuleDict({name: nn.Linear(4, n, bias=False) for name, n in sizes.items()})
+    ruled = partition_parameters(Children(d=entries, head=linear()), rules={"d.age.*": "adamw"})
+    assert "d.{age, income}.weight  x2" in rows(Children(d=entries, head=linear()))
+    assert not any("x2" in line for line in str(ruled).splitlines())
+
+
+def test_equal_modules_share_rows_and_single_layers_do_not():
+    model = Children(q=linear(), k=linear(), left=residual(), right=residual(), head=linear())
+    assert [row for row in rows(model) if row.count("weight")] == [
+        *("q.weight", "k.weight", "{left, right}.up.weight  x2", "{left, right}.down.weight  x2"),
+        "head.weight",
+    ]
+
+
+def test_numbers_and_names_collapse_together():
+    block = {name: residual for name in ("self_attention", "cross_attention")}
+    layers = [Children(**{name: build() for name, build in block.items()}) for _ in range(3)]
+    table = str(partition_parameters(Children(layers=nn.ModuleList(layers), head=linear())))
+    assert "layers.{0..2}.{self_attention, +1}.up.weight  x6" in table
+
+
+def test_the_table_of_a_fusion_transformer_fits_a_screen():
+    *body, blank, root, adamw = str(partition_parameters(TemporalFusionTransformer())).splitlines()
+    assert len(body) < 60
+    assert (blank, root[:5], adamw[:6]) == ("", "ROOT:", "AdamW:")
+    assert any(line.startswith("{age, income, +5}.fc1.weight  x7") for line in body)
+    assert any(line.startswith("{all of one dimension}  x97") for line in body)
