@@ -271,7 +271,9 @@ def _gated_sizes(
         return None
     if isinstance(parent, nn.Sequential):
         layers = zip(parent, list(parent)[1:], strict=False)
-        following = next((after for layer, after in layers if layer is module), None)
+        # A wrapper of the Linear alone, such as for checkpointing, is no other layer.
+        own = (after for layer, after in layers if layer is module or module in layer.children())
+        following = next(own, None)
         halved = isinstance(following, nn.GLU) and following.dim == -1
         return _equal_sizes(2, fan_out) if halved else None
     down = find_child(parent, _GATED.get(component, ""))

@@ -93,3 +93,28 @@ def adapted_gpt(*, head: str, table: bool) -> PeftModel:
     elif head == "adapted":
         model.lm_head = LoraLinear(model.lm_head)
     return PeftModel(LoraModel(model))
+
+
+class LoRAQKVLinear(nn.Module):
+    """litgpt's: a frozen fused projection, and factors for q, k and v that lie below each other."""
+
+    def __init__(self, linear: nn.Linear, sizes: list[int]):
+        super().__init__()
+        self.linear, self.qkv_shapes = linear, sizes
+        self.lora_A = nn.Parameter(torch.randn(RANK * len(sizes), linear.in_features))
+        self.lora_B = nn.Parameter(torch.zeros(sum(sizes), RANK))
+
+    def forward(self, x: Tensor) -> Tensor:
+        thin = (x @ self.lora_A.T).chunk(len(self.qkv_shapes), -1)
+        wide = self.lora_B.split(self.qkv_shapes)
+        parts = [a @ b.T for a, b in zip(thin, wide, strict=True)]
+        return self.linear(x) + torch.cat(parts, -1)
+
+
+def litgpt_adapted() -> GPT:
+    """A frozen GPT whose fused projections are adapted as litgpt does."""
+    model = GPT(tied=False).requires_grad_(False)
+    for block in model.blocks:
+        width = block.qkv.in_features
+        block.qkv = LoRAQKVLinear(block.qkv, [width] * 3)
+    return model

@@ -120,6 +120,7 @@ BY_HAND = {
         loss=text_loss,
         aside={f"{ADAPTED}.lm_head.lora_B.default.weight": "output head: a row for each token"},
     ),
+    "litgpt_lora": Specimen(build=adapters.litgpt_adapted, loss=text_loss, aside={}),
     "lightning_llama": Specimen(
         build=wrapped_llama,
         loss=lambda module: language_loss(module.model),

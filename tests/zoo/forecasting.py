@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.zoo.specimen import Specimen, logits_loss
+
 PAST, AHEAD, WIDTH = 12, 4, 16
 
 
@@ -189,3 +191,37 @@ class PatchTST(nn.Module):
 
     def forward(self, past: Tensor) -> Tensor:
         return self.head(self.backbone(past))
+
+
+series_loss = logits_loss(lambda: torch.randn(3, PAST))
+
+FORECASTING = {
+    "nbeats": Specimen(
+        build=NBEATS,
+        loss=series_loss,
+        aside={
+            "*.backcast_linear_layer.weight": "output of a block: what it explains",
+            "*.forecast_linear_layer.weight": "output of a block: what it adds",
+        },
+        idle={"stacks_list.1.blocks.1.backcast_linear_layer.*": "nothing follows the last block"},
+    ),
+    "nhits": Specimen(
+        build=NHITS,
+        loss=series_loss,
+        aside={"blocks.*.layers.2.weight": "output of a block, both parts"},
+    ),
+    "tft": Specimen(
+        build=TemporalFusionTransformer,
+        loss=logits_loss(lambda: torch.randn(3, PAST, 10)),
+        aside={"*.prescalers.*.weight": "a vector: one number in", "output_layer.weight": "head"},
+    ),
+    "patchtst": Specimen(
+        build=PatchTST,
+        loss=series_loss,
+        aside={
+            "backbone.W_P.weight": "patch embedding",
+            "backbone.W_pos": "position table",
+            "head.1.weight": "output head",
+        },
+    ),
+}
