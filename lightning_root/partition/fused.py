@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from lightning_root.partition import names
+from lightning_root.partition.names import WORDS
 from lightning_root.partition.parameters import (
     Convolution,
     Modules,
@@ -57,69 +58,14 @@ _GATED = {
     "c_fc": "c_proj",
     "in_proj": "out_proj",  # Mamba's signal and gate
 }
-# Names that promise two matrices in one even when the layer beside them does not tell.
-_SURELY_GATED = frozenset("gate_up_proj up_gate_proj gate_up w12 w13 wi_fused".split())
-
-# Names of fused projections: q, k and v below each other; in an order that differs by model.
-_QUERY_KEY_VALUE = frozenset(
-    "qkv qkv_proj wqkv to_qkv c_attn qkv_linear qkv_layer fused_qkv attn_qkv proj_qkv c_qkv "
-    "w_pack".split()
-)
-_OF_UNKNOWN_ORDER = frozenset("query_key_value linear_qkv".split())
-_KEY_VALUE = frozenset("kv to_kv kv_proj wkv c_kv key_value fused_kv kv_linear".split())
-_QUERIES = "q to_q q_proj wq query c_q q_attn q_linear".split()
-
-# Sizes, by the attributes of a module or its config that may hold them.
 _FAN_OUT, _FAN_IN = ("out_features", "nf"), ("in_features", "nx")  # of a Linear or Conv1D
 _IN_AND_OUT = (("in_features", "out_features"), ("input_size", "output_size"))
-_HEADS = (
-    "num_heads num_attention_heads n_head n_heads nhead heads num_q_heads num_query_heads".split()
-)
-_KEY_VALUE_HEADS = (
-    "num_kv_heads num_key_value_heads n_kv_heads n_kv_head kv_heads num_heads_kv num_query_groups "
-    "n_query_groups".split()
-)
-_HEAD_SIZE = (
-    "head_dim head_size attention_head_size dim_head d_head hidden_size_per_attention_head".split()
-)
-_EXPERTS = (
-    "num_experts num_local_experts n_expert n_experts n_routed_experts moe_num_experts "
-    "num_moe_experts".split()
-)
-_EXPERT_WIDTH = "ffn_hidden_size intermediate_size intermediate_dim expert_dim".split()
-_MODEL_WIDTH = "hidden_size hidden_dim d_model embed_dim dim".split()
-
-# Attention that stores q, k and v head by head, or group of heads by group, in one matrix. Every
-# piece is a multiple of the head size there, whatever the configuration.
-_HEAD_BY_HEAD = frozenset(
-    {
-        "BloomAttention",
-        "CodeGenAttention",  # four groups of [q, v, k]
-        "DisentangledSelfAttention",  # the first DeBERTa
-        "FalconAttention",  # in all three of its architectures
-        "FalconFlashAttention2",
-        "GPTBigCodeAttention",  # [q, k, v] per head; with one key head: all queries, k, v
-        "GPTNeoXAttention",
-        "GPTNeoXJapaneseAttention",
-        "InternLM2Attention",  # groups of [queries, k, v]
-        "MiniMaxLightningAttention",
-        "PersimmonAttention",
-        "Qwen3NextAttention",  # [query, gate] per head
-    }
-)
-_HEAD_BY_HEAD_MODELS = frozenset(
-    "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese internlm2 persimmon".split()
-)
-
 _ADAPTED = re.compile(r"\.(base_layer|lora_[AB](\.\w+)?)$")
-_ROUTERS = frozenset("gate router gating wg".split())
 _EXPERT_PATH = re.compile(r"expert|(?<![a-z])moe(?![a-z])")
 _EXPERT_CLASS = re.compile(r"Expert|M[oO]E(?![a-z])|Moe(?![a-z])")
 _EXPERT_BIAS = re.compile(r"(?<![a-z])bias(es)?(?![a-z])")
 _EXPERT_UP = re.compile(r"gate|up|w1|w3|wi|v1")
 _EXPERT_DOWN = re.compile(r"down|w2|wo")
-# Gate and up take turns there, column by column: no cut into blocks separates them.
-_INTERLEAVED_EXPERTS = frozenset({"GptOssExperts"})
 
 
 def find_view(use: ParameterUse, modules: Modules) -> ViewDecision:
@@ -207,7 +153,10 @@ def _raw_sizes(use: ParameterUse) -> Sizes | Ambiguity | None:
     component = use.own_component.lower().removesuffix("_weight")
     if fan_out == 3 * fan_in and _is_query_key_value(component, fan_in, fan_out):
         return Ambiguity("q, k, v in one by its name", 3)
-    count, inner = find_size(use.module, _EXPERTS), find_size(use.module, _EXPERT_WIDTH)
+    count, inner = (
+        find_size(use.module, WORDS["n_experts"]),
+        find_size(use.module, WORDS["expert_width"]),
+    )
     if count is None or inner is None or not _is_named_expert(use):
         return None
     below = count > 1 and fan_out == count * inner
@@ -217,8 +166,12 @@ def _raw_sizes(use: ParameterUse) -> Sizes | Ambiguity | None:
 def _is_router(use: ParameterUse, parent: nn.Module | None) -> bool:
     """Tell whether a matrix has a row for each of the experts beside it."""
     experts = find_child(parent, "experts")
-    count = len(experts) if isinstance(experts, nn.ModuleList) else find_size(parent, _EXPERTS)
-    return use.own_component.lower() in _ROUTERS and count == use.shape[0]
+    count = (
+        len(experts)
+        if isinstance(experts, nn.ModuleList)
+        else find_size(parent, WORDS["n_experts"])
+    )
+    return use.own_component.lower() in WORDS["routers"] and count == use.shape[0]
 
 
 def _view_of_factor(
@@ -272,7 +225,7 @@ def _gated_sizes(
     if isinstance(parent, nn.Sequential):
         layers = zip(parent, list(parent)[1:], strict=False)
         # A wrapper of the Linear alone, such as for checkpointing, is no other layer.
-        own = (after for layer, after in layers if layer is module or module in layer.children())
+        own = (after for layer, after in layers if module in (layer, *layer.children()))
         following = next(own, None)
         halved = isinstance(following, nn.GLU) and following.dim == -1
         return _equal_sizes(2, fan_out) if halved else None
@@ -284,7 +237,7 @@ def _gated_sizes(
     if owner == "GatedLinearUnit" and linears == [module]:
         return _equal_sizes(2, fan_out)  # `F.glu` follows
     is_glu = owner.endswith(("GLU", "GatedLinearUnit")) and component in ("proj", "fc", "linear")
-    if component in _SURELY_GATED or is_glu:
+    if component in WORDS["surely_gated"] or is_glu:
         return Ambiguity("gate and up in one", 2)
     return None
 
@@ -296,14 +249,14 @@ def _attention_sizes(
     if component == "kv_b_proj":  # DeepSeek's
         return Ambiguity("k and v of each head in turn", None)
     crossing = component == "c_attn" and find_child(parent, "q_attn") is not None  # of GPT-2
-    if component in _KEY_VALUE or crossing:
+    if component in WORDS["key_value"] or crossing:
         return _key_value_sizes(fan_out, parent)
     if not _is_query_key_value(component, fan_in, fan_out):
-        return _gated_query_sizes(fan_out, parent) if component in _QUERIES else None
+        return _gated_query_sizes(fan_out, parent) if component in WORDS["queries"] else None
     guess = _guess_sizes(component, fan_in, fan_out)
     if parent is None:
         return Ambiguity("q, k, v in one by its name", guess)
-    size, heads = find_size(parent, _HEAD_SIZE), find_size(parent, _HEADS)
+    size, heads = find_size(parent, WORDS["head_size"]), find_size(parent, WORDS["n_heads"])
     if size is None and heads is not None and fan_in % heads == 0:
         size = fan_in // heads
     single_heads = fan_out // size if size is not None and fan_out % size == 0 else None
@@ -314,11 +267,11 @@ def _attention_sizes(
     if find_size(parent, ("key_dim",)) is not None and find_size(parent, ("val_dim",)) is not None:
         # TinyViT's values are sized apart from keys, and go head by head.
         return Ambiguity("q, k, v in one of unknown order", None)
-    if component not in {*_QUERY_KEY_VALUE, "in_proj"}:
+    if component not in {*WORDS["query_key_value"], "in_proj"}:
         if guess is not None and single_heads is not None:
             guess = single_heads  # right in any order
         return Ambiguity("q, k, v in one of unknown order", guess)
-    groups = find_size(parent, _KEY_VALUE_HEADS)
+    groups = find_size(parent, WORDS["n_key_value_heads"])
     if heads is not None and size is not None:
         query, key = heads * size, (groups or heads) * size
         if query + 2 * key == fan_out:
@@ -330,7 +283,7 @@ def _attention_sizes(
 
 def _gated_query_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambiguity | None:
     """Return the sizes of queries and their gates in one: twice as much as attention gives."""
-    size, heads = find_size(parent, _HEAD_SIZE), find_size(parent, _HEADS)
+    size, heads = find_size(parent, WORDS["head_size"]), find_size(parent, WORDS["n_heads"])
     outputs = (find_child(parent, name) for name in ("o_proj", "out_proj", "wo", "to_out"))
     given = next((find_size(layer, _FAN_IN) for layer in outputs if layer is not None), None)
     latent = find_size(parent, ("kv_lora_rank",)) is not None  # keys and values differ in size
@@ -348,14 +301,17 @@ def _gated_query_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambigu
 
 def _is_query_key_value(component: str, fan_in: int, fan_out: int) -> bool:
     """Tell whether a component in lower case names q, k and v in one; `in_proj` needs the shape."""
-    named = "qkv" in component or component in _QUERY_KEY_VALUE | _OF_UNKNOWN_ORDER
+    named = "qkv" in component or component in WORDS["query_key_value"] | WORDS["of_unknown_order"]
     return named or (component == "in_proj" and fan_out == 3 * fan_in)
 
 
 def _key_value_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambiguity:
     """Return the sizes of k and v in one, if each is as large as the query or as the key heads."""
-    known = [find_size(find_child(parent, name), _FAN_OUT) for name in _QUERIES]
-    groups, size = find_size(parent, _KEY_VALUE_HEADS), find_size(parent, _HEAD_SIZE)
+    known = [find_size(find_child(parent, name), _FAN_OUT) for name in WORDS["queries"]]
+    groups, size = (
+        find_size(parent, WORDS["n_key_value_heads"]),
+        find_size(parent, WORDS["head_size"]),
+    )
     if groups is not None and size is not None:
         known.append(groups * size)
     if fan_out % 2 == 0 and fan_out // 2 in known:
@@ -366,13 +322,16 @@ def _key_value_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambiguit
 def _is_head_by_head(parent: nn.Module) -> bool:
     """Tell whether an attention module is known to store heads one after the other."""
     model = getattr(getattr(parent, "config", None), "model_type", None)
-    known = plain_class(parent).__name__ in _HEAD_BY_HEAD or model in _HEAD_BY_HEAD_MODELS
+    known = (
+        plain_class(parent).__name__ in WORDS["head_by_head"]
+        or model in WORDS["head_by_head_models"]
+    )
     return known or getattr(parent, "head_first", False) is True  # timm's MaxViT
 
 
 def _guess_sizes(component: str, fan_in: int, fan_out: int) -> int | Sizes | None:
     """Guess sizes for a suggestion: as many queries as inputs, the rest for keys and values."""
-    if component not in {*_QUERY_KEY_VALUE, *_OF_UNKNOWN_ORDER, "in_proj"}:
+    if component not in {*WORDS["query_key_value"], *WORDS["of_unknown_order"], "in_proj"}:
         return None  # "qkvz", or so: something is beside them
     if fan_out % 3 == 0 and fan_out >= 3 * fan_in:
         return 3
@@ -394,10 +353,10 @@ def is_expert_stack(use: ParameterUse) -> bool:
         return False
     if _EXPERT_BIAS.search(use.leaf.lower()):  # a row for each expert
         return False
-    own = (getattr(use.module, name, None) for name in _EXPERTS)
+    own = (getattr(use.module, name, None) for name in WORDS["n_experts"])
     if counted := [count for count in own if type(count) is int]:
         return use.shape[0] in counted
-    return _is_named_expert(use) or find_size(use.module, _EXPERTS) == use.shape[0]
+    return _is_named_expert(use) or find_size(use.module, WORDS["n_experts"]) == use.shape[0]
 
 
 def _is_named_expert(use: ParameterUse) -> bool:
@@ -418,7 +377,10 @@ def _view_of_expert_stack(use: ParameterUse) -> ViewDecision:
     stack = MatrixView(stack=1, transposed=transposed)
     if fused != transposed and "gate_up" not in use.leaf:
         return ViewDecision(stack)
-    if use.owner in _INTERLEAVED_EXPERTS or getattr(use.module, "is_concatenated", True) is False:
+    if (
+        use.owner in WORDS["interleaved_experts"]
+        or getattr(use.module, "is_concatenated", True) is False
+    ):
         return ViewDecision(stack, "; gate and up interleaved, which no cut separates")
     if fused != transposed:
         return _cut_outputs(stack, Ambiguity("gate and up in one", 2))
@@ -447,7 +409,7 @@ def _are_experts_transposed(use: ParameterUse, matrix: Shape, paired: bool | Non
             return matrix in sizes
     if paired is not None:
         return paired
-    width, leaf = find_size(module, _MODEL_WIDTH), use.leaf.lower()
+    width, leaf = find_size(module, WORDS["model_width"]), use.leaf.lower()
     if (rows == width) != (columns == width):
         up, down = _EXPERT_UP.search(leaf), _EXPERT_DOWN.search(leaf)
         return bool(rows == width and up and not down) or bool(columns == width and down)

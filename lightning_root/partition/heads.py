@@ -11,6 +11,7 @@ from itertools import pairwise, takewhile
 from torch import nn
 
 from lightning_root.partition import names
+from lightning_root.partition.names import WORDS
 from lightning_root.partition.parameters import (
     CONTAINERS,
     Convolution,
@@ -129,7 +130,7 @@ def _heads_beside(
                 break
             parent = unit.rpartition(".")[0]
             children = {names.last_component(child).lower() for child in beside[parent]}
-            if not children.isdisjoint(names.ATTENTION_CHILDREN - {"value"}):
+            if not children.isdisjoint(WORDS["attention_children"] - {"value"}):
                 break
             ends = [
                 units[other][-1]
@@ -148,7 +149,7 @@ def _heads_beside(
 def _reads_alike(path: str, unit: str, units: Units, modules: Modules) -> bool:
     """Tell whether two modules beside each other could both be heads on one input."""
     own, theirs, component = units[path], units[unit], names.last_component(path).lower()
-    if path == unit or own[-1].kind != theirs[-1].kind or component in names.HIDDEN_BESIDE_HEADS:
+    if path == unit or own[-1].kind != theirs[-1].kind or component in WORDS["hidden_beside_heads"]:
         return False
     if len(own) > 1 or len(theirs) > 1:
         kinds = {plain_class(modules[p]) for p in (path, unit)} if modules is not None else {None}
@@ -164,13 +165,13 @@ def _reads_alike(path: str, unit: str, units: Units, modules: Modules) -> bool:
         ]
         if not _is_chain(listed, units):
             return True  # one for each level of a pyramid
-    return read == _features(theirs[0])[0] and (read != written or component in names.ACTORS)
+    return read == _features(theirs[0])[0] and (read != written or component in WORDS["actors"])
 
 
 def _is_read(path: str, units: Units) -> bool:
     """Tell whether a later layer reads what a module writes, whole or cut in up to four parts."""
     last = units[path][-1]
-    if names.last_component(path).lower() in names.ACTORS:
+    if names.last_component(path).lower() in WORDS["actors"]:
         return False
     later = {_features(use)[0] for use in units[""] if use.index > last.index}
     return any(_features(last)[1] == parts * read for read in later for parts in (1, 2, 3, 4))
@@ -214,7 +215,7 @@ def _layers_called_head(
     for use in (use for use in free if use.is_matrix):
         for path in names.prefixes(use.path)[1:]:
             component = names.last_component(path)
-            in_convolutions = component.lower() in names.CONVOLUTION_HEADS
+            in_convolutions = component.lower() in WORDS["convolution_heads"]
             if not names.is_head(component) and not (use.kind == "convolution" and in_convolutions):
                 continue
             if modules is not None and isinstance(modules[path], nn.ModuleDict | nn.ModuleList):
@@ -238,10 +239,10 @@ def _last_of_head(path: str, inner: Sequence[ParameterUse]) -> ParameterUse | No
     """Return the layer that computes a head's output, None when it is elsewhere."""
     for use in reversed(inner):
         parent, _, component = use.path.rpartition(".")
-        if parent == path and component.lower() in names.LAST_IN_HEAD:
+        if parent == path and component.lower() in WORDS["last_in_head"]:
             return use
     last = inner[-1]
-    hidden = names.last_component(last.path).lower() in names.HIDDEN_IN_HEAD
+    hidden = names.last_component(last.path).lower() in WORDS["hidden_in_head"]
     return None if hidden and last.path != path else last
 
 
@@ -267,12 +268,12 @@ def _called_head_at_top(free: Sequence[ParameterUse], top: str) -> Heads:
         parent, _, component = use.path.rpartition(".")
         if use.kind not in ("linear", "convolution"):
             continue
-        if parent == top and component.lower() in names.TOP_LEVEL_HEADS:
+        if parent == top and component.lower() in WORDS["top_level_heads"]:
             return {(use.path, use.leaf): f"output head: named '{component}'"}
         # Norm, activation, layer: a U-Net's `out`.
         grandparent, _, holder = parent.rpartition(".")
         numbered = parent and grandparent == top and component.isdigit()
-        if numbered and holder.lower() in names.LAST_IN_HEAD:
+        if numbered and holder.lower() in WORDS["last_in_head"]:
             return {(use.path, use.leaf): f"output head: last layer of '{holder}'"}
     return {}
 
@@ -284,7 +285,7 @@ def _last_linear(model: Sequence[ParameterUse], free: Sequence[ParameterUse], to
         return {}
     last = matrices[-1]
     parent, _, component = last.path.rpartition(".")
-    if component.lower() in names.RESIDUAL_OUTPUTS and parent != top:
+    if component.lower() in WORDS["residual_outputs"] and parent != top:
         return {}
     only = len({use.path for use in matrices}) == 1
     return {(last.path, last.leaf): f"output head: {'the only' if only else 'last'} Linear"}
@@ -295,7 +296,7 @@ def _is_attention(path: str, inner: Sequence[ParameterUse]) -> bool:
     depth = path.count(".") + 1
     children = {use.path.split(".")[depth].lower() for use in inner if use.path != path}
     itself = any(use.kind == "attention" and use.path == path for use in inner)
-    return itself or not children.isdisjoint(names.ATTENTION_CHILDREN)
+    return itself or not children.isdisjoint(WORDS["attention_children"])
 
 
 def _top_module(model: Sequence[ParameterUse]) -> str:
@@ -345,7 +346,7 @@ def _repeated_blocks(uses: Iterable[ParameterUse], modules: Modules) -> set[str]
         component = names.last_component(stack)
         if names.is_head(component):
             continue  # parallel heads are alike, and no blocks for that
-        count, named = Counter(children.values()), component.lower() in names.BLOCK_CONTAINERS
+        count, named = Counter(children.values()), component.lower() in WORDS["block_containers"]
         for child, block_type in children.items():
             custom = modules is None or isinstance(block_type, type)
             if count[block_type] > 1 or (named and custom):

@@ -4,7 +4,7 @@ From here on a module's parameters and mere (name, tensor) pairs are treated ali
 `ParameterUse` holds all that the later decisions look at. A tied parameter has several uses.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -202,7 +202,7 @@ def is_conv1d(module: nn.Module | None) -> bool:
     return isinstance(weight, Tensor) and weight.shape[1:] == (getattr(module, "nf", None),)
 
 
-def find_size(module: nn.Module | None, attributes: Sequence[str]) -> int | None:
+def find_size(module: nn.Module | None, attributes: Iterable[str]) -> int | None:
     """Return the first positive integer of these attributes, on a module or its `config`."""
     for holder in (module, getattr(module, "config", None)):
         for name in attributes:
