@@ -227,7 +227,7 @@ def _replaced_by_root(module: Any, configured: Any) -> Any:
     root = takeover.in_place_of(old, options)
     root.bind(module)
     schedulers = [] if ours else takeover.schedulers_in(configured)
-    rank_zero_warn(takeover.account(old, root, schedulers, where))
+    rank_zero_warn(takeover.account(old, root, schedulers, where, advise="lr" not in options))
     if not ours:
         return takeover.replaced(configured, old, root)
     for group in root.param_groups:  # the user's schedule may have begun already

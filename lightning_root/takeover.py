@@ -4,7 +4,7 @@ What the user said is kept, group by group: learning rate, weight decay, betas, 
 which parameters, and the scheduler as it is.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -16,7 +16,11 @@ KEPT: Final = ("weight_decay", "betas", "eps", "maximize")
 """Options of groups that mean the same to ROOT."""
 
 _HOOKS: Final = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-_IMPLEMENTATION: Final = ("foreach", "fused", "capturable", "differentiable")
+_WITHOUT_EFFECT: Final = (
+    *("foreach", "fused", "capturable", "differentiable"),
+    "decoupled_weight_decay",
+)
+"""Options of torch's that say how to compute a step, or what ROOT does anyway."""
 
 
 def optimizers_in(configured: Any) -> Iterator[torch.optim.Optimizer]:
@@ -141,37 +145,41 @@ def _count_steps(root: ROOT) -> None:
         group.update({key: value for key, value in values.items() if value is not None})
 
 
-def account(old: torch.optim.Optimizer, root: ROOT, schedulers: list[str], where: str) -> str:
+def account(
+    old: torch.optim.Optimizer, root: ROOT, schedulers: list[str], where: str, *, advise: bool
+) -> str:
     """Return the message about what was kept, what changed and what to do otherwise."""
-    kept = []
-    for key in ("lr", *KEPT):
-        values = [group[key] for group in root.param_groups if key in old.param_groups[0]]
-        distinct = list(dict.fromkeys(map(str, values)))
-        if distinct and (key != "maximize" or distinct != ["False"]):
-            kept.append(f"{key}={', '.join(distinct)}")
-    others = {
-        key: value
-        for key, value in old.defaults.items()
-        if key not in ("lr", *KEPT, *_IMPLEMENTATION) and value
-    }
-    changed = [f"{key}={value}" for key, value in others.items()]
-    if old.defaults.get("weight_decay") and not _is_decoupled(old):
-        changed.append("L2 weight_decay, which is decoupled now")
-    count = sum(len(group["params"]) for group in root.param_groups)
-    groups = f"{len(root.param_groups)} group" + ("s" if len(root.param_groups) > 1 else "")
-    schedule = f", {', '.join(schedulers)}" if schedulers else ", no schedule"
-    rate = float(old.defaults["lr"])
-    return (
+    kept = [
+        f"lr={_distinct(g.get('max_lr', g.get('initial_lr', g['lr'])) for g in root.param_groups)}"
+    ]
+    for key in KEPT:
+        if key in old.defaults and any(group[key] for group in root.param_groups):
+            kept.append(f"{key}={_distinct(group[key] for group in root.param_groups)}")
+    others = old.defaults.keys() - {"lr", *KEPT, *_WITHOUT_EFFECT}
+    changed = [f"{key}={old.defaults[key]}" for key in sorted(others) if old.defaults[key]]
+    decoupled = "AdamW" in type(old).__name__ or old.defaults.get("decoupled_weight_decay")
+    if any(group.get("weight_decay") for group in old.param_groups) and not decoupled:
+        changed.append("weight_decay as a part of the gradient (it is decoupled now)")
+    groups = len(root.param_groups)
+    rate = float(root.defaults["lr"])
+    text = [
         f"ROOTMixin trains with ROOT in place of {type(old).__name__} from `{where}`. Kept: "
-        f"{count} parameters in {groups}, {', '.join(kept)}{schedule}. "
-        + (f"Not kept: {', '.join(changed)}. " if changed else "")
-        + "On small models and short runs ROOT's best learning rate was 2 to 4 times AdamW's: try "
-        f'root_options = {{"lr": {2 * rate:g}}} and {{"lr": {4 * rate:g}}}. To decide more, return '
-        "a ROOT there"
-    )
+        f"{sum(len(group['params']) for group in root.param_groups)} parameters in {groups} "
+        f"group{'s' if groups > 1 else ''}, {', '.join([*kept, *(schedulers or ['no schedule'])])}."
+    ]
+    if changed:
+        text.append(f"Not kept: {', '.join(changed)}.")
+    if advise:
+        text.append(
+            "On small models and in short runs ROOT's best learning rate was 2 to 4 times AdamW's: "
+            f'try root_options = {{"lr": {2 * rate:g}}} or {{"lr": {4 * rate:g}}}, which scales '
+            "all groups."
+        )
+    text.append("To decide more, return a ROOT there")
+    return " ".join(text)
 
 
-def _is_decoupled(optimizer: torch.optim.Optimizer) -> bool:
-    return "AdamW" in type(optimizer).__name__ or bool(
-        optimizer.defaults.get("decoupled_weight_decay")
-    )
+def _distinct(values: Iterable[Any]) -> str:
+    """Write values without repeats; learning rates may be tensors."""
+    plain = (f"{float(v):g}" if isinstance(v, float | torch.Tensor) else str(v) for v in values)
+    return ", ".join(dict.fromkeys(plain))
