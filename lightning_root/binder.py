@@ -87,9 +87,13 @@ class ROOTBinder(Callback):
         if frozen_by_callback(pl_module):
             return  # what that leaves out, or adds later, is its own affair
         for optimizer in _roots(trainer):
-            if names := optimizer.unbound():
+            new, gone = optimizer.unbound(), optimizer.lost()
+            if new or gone:
                 optimizer.bind(_whole(optimizer, pl_module))
-                rank_zero_info(f"ROOT now trains {len(names)} more parameters: {names[:3]} ...")
+                rank_zero_info(
+                    f"ROOT follows the model: {len(new)} parameters are new {new[:3]}, {len(gone)} "
+                    f"are gone {gone[:3]}"
+                )
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -6,6 +6,7 @@ Writing: `completed`, `packed`, `keyed_by_names`. Reading: `unpacked`, `align_by
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lightning_root.distributed.collectives import is_sharded
 from lightning_root.optim.blocks import WHOLE, State, state_dtype
-from lightning_root.optim.groups import Groups, Members, is_number
+from lightning_root.optim.groups import SAVED, Groups, Member, Members, is_number, role_of
 from lightning_root.optim.options import (
     ADDED_OPTIONS,
     PLANNED_OPTIONS,
@@ -29,6 +30,7 @@ from lightning_root.optim.state import (
     specs_of,
     to_kept_,
 )
+from lightning_root.partition import Role
 from lightning_root.partition.names import canonical
 
 StateDict = dict[str, Any]
@@ -205,6 +207,26 @@ def _matched(saved: Mapping[str, Any], present: Members, state: Mapping[Any, Any
             "the model that it was saved from, or rename the entries of `param_names`"
         )
     return {name: identity for name, identity in saved.items() if name in names}
+
+
+def with_saved_rules(state_dict: StateDict, present: Members) -> list[Member]:
+    """Return the parameters under the rules that they were saved with, where order decides.
+
+    An optimizer of tensors without names splits them by shape, one with names by these.
+    """
+    state, saved = state_dict["state"], _saved_names(state_dict["param_groups"])
+    names = [member.name for member in present]
+    numbered = [all(map(is_number, each)) for each in (saved, names)]
+    found = list(present)
+    if numbered[0] == numbered[1] or len(saved) != len(names):
+        return found
+    saved_ids = _matched(saved, present, state)
+    for place, member in enumerate(present):
+        other: Role = "adamw" if member.role == "root" else "root"
+        if ROLE_KEYS[other] in state.get(saved_ids[member.name], {}) and not role_of(member.group):
+            route = replace(member.route, role=other, view=None, reason=SAVED, suggestion=None)
+            found[place] = member._replace(route=route)
+    return found
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

@@ -39,7 +39,7 @@ def take_gradients(
 ) -> list[str]:
     """Set what is live in each plan; return the names whose gradient is not finite, or raise."""
     # Groups with `capturable` are judged on the device: all of their parameters are live, with a
-    # flag each, and `counts` counts. Sparse and complex gradients are refused before any change.
+    # flag each, and `counts` counts. Sparse gradients are refused before any change.
     on_host: list[BoundParameter] = []
     headroom: list[float] = []
     for plan in plans:
@@ -49,7 +49,7 @@ def take_gradients(
             gradient = bound.parameter.grad
             if gradient is None:
                 continue
-            if gradient.layout != torch.strided or gradient.is_complex():
+            if gradient.layout != torch.strided:
                 _refuse(bound.name, gradient)
             bound.gradient = gradient
             plan.live.append(bound)
@@ -98,11 +98,6 @@ def _refuse(name: str, gradient: Tensor) -> None:
             f"the gradient of `{name}` is sparse ({gradient.layout}), which ROOT does not support; "
             "use `sparse=False` in the embedding"
         )
-    if gradient.is_complex():
-        raise TypeError(
-            f"the gradient of `{name}` is complex ({gradient.dtype}), which ROOT does not support; "
-            "train its real view (`torch.view_as_real`), or give it another optimizer"
-        )
 
 
 def usable(
@@ -114,7 +109,9 @@ def usable(
     # are judged by all their ranks.
     if not gradients:
         return []
-    local = [local_part(gradient) for gradient in gradients] if sharded else gradients
+    local = [local_part(gradient) for gradient in gradients] if sharded else list(gradients)
+    if any([gradient.is_complex() for gradient in local]):
+        local = [torch.view_as_real(g) if g.is_complex() else g for g in local]
     flags = _fit_float32(norms(local), headroom).tolist()
     doubtful = [number for number, flag in enumerate(flags) if not flag]
     if doubtful:

@@ -23,6 +23,9 @@ ROLES: Final[tuple[Role, ...]] = ("root", "adamw")
 _FORCED: Final = "parameter group"
 """Reason of a route whose role the user has given to the group."""
 
+SAVED: Final = "as in the loaded state"
+"""Reason of a route that was taken over with a state."""
+
 Group: TypeAlias = dict[str, Any]
 Groups: TypeAlias = Sequence[Group]
 

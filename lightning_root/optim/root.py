@@ -163,6 +163,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
     _state_parts: dict[str, StateParts]
     _known_plans: list[GroupPlan]
     _known_bases: list[list[Any]]  # of the groups that these were made for
+    _by_shape = False  # whether tensors without names were split by that
     _is_made = True  # but while the constructor adds groups
 
     def __init__(
@@ -209,7 +210,6 @@ class ROOT(SharedState, torch.optim.Optimizer):
         self.share_updates = share_updates
         self._rules: Rules | None = rules
         self._routes: dict[Tensor, Route] = {}
-        self._by_shape = False
         self._reset_runtime()
         scope, sources = module_behind(params), modules_behind(params)
         given: list[Any] = [] if scope is not None else list(params)
@@ -275,22 +275,20 @@ class ROOT(SharedState, torch.optim.Optimizer):
         partition = partition_all(module, rules=rules)
         routes = dict(zip(partition.parameters, partition.routes, strict=True))
         foreign = {m.parameter for m in present if m.parameter in self._foreign} - routes.keys()
+        fills = bool(self._open) and (self._scope is not None or not present)
         contents = [
-            groups.replacements([m for m in present if m.group is group], foreign, module)
-            for group in self.param_groups
+            []
+            if fills and number in self._open
+            else groups.replacements([m for m in present if m.group is group], foreign, module)
+            for number, group in enumerate(self.param_groups)
         ]
-        if self._open and (self._scope is not None or not present):
+        if fills:
             scope = self._scope() if self._scope is not None else None
             if scope is None or not any(scope is each for each in module.modules()):
                 scope = module
             self._scope = weakref.ref(scope)
             own = {id(parameter) for parameter in scope.parameters()}
-            own -= {
-                id(parameter)
-                for number, params in enumerate(contents)
-                for parameter in params
-                if number not in self._open
-            }
+            own -= {id(parameter) for params in contents for parameter in params}
             held = {
                 parameter: route
                 for parameter, route in routes.items()
@@ -321,13 +319,28 @@ class ROOT(SharedState, torch.optim.Optimizer):
         and so is not meant for the whole module.
         """
         module, scope = self.module, self._scope() if self._scope is not None else None
-        if module is None or scope is None:
+        if module is None or scope is None or all(p in self._routes for p in scope.parameters()):
             return []
         # By name: after a validation, FSDP2's parameters are other objects until the next step.
         bound = {member.name for member in self._members()}
         own = {id(parameter) for parameter in scope.parameters()}
         live = [(name, p) for name, p in canonical_parameters(module) if id(p) in own]
         return [name for name, p in live if p.requires_grad and name not in bound]
+
+    def lost(self) -> list[str]:
+        """Names of parameters that the module no longer has: adapters merged since `bind`.
+
+        Empty where `unbound` is empty for want of a module.
+        """
+        module = self.module
+        if module is None or self._scope is None:
+            return []
+        own = {id(parameter) for parameter in module.parameters()}
+        if all(id(parameter) in own for parameter in self._routes):
+            return []
+        live = {name for name, _ in canonical_parameters(module)}
+        held = [m for m in self._members() if m.parameter not in self._foreign]
+        return [member.name for member in held if member.name not in live]
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -343,7 +356,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
 
         Raises:
             RuntimeError: If no parameters are bound, or the bound ones are no longer the model's.
-            TypeError: If a gradient is sparse or complex; nothing has been updated then.
+            TypeError: If a gradient is sparse; nothing has been updated then.
         """
         loss = None
         if closure is not None:
@@ -502,7 +515,11 @@ class ROOT(SharedState, torch.optim.Optimizer):
                 group.setdefault(option, value)
         if "_skipped" not in self.__dict__:  # a copy or an unpickled object, not a loaded state
             self._reset_runtime()
-            self._take({}, self.param_groups, None)
+            kept = self.__dict__.get("_routes", {})
+            self._routes = {parameter: Route.of(plain) for parameter, plain in kept.items()}
+            if kept:
+                self._take({}, self.param_groups, None)
+            self._members()  # of an older version's object the rules are found anew
 
     def _reset_runtime(self) -> None:
         self._partition: Partition | None = None
@@ -556,7 +573,8 @@ class ROOT(SharedState, torch.optim.Optimizer):
         partition: Partition | None,
     ) -> None:
         """Take rules over, all or none; state that no longer fits its parameter is forgotten."""
-        new = groups.routed(contents, {**self._routes, **routes})
+        saved = {p: r for p, r in self._routes.items() if r.reason == groups.SAVED}
+        new = groups.routed(contents, {**self._routes, **routes, **saved})
         for parameter in [key for key in self.state if isinstance(key, Tensor)]:
             before, after = self._routes.get(parameter), new.get(parameter)
             if after is None or (before is not None and before.role != after.role):
@@ -571,6 +589,20 @@ class ROOT(SharedState, torch.optim.Optimizer):
             else Partition(*parts)
         )
         groups.warn_of_published(groups.members(contents, new))
+
+    def _keep_rules(self, present: Sequence[groups.Member]) -> None:
+        """Update parameters by these rules from now on, which a loaded state had."""
+        changed = [m for m in present if m.route is not self._routes[m.parameter]]
+        if changed:
+            self._take({m.parameter: m.route for m in changed}, self.param_groups, self._partition)
+            self._known_bases = []
+            warnings.warn(
+                f"{len(changed)} parameters go on under the rule that they were saved with, which "
+                f"the names or shapes here do not call for (first: {changed[0].name!r} under "
+                f"`{changed[0].role}`): one side had no names. To change it, pass `rules`, and "
+                "start without the optimizer's state",
+                stacklevel=6,
+            )
 
     def _tell_split(self) -> None:
         """Say once how parameters were split, where nobody has shown it."""

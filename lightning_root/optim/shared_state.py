@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from lightning_root.optim.checkpoint import (
     places_in,
     restore_precision,
     unpacked,
+    with_saved_rules,
 )
 from lightning_root.optim.ddp import Replicated
 from lightning_root.optim.groups import Member, separate_rates_
@@ -28,6 +30,7 @@ from lightning_root.optim.state import (
     to_kept_,
     to_saved,
 )
+from lightning_root.partition import Route
 
 if TYPE_CHECKING:
     Base = torch.optim.Optimizer
@@ -40,10 +43,15 @@ class SharedState(Base):
 
     _replicas: Replicas | None
     _where: Local
+    _routes: dict[torch.Tensor, Route]
     _known_bases: list[list[Any]]
 
     def _members(self) -> list[Member]:
         """Return the parameters of all groups with their names and rules, as they are now."""
+        raise NotImplementedError
+
+    def _keep_rules(self, present: Sequence[Member]) -> None:
+        """Update parameters by these rules from now on."""
         raise NotImplementedError
 
     def share(self, process_group: dist.ProcessGroup | None, *, shard_state: bool = False) -> None:
@@ -142,7 +150,10 @@ class SharedState(Base):
         aligned: dict[str, Any] = {}
 
         def align(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            aligned.update(align_by_name(unpacked(given), self.param_groups, self._members()))
+            loaded = unpacked(given)
+            present = with_saved_rules(loaded, self._members())
+            aligned.update(align_by_name(loaded, self.param_groups, present))
+            self._keep_rules(present)
             if self.shards_state:
                 aligned["state"] = self._own_part(aligned)
             return aligned
@@ -175,8 +186,10 @@ class SharedState(Base):
                 "each rank keeps a part of ROOT's state, which cannot be copied without the ranks; "
                 "load what `consolidated_state_dict()` returns into another ROOT"
             )
-        names = ("_routes", "_by_shape", "_open", "_rules", "share_updates")
+        names = ("_by_shape", "_open", "_rules", "share_updates")
         extra = {name: self.__dict__[name] for name in names}
+        # Plain values, which `torch.load` reads without running code.
+        extra["_routes"] = {parameter: asdict(route) for parameter, route in self._routes.items()}
         return {**super().__getstate__(), **extra}
 
     def _assign_state_parts(self) -> dict[str, StateParts]:

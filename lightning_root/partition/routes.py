@@ -6,7 +6,7 @@ The table has one row for equal parameters of repeated blocks.
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
@@ -70,6 +70,12 @@ class Route:
     view: MatrixView | None = None
     suggestion: str | None = None
     frozen: bool = False
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Route":
+        """Make a route of what `dataclasses.asdict` returns of one."""
+        view = plain.get("view")
+        return cls(**{**plain, "view": MatrixView(**view) if view is not None else None})
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
