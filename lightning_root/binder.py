@@ -3,7 +3,7 @@
 import errno
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,7 @@ from zipfile import is_zipfile
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.coefficients.shapes import shape_text
@@ -21,6 +22,9 @@ from lightning_root.optim import ROOT
 from lightning_root.optim.checkpoint import keyed_by_names
 from lightning_root.optim.schedule import ManualSteps, end_with_run, for_groups, warmups_in
 from lightning_root.partition.parameters import canonical_parameters
+
+_FROZEN: Final = "lightning_root_frozen"
+"""Entry of a checkpoint with the names of what was frozen, where a callback does that."""
 
 # No space is left on the device, or none to this user.
 DISK_FULL: Final = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
@@ -43,6 +47,7 @@ class ROOTBinder(Callback):
     """
 
     _manual_steps: Sequence[ManualSteps] = ()
+    _frozen: Collection[str] | None = None  # names in the checkpoint that is resumed from
     _given: Sequence[list[dict[str, Any]]] = ()  # options of the groups before a state is loaded
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,7 +70,9 @@ class ROOTBinder(Callback):
         """Plan the schedules anew, for other callbacks may have changed the run."""
         if trainer.ckpt_path is not None and _first_binder(trainer) is self:
             _say_what_lost(self._given, _roots(trainer))
-        self._given = ()
+        if self._frozen is not None:
+            _freeze(pl_module, self._frozen)
+        self._given, self._frozen = (), None
         _plan_schedules(trainer, pl_module)
         self.on_train_end()
         if not pl_module.automatic_optimization and _first_binder(trainer) is self:
@@ -104,6 +111,9 @@ class ROOTBinder(Callback):
         """
         states = checkpoint["optimizer_states"]
         reshard(pl_module)
+        if frozen_by_callback(pl_module):
+            named = canonical_parameters(pl_module)
+            checkpoint[_FROZEN] = [name for name, p in named if not p.requires_grad]
         names = {p: name for name, p in canonical_parameters(pl_module)}
         for number, optimizer in enumerate(trainer.optimizers):
             if not isinstance(optimizer, ROOT) or not states[number].get("state"):
@@ -118,7 +128,7 @@ class ROOTBinder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Bring schedules that were saved for older ROOT's two groups to the groups of now."""
-        del pl_module
+        self._frozen = checkpoint.get(_FROZEN) if frozen_by_callback(pl_module) else None
         states = checkpoint.get("optimizer_states", [])
         schedules = checkpoint.get("lr_schedulers", [])
         for number, config in enumerate(trainer.lr_scheduler_configs[: len(schedules)]):
@@ -161,6 +171,15 @@ def frozen_by_callback(module: LightningModule) -> bool:
     callbacks: list[Callback] = trainer.callbacks if trainer is not None else []
     # By name, so that it may be `pytorch_lightning`'s.
     return any(cls.__name__ == "BaseFinetuning" for c in callbacks for cls in type(c).__mro__)
+
+
+def _freeze(module: nn.Module, frozen: Collection[str]) -> None:
+    """Freeze and unfreeze as when a checkpoint was saved, which `BaseFinetuning` does not do."""
+    for name, parameter in canonical_parameters(module):
+        parameter.requires_grad_(name not in frozen)
+    for each in module.modules():
+        if isinstance(each, _BatchNorm) and each.affine:
+            each.track_running_stats = each.weight.requires_grad
 
 
 def run_length(module: LightningModule) -> int:
