@@ -328,12 +328,10 @@ def _replicas(strategy: Any, optimizers: Sequence[ROOT]) -> Any:
     model = strategy.model
     if not isinstance(model, DistributedDataParallel):
         return None
-    states = [
-        getattr(strategy, "_ddp_comm_state", None),
-        *(state for _, state in model._comm_hooks),
-    ]
+    hooks = model._comm_hooks
+    states = [getattr(strategy, "_ddp_comm_state", None), *(state for _, state in hooks)]
     local = any(type(state).__name__ == "PostLocalSGDState" for state in states)
-    if not local and all(_makes_equal(hook) for hook, _ in model._comm_hooks):
+    if not local and all(_makes_equal(hook) for hook, _ in hooks):
         return model.process_group
     if any(optimizer.shards_state for optimizer in optimizers):
         raise ValueError(

@@ -261,13 +261,10 @@ def save_spectra(path: str | Path, spectra: Mapping[Shape, SpectrumHistogram]) -
 
 
 def load_spectra(path: str | Path) -> dict[Shape, SpectrumHistogram]:
-    """Read what `save_spectra` wrote.
+    """Histograms by shape (m, n), m <= n, as `save_spectra` wrote them.
 
     Args:
         path: The JSON file.
-
-    Returns:
-        Histograms by shape (m, n), m <= n.
 
     Raises:
         ValueError: If the file is missing or malformed.

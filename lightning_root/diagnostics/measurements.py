@@ -67,14 +67,7 @@ class Measurements:
 
     @classmethod
     def join(cls, parts: Sequence["Measurements"]) -> "Measurements":
-        """Put the measurements of several stacks together, in this order.
-
-        Args:
-            parts: At least one. What lives on another device than the first is copied to it.
-
-        Raises:
-            ValueError: If there are none.
-        """
+        """Put the measurements of several stacks together, on the device of the first of them."""
         if not parts:
             raise ValueError("`parts` must hold at least one `Measurements`, got none")
         device = parts[0].values.device
@@ -83,11 +76,8 @@ class Measurements:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """`parameter` for each matrix that is a whole parameter, `parameter/number` for others.
-
-        Whether a parameter is cut shows in its other matrices, which may lie in another stack: of
-        one stack alone, the first matrix of a cut parameter would pass for the whole.
-        """
+        """`parameter` for each matrix that is a whole parameter, `parameter/number` for others."""
+        # Of one stack alone, the first matrix of a parameter that is cut would pass for the whole.
         cut = {name for name, number in self.names if number > 0}
         return tuple(f"{name}/{number}" if name in cut else name for name, number in self.names)
 
@@ -116,10 +106,8 @@ def measure(stack: Stack, weight_norms: Tensor | None = None) -> Measurements:
     common: one Gram matrix, one copy of the momentum divided by its largest magnitude. Nothing of
     the stack is changed and no random number is drawn, so training goes on as it would have.
 
-    On one CPU core it takes 0.4 (m = 192) to 0.16 (m = 1024, 2048) of the time that the
-    stack's own orthogonalization takes. Its memory is that of two (m, m) matrices, or 8 MiB where
-    those are smaller: matrices are measured slice by slice, and no copy of one is made (but for
-    stacks of low precision, of which a slice has up to three).
+    On one CPU core it takes 0.4 (m = 192) to 0.16 (m = 1024, 2048) of the time that the stack's
+    own orthogonalization takes, and memory for two (m, m) matrices, at least 8 MiB.
 
     Args:
         stack: From a hook; see `ROOT.register_stack_hook`.

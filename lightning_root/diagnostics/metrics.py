@@ -1,4 +1,7 @@
-"""Statistics of ROOT's steps as `torchmetrics.Metric`s: one value per matrix, aggregated."""
+"""Statistics of ROOT's steps as `torchmetrics.Metric`s: one value per matrix, aggregated.
+
+Arguments and errors are those of `MatrixMetric` where a class names none.
+"""
 
 from abc import ABC
 from collections.abc import Sequence
@@ -74,18 +77,7 @@ class MatrixMetric(Metric, ABC):
         return torch.where(count == 0, torch.full_like(value, torch.nan), value)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> tuple[Any, Any]:
-        """Plot one value or a series of them with matplotlib (`pip install lightning-root[plot]`).
-
-        Args:
-            val: What `forward` or `compute` returned, or a list of that; None computes it now.
-            ax: Matplotlib axes to plot on; None makes a figure.
-
-        Returns:
-            The figure (None where `ax` was given) and the axes.
-
-        Raises:
-            ModuleNotFoundError: If matplotlib is not installed.
-        """
+        """Plot values of `forward` or `compute`, or the present one; return figure and axes."""
         figure, axes = self._plot(val, ax)
         return figure, axes
 
@@ -152,8 +144,6 @@ class UpdateRMS(MatrixMetric):
     With the default scale, updates of full rank have 0.2 once they are scaled; before that,
     1 / sqrt(max(m, n)). Less says that directions are missing, as in the gradient of a dead layer.
 
-    Arguments and errors are those of `MatrixMetric`.
-
     Example:
         >>> import torch
         >>> from lightning_root.diagnostics import UpdateRMS
@@ -176,8 +166,6 @@ class MomentumCosine(MatrixMetric):
     """Cosine between momentum and update, aggregated over matrices.
 
     1 where orthogonalization changes nothing but the size, 1 / sqrt(m) for a momentum of rank one.
-
-    Arguments and errors are those of `MatrixMetric`.
 
     Example:
         >>> import torch
@@ -202,8 +190,6 @@ class OutlierFraction(MatrixMetric):
 
     About 1 - p by construction where the threshold is the p-quantile; `OutlierEnergy` and
     `MomentumKurtosis` tell how heavy the tails are.
-
-    Arguments and errors are those of `MatrixMetric`.
 
     Example:
         >>> import torch
@@ -231,8 +217,6 @@ class OutlierEnergy(MatrixMetric):
     ||N - B||_F^2 / ||N||_F^2: 0.031 for Gaussian entries and the 0.9 quantile, towards 1 for a
     momentum of few huge entries.
 
-    Arguments and errors are those of `MatrixMetric`.
-
     Example:
         >>> import torch
         >>> from lightning_root.diagnostics import OutlierEnergy
@@ -256,8 +240,6 @@ class MomentumKurtosis(MatrixMetric):
     """Kurtosis of the momentum's entries about zero, aggregated over matrices.
 
     E[x^4] / E[x^2]^2: 3 for Gaussian entries, more for heavier tails.
-
-    Arguments and errors are those of `MatrixMetric`.
 
     Example:
         >>> import torch

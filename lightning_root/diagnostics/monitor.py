@@ -8,7 +8,6 @@ from typing import Any, Final
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_root.diagnostics import board, statistics, training
@@ -36,8 +35,8 @@ class ROOTMonitor(Callback):
 
     In the logs, and for `ModelCheckpoint` and `EarlyStopping` to monitor:
     <LOGGED TAGS>
-    and `root/skipped`, the updates left out since the last point because a gradient was not finite;
-    at every logging step, also where none of the matrices was updated.
+    and, also where no matrix was updated, `root/skipped`, the updates left out since the last point
+    because a gradient was not finite.
 
     TensorBoard also shows the split of the parameters and the coefficients in use as text,
     histograms of one matrix of each shape in turn (singular values; momentum in units of the
@@ -195,11 +194,10 @@ class ROOTMonitor(Callback):
                 self._alerts.count_skips(new)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, point: Observation) -> None:
-        watched: dict[str, Tensor] = {}
-        labelled: dict[str, Tensor] = {}
-        if point.measurements is not None:
-            watched = aggregates(point.measurements)
-            labelled = by_label(point.measurements, training.parameter_names(trainer))
+        found = point.measurements
+        watched = {} if found is None else aggregates(found)
+        names = training.parameter_names(trainer)
+        labelled = {} if found is None else by_label(found, names)
         watched[statistics.SKIPPED] = torch.tensor(float(self._skips))
         self._skips = 0
         # Not by Lightning's own way to the loggers, which is open at its own logging steps alone.
@@ -208,7 +206,7 @@ class ROOTMonitor(Callback):
         if self.per_parameter:
             numbers = {**per_parameter(labelled), **numbers}
         self._log_numbers(trainer, numbers)
-        if point.measurements is None:
+        if found is None:
             return
         step = training.step_of(trainer)
         if self.pictures:

@@ -51,13 +51,7 @@ class Matrices:
 
 
 def matrices_in(name: str, shapes: Iterable[Shape]) -> list[Matrices]:
-    """Return the matrices of one parameter, equal neighbours together, empty ones left out.
-
-    Example:
-        >>> from lightning_root.distributed import matrices_in
-        >>> [(m.number, m.shape, m.count) for m in matrices_in("qkv", [(8, 8), (2, 8), (2, 8)])]
-        [(0, (8, 8), 1), (1, (2, 8), 2)]
-    """
+    """Return the matrices of one parameter, equal neighbours together, empty ones left out."""
     found, number = [], 0
     for shape, equal in groupby(shapes):
         count = len(list(equal))
@@ -157,17 +151,7 @@ def plan_ownership(
         element_bytes: Bytes of an element that travels: 4 for float32, 2 for bfloat16.
         cost: Operations of a matrix, a positive whole number.
 
-    Raises:
-        ValueError: If there is no matrix, one is given twice, or a number is out of range.
-
-    Example:
-        >>> from lightning_root.distributed import Matrices, plan_ownership
-        >>> experts = Matrices("experts.up", 0, (512, 2048), count=6)
-        >>> plan = plan_ownership([experts, Matrices("out", 0, (512, 512))], ranks=3)
-        >>> [plan.owner("experts.up", number) for number in range(6)], plan.owner("out")
-        ([0, 0, 1, 1, 2, 2], 0)
-        >>> round(plan.balance, 2)
-        1.21
+    ValueError if there is no matrix, one is given twice, or a number is out of range.
     """
     ordered = sorted(matrices)
     _check_arguments(ordered, ranks, steps, placement, element_bytes)

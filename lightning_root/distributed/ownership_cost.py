@@ -22,26 +22,13 @@ def cheapest_operations(shape: Shape, steps: int) -> int:
 
     With m <= n and T steps, a multiply-add being two: T (3 m^2 n + m^3) on the matrix,
     3 m^2 n + (4 T - 3) m^3 on its Gram matrix, which is what pays for wide ones.
-
-    Example:
-        >>> from lightning_root.distributed import cheapest_operations
-        >>> cheapest_operations((768, 768), 5) == 20 * 768**3
-        True
-        >>> cheapest_operations((3072, 768), 5) == 29 * 768**3
-        True
     """
     m, n = sorted(shape)
     return min(steps * (3 * m * m * n + m**3), 3 * m * m * n + (4 * steps - 3) * m**3)
 
 
 def standard_operations(shape: Shape, steps: int) -> int:
-    """Return the operations with plain products, as on accelerators: T (4 m^2 n + 2 m^3).
-
-    Example:
-        >>> from lightning_root.distributed import standard_operations
-        >>> standard_operations((768, 3072), 5) == 90 * 768**3
-        True
-    """
+    """Return the operations with plain products, as on accelerators: T (4 m^2 n + 2 m^3)."""
     m, n = sorted(shape)
     return steps * (4 * m * m * n + 2 * m**3)
 
@@ -53,13 +40,7 @@ COSTS: Final[Mapping[CostForm, Cost]] = {
 
 
 def bytes_bound(total: int, ranks: int, placement: Placement) -> float:
-    """Return the least of `total` bytes that a rank receives, on average; it sends as much.
-
-    Example:
-        >>> from lightning_root.distributed import bytes_bound
-        >>> bytes_bound(800, 4, "replicated"), bytes_bound(800, 4, "rows")
-        (600.0, 300.0)
-    """
+    """Return the least of `total` bytes that a rank receives, on average; it sends as much."""
     others = total * (ranks - 1) / ranks
     return others if placement == "replicated" else 2 * others / ranks
 

@@ -63,15 +63,8 @@ class Replicas:
         device: torch.device,
         elements: int,
     ) -> list[Bucket]:
-        """Plan who orthogonalizes what, and what travels together; the same on every rank.
-
-        Args:
-            matrices: All that this step orthogonalizes, one by one.
-            sizes: Elements that travel for each.
-            steps: T, of the iteration.
-            device: Where; accelerators evaluate the iteration in its standard form.
-            elements: At most so many travel at a time, of all ranks together.
-        """
+        """Plan who orthogonalizes what, and what travels together; the same on every rank."""
+        # Of each matrix so many elements of `sizes` travel, at most `elements` of all at a time.
         owner = self._owner(matrices, steps, cost_on(device))
         owned: list[list[int]] = [[] for _ in range(self.size)]
         # The largest first, so that the parts of one bucket are of one size.

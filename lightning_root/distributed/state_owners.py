@@ -47,18 +47,6 @@ class StateOwners:
 
     Every rank decides for itself, and all alike, as long as they see the same parameters in the
     same order. What has been decided stays, also when parameters are added later.
-
-    Args:
-        ranks: N.
-
-    Example:
-        >>> from lightning_root.distributed import StateOwners
-        >>> owners = StateOwners(ranks=2)
-        >>> owners.include({"qkv": ((8, 8),) * 3, "out": ((8, 8),), "embedding": 1000}, steps=5)
-        >>> owners.parts("qkv").owners, owners.parts("out").owners
-        ((0, 1, 1), (0,))
-        >>> owners.parts("embedding").sizes
-        (512, 488)
     """
 
     ranks: int
@@ -68,13 +56,7 @@ class StateOwners:
     def include(
         self, kinds: Mapping[str, Kind], steps: int, cost: Cost = cheapest_operations
     ) -> None:
-        """Decide about the parameters that are new, or whose state has become another.
-
-        Args:
-            kinds: All parameters, by name.
-            steps: T, of the iteration.
-            cost: Operations of a matrix.
-        """
+        """Decide about the parameters that are new, or whose state has become another."""
         new = {
             name: kind
             for name, kind in kinds.items()
@@ -93,11 +75,7 @@ class StateOwners:
                 self._known[name] = kind, self._even(kind)
 
     def parts(self, name: str) -> Parts:
-        """The parts of a parameter's state.
-
-        Raises:
-            KeyError: If it has not been included.
-        """
+        """The parts of a parameter's state; KeyError if it has not been included."""
         return self._known[name][1]
 
     def _even(self, elements: int) -> Parts:

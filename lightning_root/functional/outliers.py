@@ -42,9 +42,7 @@ def clip_outliers(matrix: Tensor, quantile: Quantile) -> Tensor:
         The base B = clamp(N, -eps, eps), shape and dtype of `matrix`.
 
     Raises:
-        TypeError: If `matrix` is not a floating point tensor.
-        ValueError: If `quantile` is neither in (0, 1] nor "auto", or `matrix` has fewer than 2
-            dimensions.
+        TypeError, ValueError: As `outlier_threshold`.
 
     Example:
         >>> import torch
@@ -159,8 +157,7 @@ def automatic_quantile(matrix: Tensor) -> Tensor:
         transposed, or when zero rows or columns are added.
 
     Raises:
-        TypeError: If `matrix` is not a floating point tensor.
-        ValueError: If `matrix` has fewer than 2 dimensions.
+        TypeError, ValueError: If `matrix` is no floating point tensor (*batch, m, n).
     """
     kurtosis, share = tail(normalise(matrix)[0])
     excess = kurtosis / GAUSSIAN_KURTOSIS - 1.0 + share

@@ -1,9 +1,10 @@
 """Statistics of the entries of a step's matrices: sizes, tails, angles, what was clipped.
 
-Every public function takes (*batch, m, n) and gives (*batch), in float32 or better and on the
-device of its input, without waiting for it. The scale does not matter, from 1e-37 to 1e37. A matrix
-of zeros, or without entries, has the value 0 wherever a ratio is not defined; a matrix with a NaN
-or an infinity has the value NaN, and the others of its stack are not touched by it.
+Every public function takes floating point tensors of one shape (*batch, m, n), or raises TypeError
+or ValueError, and gives (*batch), in float32 or better, without waiting for the device. The scale
+does not matter, from 1e-37 to 1e37. A matrix of zeros, or without entries, has the value 0 wherever
+a ratio is not defined; a matrix with a NaN or an infinity has the value NaN, and the others of its
+stack are not touched by it.
 """
 
 import math
@@ -37,9 +38,6 @@ def root_mean_square(matrix: Tensor) -> Tensor:
     Returns:
         ||X||_F / sqrt(m n), shape (*batch). 1 / sqrt(max(m, n)) for an orthogonal matrix.
 
-    Raises:
-        TypeError, ValueError: If `matrix` is no floating point tensor (*batch, m, n).
-
     Example:
         >>> import torch
         >>> from lightning_root.functional import root_mean_square
@@ -59,9 +57,6 @@ def update_to_weight_ratio(update: Tensor, weight: Tensor) -> Tensor:
 
     Returns:
         Ratios, shape (*batch): infinite for a weight of zeros with an update, 0 without one.
-
-    Raises:
-        TypeError, ValueError: If they are no floating point tensors of one shape (*batch, m, n).
 
     Example:
         >>> import torch
@@ -85,12 +80,6 @@ def kurtosis(momentum: Tensor) -> Tensor:
     Args:
         momentum: Shape (*batch, m, n), any floating dtype; not modified.
 
-    Returns:
-        Kurtosis, shape (*batch).
-
-    Raises:
-        TypeError, ValueError: If `momentum` is no floating point tensor (*batch, m, n).
-
     Example:
         >>> import torch
         >>> from lightning_root.functional import kurtosis
@@ -110,12 +99,6 @@ def cosine_similarity(momentum: Tensor, update: Tensor) -> Tensor:
     Args:
         momentum: N, shape (*batch, m, n).
         update: U, shape (*batch, m, n).
-
-    Returns:
-        Cosines in [-1, 1], shape (*batch).
-
-    Raises:
-        TypeError, ValueError: If they are no floating point tensors of one shape (*batch, m, n).
 
     Example:
         >>> import torch
@@ -144,9 +127,6 @@ def relative_kurtosis(matrix: Tensor) -> Tensor:
 
     Returns:
         Values in [1, min(m, n)], shape (*batch).
-
-    Raises:
-        TypeError, ValueError: If `matrix` is no floating point tensor (*batch, m, n).
 
     Example:
         >>> import torch
@@ -182,12 +162,6 @@ def outlier_fraction(momentum: Tensor, clipped: Tensor) -> Tensor:
         momentum: N, shape (*batch, m, n).
         clipped: B = clamp(N, -eps, eps), of the same dtype.
 
-    Returns:
-        Fractions in [0, 1], shape (*batch).
-
-    Raises:
-        TypeError, ValueError: If they are no floating point tensors of one shape (*batch, m, n).
-
     Example:
         >>> import torch
         >>> from lightning_root.functional import clip_outliers, outlier_fraction
@@ -207,12 +181,6 @@ def outlier_energy(momentum: Tensor, clipped: Tensor) -> Tensor:
     Args:
         momentum: N, shape (*batch, m, n).
         clipped: B = clamp(N, -eps, eps), of the same dtype.
-
-    Returns:
-        Energies in [0, 1], shape (*batch).
-
-    Raises:
-        TypeError, ValueError: If they are no floating point tensors of one shape (*batch, m, n).
 
     Example:
         >>> import torch
@@ -235,12 +203,6 @@ def relative_threshold(momentum: Tensor, clipped: Tensor) -> Tensor:
     Args:
         momentum: N, shape (*batch, m, n).
         clipped: B = clamp(N, -eps, eps), of the same dtype.
-
-    Returns:
-        Ratios, shape (*batch).
-
-    Raises:
-        TypeError, ValueError: If they are no floating point tensors of one shape (*batch, m, n).
 
     Example:
         >>> import torch

@@ -49,17 +49,6 @@ def symmetric_product(a: Tensor, b: Tensor, *, mirror: bool = True) -> Tensor:
         b: Shape (*batch, p, m).
         mirror: Fill the upper triangle too. Without it, what lies above the diagonal blocks is
             undefined: enough for `torch.linalg.eigh`, which reads the lower triangle.
-
-    Returns:
-        Shape (*batch, m, m), fresh memory.
-
-    Example:
-        >>> import torch
-        >>> from lightning_root.kernels import symmetric_product
-        >>> x = torch.arange(6.0).reshape(2, 3)
-        >>> symmetric_product(x, x.mT)
-        tensor([[ 5., 14.],
-                [14., 50.]])
     """
     if a.ndim == 3:
         return torch.bmm(a, b)

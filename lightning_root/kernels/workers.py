@@ -23,19 +23,14 @@ os.register_at_fork(after_in_child=_pools.clear)  # a child process has none of 
 def run_in_order(
     jobs: Iterable[Callable[[], Result]], workers: int, ahead: int | None = None
 ) -> Iterator[Result]:
-    """Run independent jobs on several threads and yield what they return, in their order.
+    """Results of independent jobs, in their order, which several threads run.
 
     Args:
         jobs: Called under `torch.no_grad()`.
         workers: How many at a time; 1 runs them in the calling thread.
         ahead: How many results may wait to be taken; None for any number.
-
-    Yields:
-        The result of each job.
-
-    Raises:
-        Exception: What a job raised, once the others that had begun are done.
     """
+    # What a job raises is raised once the others that had begun are done.
     if workers == 1:
         for job in jobs:
             yield job()

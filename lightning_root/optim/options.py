@@ -179,9 +179,7 @@ def _check_lr(lr: object) -> None:
                 f"`lr` must be a floating point tensor when it is one, got {lr.dtype}; schedulers "
                 "would round it"
             )
-        if lr.device.type != "cpu":
-            return  # its value stays on the device
-        lr = lr.item()
+        lr = lr.item() if lr.device.type == "cpu" else 0.0  # elsewhere its value stays where it is
     _check_number("lr", lr, "1e-3 is the default")
 
 

@@ -181,10 +181,8 @@ def warmups_in(scheduler: Any, active: bool = False) -> list[WarmupDecayLR]:
 def end_with_run(scheduler: Any, length: Callable[[], int]) -> None:
     """Give each `WarmupDecayLR` in a schedule the run's length as it is now, if it has no own."""
     planned = [warmup for warmup in warmups_in(scheduler) if warmup._ends_with_run]
-    if not planned:
-        return
     active = [(w, w.factor(w.last_epoch)) for w in warmups_in(scheduler, active=True)]
-    max_steps = length()
+    max_steps = length() if planned else 0
     for warmup in planned:
         warmup._set_length(max_steps)
     for warmup, share in active:
