@@ -64,7 +64,8 @@ class ROOTBinder(Callback):
             _print_partition(trainer, "\n\n".join(tables))
             _announce_fits(optimizers)
         _plan_schedules(trainer, pl_module)
-        self._given = [[*map(dict, optimizer.param_groups)] for optimizer in optimizers]
+        scheduled = {"initial_lr": None} if trainer.lr_scheduler_configs else {}
+        self._given = [[{**scheduled, **g} for g in root.param_groups] for root in optimizers]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the schedules anew, for other callbacks may have changed the run."""
@@ -306,13 +307,13 @@ def _accumulated(trainer: Trainer, steps: int) -> int:
 def _say_what_lost(given: Sequence[list[dict[str, Any]]], optimizers: Sequence[ROOT]) -> None:
     """Name options of this run in whose place those of a loaded state are now."""
     found: dict[str, str] = {}
-    for options, optimizer in zip(given, optimizers, strict=True):
+    for options, optimizer in zip(given, optimizers, strict=False):
         for before, after in zip(options, optimizer.param_groups, strict=False):
             cycled = {"betas", "lr"} if "base_momentum" in before else set()
             for name in optimizer.defaults.keys() - cycled:
                 # Schedules move `lr` and leave the full one beside it.
                 key = f"initial_{name}" if f"initial_{name}" in before else name
-                if bool(after.get(key) != before[key]):
+                if key in after and bool(after[key] != before[key]):
                     texts = [f"{one[key]!s:.40}" for one in (after, before)]
                     found.setdefault(name, "`{}` {} (given: {})".format(name, *texts))
     if found:

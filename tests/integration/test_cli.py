@@ -169,7 +169,13 @@ ONE_CYCLE = [
 ]
 
 
-@pytest.mark.parametrize("schedule", [[], WITH_SCHEDULE, ONE_CYCLE])
+PLATEAU = [
+    *("--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=loss"),
+    *("--lr_scheduler.patience=0", "--lr_scheduler.threshold=1.0", "--lr_scheduler_interval=step"),
+]  # no loss is good enough for it, so that it lowers the rate at once
+
+
+@pytest.mark.parametrize("schedule", [[], WITH_SCHEDULE, ONE_CYCLE, PLATEAU])
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -194,7 +200,7 @@ def test_options_that_lose_to_the_checkpoint_are_named_once_with_both_values(
         warnings.simplefilter("always")
         ROOTCLI(PlainNet, save_config_callback=None)
     lost = [str(w.message) for w in caught if "goes on with the checkpoint's" in str(w.message)]
-    if said is None or (schedule is ONE_CYCLE and "lr" in said):  # it has rates of its own
+    if said is None or (schedule in (ONE_CYCLE, PLATEAU) and "lr" in said):  # the rate is theirs
         assert lost == []
     else:
         (text,) = lost
