@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.coefficients.shapes import shape_text
+from lightning_root.diagnostics.refit import ROOTRefit
 from lightning_root.diagnostics.training import error_chain
 from lightning_root.distributed import reshard
 from lightning_root.optim import ROOT
@@ -70,7 +71,9 @@ class ROOTBinder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the schedules anew, for other callbacks may have changed the run."""
         if trainer.ckpt_path is not None and _first_binder(trainer) is self:
-            _say_what_lost(self._given, _roots(trainer))
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            refit = any(isinstance(each, ROOTRefit) for each in callbacks)
+            _say_what_lost(self._given, _roots(trainer), {"coefficients"} if refit else set())
         if self._frozen is not None:
             _freeze(pl_module, self._frozen)
         self._given, self._frozen = (), None
@@ -304,13 +307,13 @@ def _accumulated(trainer: Trainer, steps: int) -> int:
     return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
 
-def _say_what_lost(given: Sequence[list[dict[str, Any]]], optimizers: Sequence[ROOT]) -> None:
+def _say_what_lost(given: Any, optimizers: Sequence[ROOT], fitted: set[str]) -> None:
     """Name options of this run in whose place those of a loaded state are now."""
     found: dict[str, str] = {}
     for options, optimizer in zip(given, optimizers, strict=False):
         for before, after in zip(options, optimizer.param_groups, strict=False):
             cycled = {"betas", "lr"} if "base_momentum" in before else set()
-            for name in optimizer.defaults.keys() - cycled:
+            for name in optimizer.defaults.keys() - cycled - fitted:
                 # Schedules move `lr` and leave the full one beside it.
                 key = f"initial_{name}" if f"initial_{name}" in before else name
                 if key in after and bool(after[key] != before[key]):

@@ -388,7 +388,8 @@ def test_an_adamw_run_goes_on_with_root(run, tmp_path):
         root_options = {"lr": 4e-3, "schedule": None}
 
     after = trainer(max_steps=5)
-    after.fit(Mixed(), ckpt_path=tmp_path / "root.ckpt", weights_only=True)
+    with pytest.warns(UserWarning, match=r"`betas` \(0.9, 0.999\) \(given: \(0.9, 0.95\)\)"):
+        after.fit(Mixed(), ckpt_path=tmp_path / "root.ckpt", weights_only=True)
     assert after.global_step == 5
     assert after.optimizers[0].param_groups[0]["betas"] == (0.9, 0.999)
 
