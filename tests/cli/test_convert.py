@@ -376,6 +376,7 @@ def test_a_run_with_two_optimizers_goes_on_with_one(run, tmp_path):
         torch.testing.assert_close(weights(model)[name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_an_adamw_run_goes_on_with_root(run, tmp_path):
     before = trainer(max_steps=3)
     before.fit(AdamWNet())
