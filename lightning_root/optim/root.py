@@ -268,14 +268,23 @@ class ROOT(SharedState, torch.optim.Optimizer):
                 cannot be found again.
             RuntimeError: If its parameters have been flattened by FSDP1 or ZeRO.
         """
-        rules = self._rules if rules is None else rules
         reshard(module)
         readiness.refuse_flattened(self.param_groups, self._routes, module)
         present = self._members()
-        partition = partition_all(module, rules=rules)
-        routes = dict(zip(partition.parameters, partition.routes, strict=True))
-        foreign = {m.parameter for m in present if m.parameter in self._foreign} - routes.keys()
         fills = bool(self._open) and (self._scope is not None or not present)
+        scope = self._scope() if self._scope is not None else None
+        if scope is None or not any(scope is each for each in module.modules()):
+            scope = module
+        # A part has outputs of its own, and its rules are about its own names.
+        whole = scope is module or not fills or rules is not None
+        rules = self._rules if rules is None else rules
+        partition = partition_all(module, rules=rules if whole else None)
+        routes = dict(zip(partition.parameters, partition.routes, strict=True))
+        if not whole:
+            part = partition_all(scope, rules=rules)
+            for parameter, route in zip(part.parameters, part.routes, strict=True):
+                routes[parameter] = replace(route, name=routes[parameter].name)
+        foreign = {m.parameter for m in present if m.parameter in self._foreign} - routes.keys()
         contents = [
             []
             if fills and number in self._open
@@ -283,9 +292,6 @@ class ROOT(SharedState, torch.optim.Optimizer):
             for number, group in enumerate(self.param_groups)
         ]
         if fills:
-            scope = self._scope() if self._scope is not None else None
-            if scope is None or not any(scope is each for each in module.modules()):
-                scope = module
             self._scope = weakref.ref(scope)
             own = {id(parameter) for parameter in scope.parameters()}
             own -= {id(parameter) for params in contents for parameter in params}
