@@ -46,19 +46,7 @@ class ViewDecision(NamedTuple):
     suggestion: Suggestion | None = None
 
 
-# Fused layers, and the layer beside them that takes half as many features.
-_GATED = {
-    **dict.fromkeys(("gate_up_proj", "up_gate_proj"), "down_proj"),
-    "gate_up": "down",
-    "w12": "w3",  # DINOv2
-    "w13": "w2",
-    **dict.fromkeys(("wi_fused", "wi"), "wo"),  # "wi": ModernBERT
-    "fc1": "fc2",  # timm's GluMlp
-    "linear1": "linear2",
-    "c_fc": "c_proj",
-    "in_proj": "out_proj",  # Mamba's signal and gate
-}
-_FAN_OUT, _FAN_IN = ("out_features", "nf"), ("in_features", "nx")  # of a Linear or Conv1D
+_GATED = dict(pair.split(":") for pair in WORDS["gated"])
 _IN_AND_OUT = (("in_features", "out_features"), ("input_size", "output_size"))
 _ADAPTED = re.compile(r"\.(base_layer|lora_[AB](\.\w+)?)$")
 _EXPERT_PATH = re.compile(r"expert|(?<![a-z])moe(?![a-z])")
@@ -80,8 +68,12 @@ def find_view(use: ParameterUse, modules: Modules) -> ViewDecision:
         return ViewDecision(note="; chooses experts, often left to AdamW", suggestion="adamw")
     elif use.kind == "convolution":
         decision = _view_of_convolution(use)
-    elif use.kind == "attention":
-        decision = _cut_outputs(MatrixView(), _torch_attention_sizes(use))
+    elif use.kind == "attention" and use.leaf == "in_proj_weight":
+        told = use.module is not None
+        sizes = (
+            _equal_sizes(3, use.shape[0]) if told else Ambiguity("q, k, v in one by its name", 3)
+        )
+        decision = _cut_outputs(MatrixView(), sizes)
     elif use.kind == "recurrent":
         decision = _view_of_gates(use)
     elif use.kind == "linear" or is_conv1d(use.module):
@@ -128,15 +120,6 @@ def _view_of_convolution(use: ParameterUse) -> ViewDecision:
     return ViewDecision(None if view == MatrixView() else view)
 
 
-def _torch_attention_sizes(use: ParameterUse) -> Sizes | Ambiguity | None:
-    """Return the sizes of the stacked q, k and v of torch's attention."""
-    if use.leaf != "in_proj_weight" or use.shape[0] % 3:
-        return None
-    if use.module is None:
-        return Ambiguity("q, k, v in one by its name", 3)
-    return _equal_sizes(3, use.shape[0])
-
-
 def _view_of_gates(use: ParameterUse) -> ViewDecision:
     """Cut the weight of an LSTM into four gates, of a GRU into three; a plain RNN has one."""
     gates = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
@@ -153,10 +136,7 @@ def _raw_sizes(use: ParameterUse) -> Sizes | Ambiguity | None:
     component = use.own_component.lower().removesuffix("_weight")
     if fan_out == 3 * fan_in and _is_query_key_value(component, fan_in, fan_out):
         return Ambiguity("q, k, v in one by its name", 3)
-    count, inner = (
-        find_size(use.module, WORDS["n_experts"]),
-        find_size(use.module, WORDS["expert_width"]),
-    )
+    count, inner = (find_size(use.module, size) for size in ("n_experts", "expert_width"))
     if count is None or inner is None or not _is_named_expert(use):
         return None
     below = count > 1 and fan_out == count * inner
@@ -166,11 +146,8 @@ def _raw_sizes(use: ParameterUse) -> Sizes | Ambiguity | None:
 def _is_router(use: ParameterUse, parent: nn.Module | None) -> bool:
     """Tell whether a matrix has a row for each of the experts beside it."""
     experts = find_child(parent, "experts")
-    count = (
-        len(experts)
-        if isinstance(experts, nn.ModuleList)
-        else find_size(parent, WORDS["n_experts"])
-    )
+    count = find_size(parent, "n_experts")
+    count = len(experts) if isinstance(experts, nn.ModuleList) else count
     return use.own_component.lower() in WORDS["routers"] and count == use.shape[0]
 
 
@@ -191,7 +168,7 @@ def _view_of_factor(
     if len(sizes) > 1 and sum(sizes) == rows:
         return _cut_outputs(MatrixView(), sizes)
     layer = getattr(holder, "base_layer", getattr(holder, "linear", None))
-    fan_in = find_size(layer, _FAN_IN) or rows // 3
+    fan_in = find_size(layer, "fan_in") or rows // 3
     return _cut_outputs(MatrixView(), _output_sizes(component, fan_in, rows, layer, read_by))
 
 
@@ -199,7 +176,7 @@ def _view_of_linear(use: ParameterUse, component: str, parent: nn.Module | None)
     """Cut the weight of a Linear, or of transformers' Conv1D, which is stored as (in, out)."""
     transposed = is_conv1d(use.module)
     fan_in, fan_out = use.shape if transposed else use.shape[::-1]
-    if find_size(use.module, _FAN_OUT) not in (None, fan_out):
+    if find_size(use.module, "fan_out") not in (None, fan_out):
         return ViewDecision()  # a class of its own, stored in its own way
     sizes = _output_sizes(component, fan_in, fan_out, use.module, parent)
     return _cut_outputs(MatrixView(transposed=transposed), sizes)
@@ -230,7 +207,7 @@ def _gated_sizes(
         halved = isinstance(following, nn.GLU) and following.dim == -1
         return _equal_sizes(2, fan_out) if halved else None
     down = find_child(parent, _GATED.get(component, ""))
-    if find_size(down, _FAN_IN) == fan_out // 2:
+    if find_size(down, "fan_in") == fan_out // 2:
         return _equal_sizes(2, fan_out)
     owner = "" if parent is None else plain_class(parent).__name__
     linears = [m for m in parent.children() if isinstance(m, nn.Linear)] if parent else []
@@ -256,7 +233,7 @@ def _attention_sizes(
     guess = _guess_sizes(component, fan_in, fan_out)
     if parent is None:
         return Ambiguity("q, k, v in one by its name", guess)
-    size, heads = find_size(parent, WORDS["head_size"]), find_size(parent, WORDS["n_heads"])
+    size, heads = find_size(parent, "head_size"), find_size(parent, "n_heads")
     if size is None and heads is not None and fan_in % heads == 0:
         size = fan_in // heads
     single_heads = fan_out // size if size is not None and fan_out % size == 0 else None
@@ -264,14 +241,14 @@ def _attention_sizes(
         if single_heads is not None:
             return _equal_sizes(single_heads, fan_out)
         return Ambiguity("heads of q, k and v in turn", None)
-    if find_size(parent, ("key_dim",)) is not None and find_size(parent, ("val_dim",)) is not None:
+    if find_size(parent, "key_dim") is not None and find_size(parent, "val_dim") is not None:
         # TinyViT's values are sized apart from keys, and go head by head.
         return Ambiguity("q, k, v in one of unknown order", None)
     if component not in {*WORDS["query_key_value"], "in_proj"}:
         if guess is not None and single_heads is not None:
             guess = single_heads  # right in any order
         return Ambiguity("q, k, v in one of unknown order", guess)
-    groups = find_size(parent, WORDS["n_key_value_heads"])
+    groups = find_size(parent, "n_key_value_heads")
     if heads is not None and size is not None:
         query, key = heads * size, (groups or heads) * size
         if query + 2 * key == fan_out:
@@ -283,15 +260,12 @@ def _attention_sizes(
 
 def _gated_query_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambiguity | None:
     """Return the sizes of queries and their gates in one: twice as much as attention gives."""
-    size, heads = find_size(parent, WORDS["head_size"]), find_size(parent, WORDS["n_heads"])
+    size, heads = find_size(parent, "head_size"), find_size(parent, "n_heads")
     outputs = (find_child(parent, name) for name in ("o_proj", "out_proj", "wo", "to_out"))
-    given = next((find_size(layer, _FAN_IN) for layer in outputs if layer is not None), None)
-    latent = find_size(parent, ("kv_lora_rank",)) is not None  # keys and values differ in size
-    if (
-        parent is None
-        or latent
-        or fan_out not in (2 * (given or 0), 2 * (size or 0) * (heads or 0))
-    ):
+    given = next((find_size(layer, "fan_in") for layer in outputs if layer is not None), None)
+    latent = find_size(parent, "kv_lora_rank") is not None  # keys and values differ in size
+    twice = (2 * (given or 0), 2 * (size or 0) * (heads or 0))
+    if parent is None or latent or fan_out not in twice:
         return None
     count = fan_out // size if size is not None and fan_out % size == 0 else None
     if count is not None and _is_head_by_head(parent):
@@ -307,11 +281,8 @@ def _is_query_key_value(component: str, fan_in: int, fan_out: int) -> bool:
 
 def _key_value_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambiguity:
     """Return the sizes of k and v in one, if each is as large as the query or as the key heads."""
-    known = [find_size(find_child(parent, name), _FAN_OUT) for name in WORDS["queries"]]
-    groups, size = (
-        find_size(parent, WORDS["n_key_value_heads"]),
-        find_size(parent, WORDS["head_size"]),
-    )
+    known = [find_size(find_child(parent, name), "fan_out") for name in WORDS["queries"]]
+    groups, size = (find_size(parent, name) for name in ("n_key_value_heads", "head_size"))
     if groups is not None and size is not None:
         known.append(groups * size)
     if fan_out % 2 == 0 and fan_out // 2 in known:
@@ -322,10 +293,8 @@ def _key_value_sizes(fan_out: int, parent: nn.Module | None) -> Sizes | Ambiguit
 def _is_head_by_head(parent: nn.Module) -> bool:
     """Tell whether an attention module is known to store heads one after the other."""
     model = getattr(getattr(parent, "config", None), "model_type", None)
-    known = (
-        plain_class(parent).__name__ in WORDS["head_by_head"]
-        or model in WORDS["head_by_head_models"]
-    )
+    known = model in WORDS["head_by_head_models"]
+    known = known or plain_class(parent).__name__ in WORDS["head_by_head"]
     return known or getattr(parent, "head_first", False) is True  # timm's MaxViT
 
 
@@ -356,7 +325,7 @@ def is_expert_stack(use: ParameterUse) -> bool:
     own = (getattr(use.module, name, None) for name in WORDS["n_experts"])
     if counted := [count for count in own if type(count) is int]:
         return use.shape[0] in counted
-    return _is_named_expert(use) or find_size(use.module, WORDS["n_experts"]) == use.shape[0]
+    return _is_named_expert(use) or find_size(use.module, "n_experts") == use.shape[0]
 
 
 def _is_named_expert(use: ParameterUse) -> bool:
@@ -377,10 +346,8 @@ def _view_of_expert_stack(use: ParameterUse) -> ViewDecision:
     stack = MatrixView(stack=1, transposed=transposed)
     if fused != transposed and "gate_up" not in use.leaf:
         return ViewDecision(stack)
-    if (
-        use.owner in WORDS["interleaved_experts"]
-        or getattr(use.module, "is_concatenated", True) is False
-    ):
+    apart = getattr(use.module, "is_concatenated", True)
+    if use.owner in WORDS["interleaved_experts"] or apart is False:
         return ViewDecision(stack, "; gate and up interleaved, which no cut separates")
     if fused != transposed:
         return _cut_outputs(stack, Ambiguity("gate and up in one", 2))
@@ -404,12 +371,12 @@ def _are_experts_transposed(use: ParameterUse, matrix: Shape, paired: bool | Non
     if isinstance(stated, bool):
         return stated
     if rows != columns:
-        sizes = [tuple(find_size(module, (name,)) for name in pair) for pair in _IN_AND_OUT]
+        sizes = [tuple(find_size(module, name) for name in pair) for pair in _IN_AND_OUT]
         if any(size in sizes for size in (matrix, matrix[::-1])):
             return matrix in sizes
     if paired is not None:
         return paired
-    width, leaf = find_size(module, WORDS["model_width"]), use.leaf.lower()
+    width, leaf = find_size(module, "model_width"), use.leaf.lower()
     if (rows == width) != (columns == width):
         up, down = _EXPERT_UP.search(leaf), _EXPERT_DOWN.search(leaf)
         return bool(rows == width and up and not down) or bool(columns == width and down)

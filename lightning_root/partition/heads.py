@@ -40,26 +40,25 @@ def find_heads(parameters: Sequence[ModelParameter], modules: Modules) -> Heads:
     top, units = _top_module(once), _matrices_below(once)
 
     towers, tied = _ends_of_towers(free), is_head_tied(parameters)
-    heads = _layers_called_head(model, free, modules) | _outputs_of_blocks(units)
+    heads = _layers_called_head(model, free, modules)
+    for path, inner in units.items():  # what each block of a forecaster such as N-BEATS adds
+        component, last = names.last_component(path), inner[-1]
+        if names.has(component, "block_outputs") and len(inner) < 4 and last.kind == "linear":
+            heads[last.path, last.leaf] = f"output head: named '{component}'"
     for use in (use for use in free if use.kind == "raw" and len(use.shape) > 1):
-        words = [use.own_component]
-        if names.is_silent(use.leaf) or use.leaf == "lora_B":
-            words += [names.last_component(use.path), names.words_of_class(use.owner)]
-        if component := next(filter(names.is_head, words), None):
-            heads[use.path, use.leaf] = f"output head: named '{component}'"
+        words = [*use.words, names.last_component(use.path) if use.leaf == "lora_B" else ""]
+        if called := next(filter(names.is_head, words), None):
+            heads[use.path, use.leaf] = f"output head: named '{called}'"
     for path, module in (modules or {}).items():
         if isinstance(module, nn.AdaptiveLogSoftmaxWithLoss):
             ends = ["head", *(f"tail.{number}.1" for number in range(module.n_clusters))]
             reason = "output head: a cluster of AdaptiveLogSoftmaxWithLoss"
             heads |= {(f"{path}.{end}".removeprefix("."), "weight"): reason for end in ends}
-    if not tied:
-        at_top = _called_head_at_top(free, top)
-        heads |= {key: reason for key, reason in at_top.items() if key not in heads}
+    heads = ({} if tied else _called_head_at_top(free, top)) | heads
     heads = {key: heads[key] for key in heads if not _is_read_by_a_head(key[0], heads, units)}
-    if not (heads or towers or tied):
-        heads = _last_linear(once, free, top) or _last_of_stack(once, blocks, units)
-    heads |= _heads_beside(heads, free, units, modules) | towers
-    return heads
+    if not (heads or towers or tied) and units:
+        heads = _last_linear(units, free, top) or _last_of_stack(blocks, units)
+    return _heads_beside(heads, free, units, modules) | towers
 
 
 def is_head_tied(parameters: Iterable[ModelParameter]) -> bool:
@@ -102,16 +101,6 @@ def _is_read_by_a_head(path: str, heads: Heads, units: Units) -> bool:
     return False
 
 
-def _outputs_of_blocks(units: Units) -> Heads:
-    """Find what each block of a forecaster such as N-BEATS adds to the output."""
-    heads: Heads = {}
-    for path, inner in units.items():
-        component, last = names.last_component(path), inner[-1]
-        if names.is_block_output(component) and len(inner) < 4 and last.kind == "linear":
-            heads[last.path, last.leaf] = f"output head: named '{component}'"
-    return heads
-
-
 def _heads_beside(
     heads: Heads, free: Sequence[ParameterUse], units: Units, modules: Modules
 ) -> Heads:
@@ -119,27 +108,26 @@ def _heads_beside(
     # Actor and critic, a task's outputs, boxes and classes. The mean and variance of a latent code
     # are not among them: a decoder reads them.
     beside: dict[str, list[str]] = {}
-    for path in units:
-        if path:
-            beside.setdefault(path.rpartition(".")[0], []).append(path)
+    for path in filter(None, units):
+        beside.setdefault(path.rpartition(".")[0], []).append(path)
     open_ends, found = {(use.path, use.leaf) for use in free}, dict(heads)
     for path, leaf in heads:
         for unit in reversed(names.prefixes(path)[1:]):
-            last = units[unit][-1] if unit in units else None
-            if (path, leaf) not in open_ends or last is None or (last.path, last.leaf) not in found:
+            siblings = beside[unit.rpartition(".")[0]] if unit in units else []
+            children = {names.last_component(child).lower() for child in siblings}
+            attention = not children.isdisjoint(WORDS["attention_children"] - {"value"})
+            if (path, leaf) not in open_ends or not siblings or attention:
                 break
-            parent = unit.rpartition(".")[0]
-            children = {names.last_component(child).lower() for child in beside[parent]}
-            if not children.isdisjoint(WORDS["attention_children"] - {"value"}):
+            last = units[unit][-1]
+            if (last.path, last.leaf) not in found:
                 break
-            ends = [
-                units[other][-1]
-                for other in beside[parent]
-                if _reads_alike(other, unit, units, modules) and not _is_read(other, units)
-            ]
+            others = (p for p in siblings if _reads_alike(p, unit, units, modules))
+            ends = [units[other][-1] for other in others if not _is_read(other, units)]
             ends = [use for use in ends if (use.path, use.leaf) in open_ends - found.keys()]
             sizes = [_features(use)[1] for use in ends]
-            joined = any(_features(use)[0] == sum(sizes) for use in units[parent])
+            joined = any(
+                _features(use)[0] == sum(sizes) for path in siblings for use in units[path]
+            )
             if not joined or len(ends) == 1 or {*sizes} == {_features(last)[1]}:
                 reason = f"output head: beside '{names.last_component(unit)}'"
                 found |= {(use.path, use.leaf): reason for use in ends}
@@ -149,31 +137,29 @@ def _heads_beside(
 def _reads_alike(path: str, unit: str, units: Units, modules: Modules) -> bool:
     """Tell whether two modules beside each other could both be heads on one input."""
     own, theirs, component = units[path], units[unit], names.last_component(path).lower()
-    if path == unit or own[-1].kind != theirs[-1].kind or component in WORDS["hidden_beside_heads"]:
-        return False
-    if len(own) > 1 or len(theirs) > 1:
-        kinds = {plain_class(modules[p]) for p in (path, unit)} if modules is not None else {None}
-        if len(own) != len(theirs) or len(kinds) > 1:
-            return False
-    elif own[0] is units[""][0]:
-        return False  # before it there is no trunk to read
-    read, written = _features(own[0])[0], _features(own[-1])[1]
     parent = path.rpartition(".")[0]
+    kinds = {None if modules is None else plain_class(modules[p]) for p in (path, unit)}
+    several = len(own) > 1 or len(theirs) > 1
+    if (
+        path == unit
+        or own[-1].kind != theirs[-1].kind
+        or component in WORDS["hidden_beside_heads"]
+        or (several and (len(own) != len(theirs) or len(kinds) > 1))
+        or (not several and own[0] is units[""][0])  # before it there is no trunk to read
+    ):
+        return False
     if modules is not None and isinstance(modules[parent], nn.ModuleList | nn.ModuleDict):
-        listed = [
-            p for p in units if p.startswith(f"{parent}.") and p.count(".") == path.count(".")
-        ]
+        listed = [p for p in units if p and p.rpartition(".")[0] == parent]
         if not _is_chain(listed, units):
             return True  # one for each level of a pyramid
+    read, written = _features(own[0])[0], _features(own[-1])[1]
     return read == _features(theirs[0])[0] and (read != written or component in WORDS["actors"])
 
 
 def _is_read(path: str, units: Units) -> bool:
     """Tell whether a later layer reads what a module writes, whole or cut in up to four parts."""
-    last = units[path][-1]
-    if names.last_component(path).lower() in WORDS["actors"]:
-        return False
-    later = {_features(use)[0] for use in units[""] if use.index > last.index}
+    last, actor = units[path][-1], names.last_component(path).lower() in WORDS["actors"]
+    later = {_features(use)[0] for use in units[""] if use.index > last.index and not actor}
     return any(_features(last)[1] == parts * read for read in later for parts in (1, 2, 3, 4))
 
 
@@ -184,20 +170,17 @@ def _is_chain(paths: Sequence[str], units: Units) -> bool:
     )
 
 
-def _last_of_stack(model: Sequence[ParameterUse], blocks: set[str], units: Units) -> Heads:
+def _last_of_stack(blocks: set[str], units: Units) -> Heads:
     """Find the end of a stack of blocks that ends the model, or of each if they stand abreast."""
-    last = next((use for use in reversed(model) if use.is_matrix), None)
-    block = next((p for p in names.prefixes(last.path) if p in blocks), None) if last else None
-    if last is None or block is None or last.kind != "linear":
-        return {}
+    last = units[""][-1]
+    block = next((path for path in names.prefixes(last.path) if path in blocks), "")
     stack = [p for p in units if p in blocks and p.rpartition(".")[0] == block.rpartition(".")[0]]
-    if len(stack) < 2:
+    if last.kind != "linear" or len(stack) < 2:
         return {}
-    ends = [units[path][-1] for path in stack]
+    ends, written = [units[path][-1] for path in stack], _features(last)[1]
     if not _is_chain(stack, units):
         return {(use.path, use.leaf): "output head: end of parallel blocks" for use in ends}
-    (read, _), written = _features(units[block][0]), _features(last)[1]
-    if written == read or written == _features(ends[-2])[1]:
+    if written in (_features(units[block][0])[0], _features(ends[-2])[1]):
         return {}
     parent = last.path.rpartition(".")[0]
     return {
@@ -278,16 +261,14 @@ def _called_head_at_top(free: Sequence[ParameterUse], top: str) -> Heads:
     return {}
 
 
-def _last_linear(model: Sequence[ParameterUse], free: Sequence[ParameterUse], top: str) -> Heads:
+def _last_linear(units: Units, free: Sequence[ParameterUse], top: str) -> Heads:
     """Take the last Linear for the head, unless something says that it is hidden."""
-    matrices = [use for use in model if use.is_matrix]
-    if not matrices or matrices[-1].kind != "linear" or matrices[-1] not in free:
-        return {}
-    last = matrices[-1]
+    last = units[""][-1]
     parent, _, component = last.path.rpartition(".")
-    if component.lower() in WORDS["residual_outputs"] and parent != top:
+    residual = component.lower() in WORDS["residual_outputs"] and parent != top
+    if last.kind != "linear" or last not in free or residual:
         return {}
-    only = len({use.path for use in matrices}) == 1
+    only = len({use.path for use in units[""]}) == 1
     return {(last.path, last.leaf): f"output head: {'the only' if only else 'last'} Linear"}
 
 
@@ -320,7 +301,7 @@ def _auxiliary_modules(uses: Sequence[ParameterUse]) -> set[str]:
             component = names.last_component(path)
             # A frozen Linear alone or a frozen head is still part of the model.
             frozen = path not in trained and path != use.path and not names.is_head(component)
-            if frozen or names.is_auxiliary(component):
+            if frozen or names.has(component, "auxiliary"):
                 found.add(path)
     return found
 
@@ -340,22 +321,19 @@ def _repeated_blocks(uses: Iterable[ParameterUse], modules: Modules) -> set[str]
         parent, _, key = path.rpartition(".")
         listed = modules is not None and isinstance(modules[parent], nn.ModuleList | nn.Sequential)
         if path and (listed or key.isdigit()) and any(use.is_matrix for use in inner):
-            stacks.setdefault(parent, {})[path] = _block_type(path, inner, modules)
+            cls = CONTAINERS[0] if modules is None else plain_class(modules[path])
+            own = tuple((use.name.removeprefix(path), use.shape) for use in inner)
+            stacks.setdefault(parent, {})[path] = own if cls in CONTAINERS else cls
     blocks: set[str] = set()
     for stack, children in stacks.items():
         component = names.last_component(stack)
         if names.is_head(component):
             continue  # parallel heads are alike, and no blocks for that
         count, named = Counter(children.values()), component.lower() in WORDS["block_containers"]
-        for child, block_type in children.items():
-            custom = modules is None or isinstance(block_type, type)
-            if count[block_type] > 1 or (named and custom):
-                blocks.add(child)
+        blocks |= {
+            child
+            for child, block_type in children.items()
+            if count[block_type] > 1
+            or (named and (modules is None or isinstance(block_type, type)))
+        }
     return blocks
-
-
-def _block_type(path: str, inner: Sequence[ParameterUse], modules: Modules) -> BlockType:
-    """Return what must be equal for two siblings to count as alike."""
-    if modules is not None and (cls := plain_class(modules[path])) not in CONTAINERS:
-        return cls
-    return tuple((use.name.removeprefix(path), use.shape) for use in inner)

@@ -92,25 +92,18 @@ def tokenize(component: str) -> list[str]:
     return component.lower().split("_")
 
 
+def has(component: str, words: str) -> bool:
+    """Tell whether a component has one of these words."""
+    return not WORDS[words].isdisjoint(tokenize(component))
+
+
 def is_head(component: str) -> bool:
     """Tell whether a component names an output head wherever it is found outside of a block."""
     name = component.lower()
-    stem, underscore, ending = name.rpartition("_")
-    ends = (
-        bool(underscore) and ending in WORDS["head_endings"] and stem not in WORDS["hidden_stems"]
-    )
+    stem, _, ending = name.rpartition("_")
+    ends = stem != "" and ending in WORDS["head_endings"] and stem not in WORDS["hidden_stems"]
     named = name in WORDS["heads"] or name.startswith(("predict_", "unembed"))
     return ends or named or bool(_AUXILIARY_HEAD.fullmatch(name))
-
-
-def is_block_output(component: str) -> bool:
-    """Tell whether a component names what a block adds to the output, as in N-BEATS."""
-    return not WORDS["block_outputs"].isdisjoint(tokenize(component))
-
-
-def is_auxiliary(component: str) -> bool:
-    """Tell whether a component names something beside the model: a loss, a metric, a teacher."""
-    return not WORDS["auxiliary"].isdisjoint(tokenize(component))
 
 
 def factor_component(name: str) -> str | None:
@@ -126,15 +119,15 @@ def patch_component(path: str) -> str | None:
 def table_kind(component: str) -> str | None:
     """Return which kind of table a component names (its entries stand alone), None for no table."""
     tokens = tokenize(component)
-    if is_head(component) or not WORDS["projection"].isdisjoint(tokens):
+    if is_head(component) or has(component, "projection"):
         return None
-    if not WORDS["position"].isdisjoint(tokens):
+    if has(component, "position"):
         return "position table"
-    if not WORDS["embedding"].isdisjoint(tokens):
+    if has(component, "embedding"):
         return "embedding"
     if tokens[-1] in WORDS["token"]:
         return "learned token"
-    if not WORDS["vectors"].isdisjoint(tokens) or tokens[-1] == "table":
+    if has(component, "vectors") or tokens[-1] == "table":
         return "table"
     name = component.lower()
     if _RATES.fullmatch(name):
@@ -149,23 +142,14 @@ def words_of_class(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z][a-z])", "_", name).lower()
 
 
-def is_silent(leaf: str) -> bool:
-    """Tell whether a parameter's own name leaves to its module's what it is."""
-    return WORDS["matrix"].isdisjoint(tokenize(leaf))
-
-
-def is_gain(component: str) -> bool:
-    """Tell whether a component names gains, which may have a row for each layer or head."""
-    return not WORDS["gains"].isdisjoint(tokenize(component))
-
-
 def is_bias(component: str) -> bool:
     """Tell whether a component names biases: one for each expert or each head makes a table."""
     tokens = tokenize(component)
-    short = "b" in tokens[:-1] and WORDS["projection"].isdisjoint(tokens)  # TransformerLens' b_Q
-    return short or not WORDS["bias"].isdisjoint(tokens)
+    short = "b" in tokens[:-1] and not has(component, "projection")  # TransformerLens' b_Q
+    return short or has(component, "bias")
 
 
 def is_position_bias(component: str) -> bool:
     """Tell whether a component names biases of positions, which may be a Linear of one-hots."""
-    return is_bias(component) and not (WORDS["position"] | {"rel"}).isdisjoint(tokenize(component))
+    position = has(component, "position") or "rel" in tokenize(component)
+    return is_bias(component) and position

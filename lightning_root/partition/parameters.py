@@ -42,11 +42,6 @@ class ParameterUse:
     dtype: torch.dtype
 
     @property
-    def is_trainable(self) -> bool:
-        """Whether it can have a gradient: integers, such as quantized weights, never do."""
-        return self.dtype.is_floating_point or self.dtype.is_complex
-
-    @property
     def is_matrix(self) -> bool:
         """Whether this is a weight that maps features to features."""
         if self.kind == "raw":
@@ -67,10 +62,14 @@ class ParameterUse:
             return "embedding"
         if self.kind != "raw":
             return None
-        words = [self.own_component]
-        if len(self.shape) == 2 and names.is_silent(self.leaf):
-            words += [names.last_component(self.path), names.words_of_class(self.owner)]
+        words = self.words if len(self.shape) == 2 else [self.own_component]
         return next(filter(None, map(names.table_kind, words)), None)
+
+    @property
+    def words(self) -> list[str]:
+        """What names it: its own component, and its owner and class if that says nothing."""
+        more = [names.last_component(self.path), names.words_of_class(self.owner)]
+        return [self.own_component, *([] if names.has(self.leaf, "matrix") else more)]
 
 
 class ModelParameter(NamedTuple):
@@ -202,10 +201,10 @@ def is_conv1d(module: nn.Module | None) -> bool:
     return isinstance(weight, Tensor) and weight.shape[1:] == (getattr(module, "nf", None),)
 
 
-def find_size(module: nn.Module | None, attributes: Iterable[str]) -> int | None:
-    """Return the first positive integer of these attributes, on a module or its `config`."""
+def find_size(module: nn.Module | None, size: str) -> int | None:
+    """Return the first positive integer that a module or its `config` has for a kind of size."""
     for holder in (module, getattr(module, "config", None)):
-        for name in attributes:
+        for name in names.WORDS.get(size, (size,)):
             value = getattr(holder, name, None)
             if type(value) is int and value > 0:
                 return value

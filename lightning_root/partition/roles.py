@@ -32,7 +32,7 @@ def decide_kind(parameter: ModelParameter, context: ModelContext) -> KindDecisio
     """Return the kind of a parameter and the reason; the first rule that applies decides."""
     use = parameter.uses[0]
     ndim = len(use.shape)
-    if not use.is_trainable:
+    if not (use.dtype.is_floating_point or use.dtype.is_complex):
         return KindDecision("table" if ndim > 1 else "vector", "not floating point: never trained")
     if use.dtype.is_complex and ndim > 1:
         return KindDecision("table", "complex: only AdamW can update it")
@@ -41,10 +41,9 @@ def decide_kind(parameter: ModelParameter, context: ModelContext) -> KindDecisio
         apart = names.table_kind(name) in ("position table", "table") and name[-5:] != "table"
         kind: Kind = "vector" if ndim < 2 else "table" if apart else "embedding"
         return KindDecision(kind, f"embedding{_describe_ties(parameter)}")
-    if ndim == 0:
-        return KindDecision("vector", "scalar: 0 dimensions")
-    if ndim == 1:
-        return KindDecision("vector", "bias or gain: 1 dimension")
+    if ndim < 2:
+        called = "bias or gain: 1 dimension" if ndim else "scalar: 0 dimensions"
+        return KindDecision("vector", called)
     for other in parameter.uses:
         if reason := context.heads.get((other.path, other.leaf)):
             return KindDecision("head", reason)
@@ -61,7 +60,7 @@ def decide_kind(parameter: ModelParameter, context: ModelContext) -> KindDecisio
         return KindDecision("vector", f"gain of {use.owner or 'a norm'}")
     if _is_vector(use):
         return KindDecision("vector", f"vector in effect: shape {use.shape}")
-    if use.kind == "raw" and names.is_gain(use.own_component):
+    if use.kind == "raw" and names.has(use.own_component, "gains"):
         return KindDecision("vector", f"gains: named '{use.own_component}'")
     if use.kind == "convolution":
         return _kind_of_convolution(use, context)
@@ -146,7 +145,7 @@ def _kind_of_raw(use: ParameterUse) -> KindDecision:
     shape, owner = use.shape, f" of {use.owner}" if use.owner else ""
     if shape[0] == 1:
         return KindDecision("table", f"table: leading dimension of 1, shape {shape}")
-    if any(map(names.is_auxiliary, use.path.split("."))):  # such as a loss's class prototypes
+    if names.has(use.path.replace(".", "_"), "auxiliary"):  # such as a loss's class prototypes
         return KindDecision("table", f"beside the model: in '{use.path}'")
     if is_expert_stack(use):
         return KindDecision("hidden", f"experts{owner}")
@@ -175,8 +174,8 @@ def _maybe_factor(use: ParameterUse, reason: str) -> KindDecision:
     """Give a matrix to ROOT, and suggest AdamW if it is a factor of a low-rank adapter."""
     # Each factor is orthogonalized on its own, as is usual with Muon, and not by the steepest
     # descent of their product (arXiv:2606.12921 treats both together, others give one to Adam).
-    component = names.factor_component(use.name)
-    if component is None:
+    if (component := names.factor_component(use.name)) is None:
         return KindDecision("hidden", reason)
-    reason = f"{reason}, factor '{component}': by custom like any matrix"
-    return KindDecision("hidden", reason, "adamw")
+    return KindDecision(
+        "hidden", f"{reason}, factor '{component}': by custom like any matrix", "adamw"
+    )

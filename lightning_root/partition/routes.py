@@ -185,9 +185,8 @@ def _find_repeats(routes: Sequence[Route], keyed: Collection[str]) -> dict[str, 
     for path, inner in below.items():
         parent, _, own = path.rpartition(".")
         # Two norms, or q and k, have names of their own; keys of a dict are only data.
-        if not own.isdigit() and (
-            parent in keyed or any(name.count(".") > 1 for name, *_ in inner)
-        ):
+        deep = parent in keyed or any(name.count(".") > 1 for name, *_ in inner)
+        if deep and not own.isdigit():
             equal.setdefault((parent, *inner), []).append(path)
     several = (paths for paths in equal.values() if len(paths) > 1)
     return {path: last_component(paths[0]) for paths in several for path in paths}
@@ -222,9 +221,8 @@ def _format_range(values: Sequence[int | str]) -> str:
     if len(values) == 1:
         return str(first)
     if isinstance(first, str):
-        listed = ", ".join(map(str, values))
-        shown = len(values) if len(listed) <= 30 and len(values) < 4 else 2
-        shown = shown if len(f"{first}, {values[1]}") <= 30 else 1
+        most = len(values) if len(values) < 4 else 2
+        shown = next(n for n in (most, 2, 1) if n == 1 or len(", ".join(map(str, values[:n]))) < 31)
         more = [f"+{len(values) - shown}"] if shown < len(values) else []
         return f"{{{', '.join(map(str, [*values[:shown], *more]))}}}"
     consecutive = isinstance(last, int) and last - first == len(values) - 1

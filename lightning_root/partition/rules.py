@@ -112,16 +112,16 @@ def check_rules_match(rules: Sequence[Rule], parameters: Sequence[ModelParameter
 
 def first_match(rules: Sequence[Rule], parameter: ModelParameter) -> Rule | None:
     """Return the first rule that matches one of a parameter's names; refuse one that misfits."""
+    if not (parameter.tensor.is_floating_point() or parameter.tensor.is_complex()):
+        return None  # whole numbers, such as quantized weights, never have a gradient
     for rule in rules:
         for use in filter(rule.matches, parameter.uses):
             if rule.role == "root" and (len(use.shape) < 2 or use.dtype.is_complex):
-                only, dtype = "matrices", ""
-                if use.dtype.is_complex:
-                    only, dtype = "real matrices", f" and {use.dtype}"
+                numbers = "real " if use.dtype.is_complex else ""
                 raise ValueError(
-                    f"`rules` may send only {only} to 'root', but {rule.pattern!r} matches "
-                    f"{use.name!r} of shape {use.shape}{dtype}; narrow the pattern, or put "
-                    f"({use.name!r}, 'adamw') before it."
+                    f"`rules` may send only {numbers}matrices to 'root', but {rule.pattern!r} "
+                    f"matches {use.name!r} of shape {use.shape} and {use.dtype}; narrow the "
+                    f"pattern, or put ({use.name!r}, 'adamw') before it."
                 )
             return rule
     return None

@@ -5,18 +5,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_root.partition.fused import Suggestion, ViewDecision, find_view
+from lightning_root.partition.fused import ViewDecision, find_view
 from lightning_root.partition.heads import find_heads, is_head_tied
 from lightning_root.partition.names import candidate_globs
 from lightning_root.partition.parameters import ModelParameter, Modules, collect_uses, survey_module
 from lightning_root.partition.roles import ModelContext, decide_kind
-from lightning_root.partition.routes import Kind, Partition, Role, Route
+from lightning_root.partition.routes import Partition, Role, Route
 from lightning_root.partition.rules import Rule, Rules, check_rules_match, first_match, parse_rules
-from lightning_root.partition.views import MatrixView, describe_view
+from lightning_root.partition.views import describe_view
 
 
 def partition_parameters(module: nn.Module, *, rules: Rules | None = None) -> Partition:
@@ -75,21 +74,14 @@ def partition_parameters(module: nn.Module, *, rules: Rules | None = None) -> Pa
 
 
 def partition_all(module: nn.Module, *, rules: Rules | None = None) -> Partition:
-    """Partition a module's parameters, also the frozen ones: `partition_parameters` with more.
+    """Partition a module as `partition_parameters` does, with its frozen parameters too.
 
     Trainable parameters get the same routes. A frozen one gets the rule that it would have if
-    nothing were frozen, and its route is marked; a rule of the user that does not fit it waits.
-
-    Args:
-        module: As in `partition_parameters`; all of it may be frozen.
-        rules: As in `partition_parameters`.
-
-    Returns:
-        A route for every parameter.
+    nothing were frozen, on a marked route; a rule of the user that does not fit it waits.
 
     Raises:
-        TypeError: As in `partition_parameters`.
-        ValueError: As in `partition_parameters`, but only where there is no parameter at all.
+        TypeError: As there.
+        ValueError: As there, but frozen parameters are enough.
     """
     return _partition_module(module, rules, frozen=True)
 
@@ -163,86 +155,70 @@ def _partition(
         uses = [tuple(replace(use, trainable=True) for use in p.uses) for p in parameters]
         free = [ModelParameter(p.tensor, u) for p, u in zip(parameters, uses, strict=True)]
         thawed = ModelContext(find_heads(free, modules), context.first_convolution)
-    chosen = [parameter for parameter in parameters if frozen or parameter.uses[0].trainable]
-    decided = [
-        (p, _decide(p, parsed, context if p.uses[0].trainable else thawed, modules)) for p in chosen
+    chosen = [p for p in parameters if frozen or p.uses[0].trainable]
+    routes = [
+        _decide(p, parsed, context if p.uses[0].trainable else thawed, modules) for p in chosen
     ]
-    suggested = {p.name: json.dumps(d.suggestion) for p, d in decided if d.suggestion}
-    names = [parameter.name for parameter in chosen]
-    routes = (
-        Route(
-            name=parameter.name,
-            shape=parameter.uses[0].shape,
-            role=decision.role,
-            kind=decision.kind,
-            reason=decision.reason,
-            view=decision.view,
-            suggestion=_suggested_rule(parameter.name, suggested, names),
-            frozen=not parameter.uses[0].trainable,
-        )
-        for parameter, decision in decided
-    )
-    note = "" if context.heads or is_head_tied(parameters) else _note_on_head(decided)
+    note = "" if context.heads or is_head_tied(parameters) else _note_on_head(routes)
+    suggested = {route.name: route.suggestion for route in routes}
+    ruled = (replace(r, suggestion=_suggested_rule(r.name, suggested)) for r in routes)
     dicts = (nn.ModuleDict, nn.ParameterDict)
     keyed = frozenset(path for path, m in (modules or {}).items() if isinstance(m, dicts))
-    return Partition(tuple(routes), tuple(parameter.tensor for parameter in chosen), note, keyed)
+    return Partition(tuple(ruled), tuple(p.tensor for p in chosen), note, keyed)
 
 
-def _note_on_head(decided: Sequence[tuple[ModelParameter, "_Decision"]]) -> str:
+def _note_on_head(routes: Sequence[Route]) -> str:
     """Say that no output head was found, unless a rule has settled it, and how to name one."""
-    hidden = [(p.name, p.uses[0], d.role) for p, d in decided if d.kind == "hidden"]
-    if not hidden or any(role == "adamw" for _, _, role in hidden):
+    hidden = [route for route in routes if route.kind == "hidden"]
+    if not hidden or any(route.role == "adamw" for route in hidden):
         return ""
-    name, use, _ = hidden[-1]
-    layer = use.path if use.leaf == "weight" and use.path else name
+    name = hidden[-1].name
+    layer = name.removesuffix(".weight")
     return f'no output head found; if `{layer}` is one: rules={{"{name}": "adamw"}}'
-
-
-class _Decision(NamedTuple):
-    """All that is decided about one parameter."""
-
-    kind: Kind
-    role: Role
-    reason: str
-    view: MatrixView | None = None
-    suggestion: Suggestion | None = None
 
 
 def _decide(
     parameter: ModelParameter, rules: Sequence[Rule], context: ModelContext, modules: Modules
-) -> _Decision:
+) -> Route:
     """Ask the user's rules, then the parameter itself; the reason tells also about the view."""
     use = parameter.uses[0]
     kind, reason, suggestion = decide_kind(parameter, context)
     role: Role = "root" if kind == "hidden" else "adamw"
+    found, rule, cut = ViewDecision(), None, None
     try:
-        rule = first_match(rules, parameter) if use.is_trainable else None
-        given = None if rule is None or rule.spec is None else ViewDecision(rule.resolve_view(use))
+        if (rule := first_match(rules, parameter)) is not None:
+            cut = ViewDecision(rule.resolve_view(use)) if rule.spec is not None else None
     except ValueError:
         if use.trainable:
             raise
-        rule, given = None, None  # it may never be unfrozen
+        rule = None  # it may never be unfrozen
     if rule is not None:
         role, reason, suggestion = rule.role, f"rule {rule.pattern!r}", None
-    if role == "adamw":
-        return _Decision(kind, role, reason, None, suggestion)
-    found = find_view(use, modules) if given is None else given
-    blocks = describe_view(found.view, use.shape) if found.view is not None else ""
-    reason = f"{reason}, {blocks}" if blocks else reason
-    if rule is None and found.note:
-        reason, suggestion = reason + found.note, found.suggestion
-    return _Decision(kind, role, reason, found.view, suggestion)
+    if role == "root":
+        found = cut or find_view(use, modules)
+        blocks = describe_view(found.view, use.shape) if found.view is not None else ""
+        reason = f"{reason}, {blocks}" if blocks else reason
+        if rule is None and found.note:
+            reason, suggestion = reason + found.note, found.suggestion
+    return Route(
+        name=parameter.name,
+        shape=use.shape,
+        role=role,
+        kind=kind,
+        reason=reason,
+        view=found.view,
+        suggestion=json.dumps(suggestion) if suggestion else None,
+        frozen=not use.trainable,
+    )
 
 
-def _suggested_rule(name: str, suggested: Mapping[str, str], names: Sequence[str]) -> str | None:
+def _suggested_rule(name: str, suggested: Mapping[str, str | None]) -> str | None:
     """Write the rule suggested for a parameter, with a glob that covers nothing else."""
-    if name not in suggested:
-        return None
-    value = suggested[name]
-    for glob in candidate_globs(name):  # the last is the name itself
-        if all(suggested.get(n) == value for n in names if fnmatchcase(n, glob)):
+    value, glob = suggested[name], name
+    for glob in candidate_globs(name) if value is not None else ():  # the last is the name itself
+        if all(other == value for n, other in suggested.items() if fnmatchcase(n, glob)):
             break
-    return f'"{glob}": {value}'
+    return None if value is None else f'"{glob}": {value}'
 
 
 def _checked_pair(pair: object) -> tuple[str, Tensor]:
