@@ -111,7 +111,8 @@ def _heads_beside(
     for path in filter(None, units):
         beside.setdefault(path.rpartition(".")[0], []).append(path)
     open_ends, found = {(use.path, use.leaf) for use in free}, dict(heads)
-    for path, leaf in heads:
+    pending = list(heads)
+    for path, leaf in pending:  # grows with what it finds
         for unit in reversed(names.prefixes(path)[1:]):
             siblings = beside[unit.rpartition(".")[0]] if unit in units else []
             children = {names.last_component(child).lower() for child in siblings}
@@ -131,6 +132,7 @@ def _heads_beside(
             if not joined or len(ends) == 1 or {*sizes} == {_features(last)[1]}:
                 reason = f"output head: beside '{names.last_component(unit)}'"
                 found |= {(use.path, use.leaf): reason for use in ends}
+                pending += ((use.path, use.leaf) for use in ends)
     return found
 
 
@@ -140,6 +142,8 @@ def _reads_alike(path: str, unit: str, units: Units, modules: Modules) -> bool:
     parent = path.rpartition(".")[0]
     kinds = {None if modules is None else plain_class(modules[p]) for p in (path, unit)}
     several = len(own) > 1 or len(theirs) > 1
+    if {component, names.last_component(unit).lower()} <= WORDS["actors"] and path != unit:
+        return own[-1].kind == theirs[-1].kind  # networks of their own
     if (
         path == unit
         or own[-1].kind != theirs[-1].kind
@@ -153,7 +157,9 @@ def _reads_alike(path: str, unit: str, units: Units, modules: Modules) -> bool:
         if not _is_chain(listed, units):
             return True  # one for each level of a pyramid
     read, written = _features(own[0])[0], _features(own[-1])[1]
-    return read == _features(theirs[0])[0] and (read != written or component in WORDS["actors"])
+    # Wider and before a head that is called so: more likely what a reshape follows.
+    early = own[-1].index < theirs[-1].index and names.is_head(names.last_component(unit))
+    return read == _features(theirs[0])[0] and (written < read or (written > read and not early))
 
 
 def _is_read(path: str, units: Units) -> bool:
@@ -212,6 +218,12 @@ def _layers_called_head(
         if path in outer or _is_attention(path, inner):
             continue  # a head in a head is the narrower one
         last = _last_of_head(path, inner)
+        frozen = [f"{path}.base_layer", f"{path}.original_module"]  # below an adapter
+        heads |= {
+            (use.path, use.leaf): f"output head: named '{component}'"
+            for use in inner
+            if use.path in frozen
+        }
         if last is not None and last in free and last.kind in ("linear", "convolution"):
             called = "named" if last.path == path else "last layer of"
             heads[last.path, last.leaf] = f"output head: {called} '{component}'"

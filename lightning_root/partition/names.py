@@ -145,7 +145,8 @@ def words_of_class(name: str) -> str:
 def is_bias(component: str) -> bool:
     """Tell whether a component names biases: one for each expert or each head makes a table."""
     tokens = tokenize(component)
-    short = "b" in tokens[:-1] and not has(component, "projection")  # TransformerLens' b_Q
+    # TransformerLens' b_Q, experts' b1; but B alone is a state-space model's.
+    short = ("b" in tokens[:-1] and not has(component, "projection")) or tokens[-1] in ("b1", "b2")
     return short or has(component, "bias")
 
 

@@ -43,6 +43,19 @@ def test_a_frozen_parameter_has_the_rule_that_it_gets_when_unfrozen(model: str):
         module.requires_grad_(True)
 
 
+def test_the_frozen_head_below_an_adapter_is_a_head():
+    adapted = Children(base_layer=nn.Linear(4, 9), lora_A=nn.Linear(4, 2), lora_B=nn.Linear(2, 9))
+    adapted.base_layer.requires_grad_(False)
+    routes = partition_all(Children(up=linear(), lm_head=adapted)).routes
+    kinds = {route.name: route.kind for route in routes if len(route.shape) > 1}
+    assert kinds == {
+        "up.weight": "hidden",
+        "lm_head.base_layer.weight": "head",
+        "lm_head.lora_A.weight": "hidden",
+        "lm_head.lora_B.weight": "head",
+    }
+
+
 def test_trainable_parameters_are_decided_alike_beside_frozen_ones():
     module = Wrapper(mlp(4, 8, 2), distilled=GPT(tied=False).requires_grad_(False))
     everything = partition_all(module)

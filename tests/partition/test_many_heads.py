@@ -104,6 +104,14 @@ HEADS = {
         lambda: Children(critics=nn.ModuleList([Network(8, 64, 1) for _ in range(3)])),
         "critics.0.fc2 critics.1.fc2 critics.2.fc2",
     ),
+    "an actor of another class than its critics": (
+        lambda: Children(
+            actor=Children(net=two(8, 32, 32), mu=L(32, 2), log_std=L(32, 2)),
+            q1=Network(10, 64, 1),
+            q2=Network(10, 64, 1),
+        ),
+        "actor.mu actor.log_std q1.fc2 q2.fc2",
+    ),
     "mean and variance of a policy": (
         lambda: trunk_and(mu=L(32, 4), logvar=L(32, 4)),
         "mu logvar",
@@ -146,6 +154,10 @@ HEADS = {
     "branches of a residual block": (
         lambda: Children(body=L(8, 32), skip=L(32, 16), main=L(32, 16), out=L(16, 5)),
         "out",
+    ),
+    "a layer that a reshape follows": (
+        lambda: Children(body=L(8, 32), widen=L(32, 784), head=L(32, 5)),
+        "head",
     ),
     "queries beside a head": (
         lambda: Children(
