@@ -146,9 +146,9 @@ def _raw_sizes(use: ParameterUse) -> Sizes | Ambiguity | None:
 def _is_router(use: ParameterUse, parent: nn.Module | None) -> bool:
     """Tell whether a matrix has a row for each of the experts beside it."""
     experts = find_child(parent, "experts")
-    count = find_size(parent, "n_experts")
-    count = len(experts) if isinstance(experts, nn.ModuleList) else count
-    return use.own_component.lower() in WORDS["routers"] and count == use.shape[0]
+    counts = [find_size(module, "n_experts") for module in (parent, experts, use.module)]
+    counts += [len(experts)] if isinstance(experts, nn.ModuleList) else []
+    return use.own_component.lower() in WORDS["routers"] and use.shape[0] in counts
 
 
 def _view_of_factor(

@@ -1,7 +1,8 @@
 """Find the output heads: the layers that compute a model's output are not hidden matrices.
 
-A head is never in a repeated block (there, the last Linear is an MLP's), never in a module beside
-the model (a loss, a metric, a frozen teacher), and never what steers a norm.
+A head is called so, or ends the model, or stands beside a head and reads what that reads. It is
+never in a repeated block (there, the last Linear is an MLP's) but for forecasters' outputs, never
+in a module beside the model (a loss, a metric, a frozen teacher), and never what steers a norm.
 """
 
 from collections import Counter

@@ -67,7 +67,7 @@ class ParameterUse:
 
     @property
     def words(self) -> list[str]:
-        """What names it: its own component, and its owner and class if that says nothing."""
+        """The words that name it: its own component, else what its owner and class say."""
         more = [names.last_component(self.path), names.words_of_class(self.owner)]
         return [self.own_component, *([] if names.has(self.leaf, "matrix") else more)]
 

@@ -167,7 +167,7 @@ def _is_beside_rates(use: ParameterUse) -> bool:
     """Tell whether a state-space model multiplies its states with this entry by entry."""
     beside = use.module.named_parameters(recurse=False) if use.module is not None else ()
     rates = [tuple(p.shape) for name, p in beside if names.table_kind(name) == "decay rates"]
-    return bool(rates) and (use.leaf == "D" or (use.leaf in "BCPQ" and use.shape in rates))
+    return bool(rates) and (use.leaf == "D" or (use.leaf in {*"BCPQ"} and use.shape in rates))
 
 
 def _maybe_factor(use: ParameterUse, reason: str) -> KindDecision:

@@ -50,7 +50,7 @@ class Route:
 
     Args:
         name: Fully qualified name, without the components that wrappers put in (`torch.compile`,
-            activation checkpointing, FSDP).
+            activation checkpointing, DDP, FSDP, Fabric).
         shape: Shape of the whole parameter, also where it is sharded.
         role: "root" for hidden matrices, "adamw" for everything else.
         kind: "hidden", "embedding", "head", "vector" or "table"; rules do not change it.

@@ -7,7 +7,7 @@ name stands for the rules of a family whose modules do not tell.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Final, NamedTuple
@@ -34,34 +34,12 @@ _VIEW_KEYS = ("rows", "columns", "stack", "transposed")
 Blocks = int | tuple[int, ...] | None  # number of equal blocks, sizes, or one block
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ViewSpec:
-    """A view as plain data that is not yet about a shape: it may count equal blocks."""
-
-    rows: Blocks = None
-    columns: Blocks = None
-    stack: int = 0
-    transposed: bool = False
-
-    def resolve(self, shape: tuple[int, ...]) -> MatrixView | None:
-        """Return the view for a shape, None for the whole parameter; refuse what does not fit."""
-        MatrixView(stack=self.stack).check(shape)
-        view = MatrixView(
-            rows=_resolve_sizes("rows", self.rows, shape[self.stack]),
-            columns=_resolve_sizes("columns", self.columns, math.prod(shape[self.stack + 1 :])),
-            stack=self.stack,
-            transposed=self.transposed,
-        )
-        view.check(shape)
-        return None if view == MatrixView() else view
-
-
 class Rule(NamedTuple):
     """A glob on whole names, the role of what it matches, and the user's view of it, if any."""
 
     pattern: str
     role: Role
-    spec: ViewSpec | None = None
+    spec: Mapping[str, Any] | None = None  # fields of a view, with numbers of equal blocks
 
     def matches(self, use: ParameterUse) -> bool:
         """Tell whether the pattern covers the name of a parameter in one use."""
@@ -70,13 +48,19 @@ class Rule(NamedTuple):
     def resolve_view(self, use: ParameterUse) -> MatrixView | None:
         """Return the user's view of a parameter, None when it is taken whole; refuse a misfit."""
         assert self.spec is not None
+        stack = self.spec.get("stack", 0)
         try:
-            return self.spec.resolve(use.shape)
+            MatrixView(stack=stack).check(use.shape)
+            extents = {"rows": use.shape[stack], "columns": math.prod(use.shape[stack + 1 :])}
+            sizes = {n: _resolve_sizes(n, self.spec.get(n), extents[n]) for n in extents}
+            view = MatrixView(**{**self.spec, **sizes})
+            view.check(use.shape)
         except ValueError as error:
             raise ValueError(
                 f"`rules` must fit what they match, but {self.pattern!r} cannot cut "
                 f"{use.name!r} of shape {use.shape}: {error}"
             ) from None
+        return None if view == MatrixView() else view
 
 
 def parse_rules(rules: Rules | None) -> tuple[Rule, ...]:
@@ -133,7 +117,7 @@ def _parse_rule(pair: object) -> Rule:
         case (str() as pattern, "root" | "adamw" as role):
             return Rule(pattern, role)
         case (str() as pattern, MatrixView() as view):
-            return Rule(pattern, "root", ViewSpec(**asdict(view)))
+            return Rule(pattern, "root", asdict(view))
         case (str() as pattern, Mapping() as cut):
             return _parse_cut(pattern, cut)
         case (str() as pattern, role):
@@ -162,14 +146,14 @@ def _parse_cut(pattern: str, cut: Mapping[Any, Any]) -> Rule:
         raise type(error)(f"`rules` for {pattern!r}: {error}") from None
 
 
-def _parse_view(data: Mapping[Any, Any]) -> ViewSpec:
+def _parse_view(data: Mapping[Any, Any]) -> dict[str, Any]:
     """Check the plain data of a view."""
     if unknown := [key for key in data if key not in _VIEW_KEYS]:
         keys = ", ".join(map(repr, _VIEW_KEYS))
         raise ValueError(f"a cut has the keys 'role', {keys}, got {unknown[0]!r}.")
     blocks = {name: _parse_blocks(name, data.get(name)) for name in ("rows", "columns")}
     MatrixView(**{key: data[key] for key in ("stack", "transposed") if key in data})  # checks them
-    return ViewSpec(**{**data, **blocks})
+    return {**data, **blocks}
 
 
 def _parse_blocks(name: str, value: object) -> Blocks:

@@ -31,10 +31,11 @@ def partition_parameters(module: nn.Module, *, rules: Rules | None = None) -> Pa
     are cut apart by the route's `view` where the module tells how; where not, the table ends with
     the rule that would. Factors of adapters (LoRA) are matrices like any other. The output head is
     the layer with a usual name (`lm_head`, `head`, `classifier`, ...), or else the last Linear, but
-    never one in a repeated block.
+    rarely one in a repeated block; with it go those that read the same input, such as actor and
+    critic. Where none is found, the table says so.
 
     Args:
-        module: The model, or what wraps it: a LightningModule, `torch.compile`, `fully_shard`.
+        module: The model, or what wraps it: a LightningModule, `torch.compile`, DDP, Fabric.
         rules: Decisions of yours, which come first: globs on whole parameter names with "root",
             "adamw", or a cut for ROOT as plain data, such as `{"rows": [256, 64, 64]}` (sizes),
             `{"columns": 12}` (equal blocks), `{"stack": 1}` (the first dimension counts matrices),
