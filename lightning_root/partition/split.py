@@ -80,6 +80,13 @@ def partition_all(module: nn.Module, *, rules: Rules | None = None) -> Partition
     Trainable parameters get the same routes. A frozen one gets the rule that it would have if
     nothing were frozen, on a marked route; a rule of the user that does not fit it waits.
 
+    Args:
+        module: As there; all of it may be frozen.
+        rules: As there.
+
+    Returns:
+        A route for every parameter.
+
     Raises:
         TypeError: As there.
         ValueError: As there, but frozen parameters are enough.
