@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
@@ -35,15 +36,13 @@ class SchedulerInterval(Callback):
         self.interval = interval
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the interval before the first step, or refuse one that a schedule cannot have."""
+        """Set the interval before the first step."""
         del pl_module
         for config in trainer.lr_scheduler_configs:
-            if self.interval == "epoch" and warmups_in(config.scheduler):
-                raise ValueError(
-                    '`lr_scheduler_interval` must be "step" for WarmupDecayLR, which counts them, '
-                    'got "epoch"; leave it out, or write `--lr_scheduler_interval step`'
-                )
-            config.interval = self.interval
+            counts_steps = bool(warmups_in(config.scheduler))
+            config.interval = "step" if counts_steps else self.interval
+            if counts_steps and self.interval == "epoch":
+                rank_zero_info("WarmupDecayLR counts steps and is stepped per step, not per epoch")
 
 
 class ROOTCLI(LightningCLI):

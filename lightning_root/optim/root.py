@@ -285,6 +285,8 @@ class ROOT(SharedState, torch.optim.Optimizer):
             for parameter, route in zip(part.parameters, part.routes, strict=True):
                 routes[parameter] = replace(route, name=routes[parameter].name)
         foreign = {m.parameter for m in present if m.parameter in self._foreign} - routes.keys()
+        if routes.keys() <= self._routes.keys():  # nothing was replaced
+            foreign = self._routes.keys() - routes.keys()
         contents = [
             []
             if fills and number in self._open

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ChainedScheduler
 
 import lightning_root
 from lightning_root import ROOT, ROOTCLI, ROOTMixin, WarmupDecayLR
+from lightning_root.optim.schedule import warmups_in
 from tests.integration.models import EXPECTED_SPLIT, LazyNet, PlainNet, split, weights
 
 PROJECT = Path(lightning_root.__file__).parents[1]
@@ -142,6 +143,7 @@ class NestedNet(PlainNet):
         return [optimizer], [ChainedScheduler([WarmupDecayLR(optimizer)])]
 
 
+@pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize(
     ("net", "options"),
     [
@@ -150,10 +152,11 @@ class NestedNet(PlainNet):
         (NestedNet, []),
     ],
 )
-def test_warm_up_and_decay_per_epoch_are_refused_with_the_line_to_write(net, options):
-    with pytest.raises(ValueError, match=r"^`lr_scheduler_interval` must be .*_interval step`"):
-        run(ROOTCLI, net, *options, "--lr_scheduler_interval=epoch")
-    run(ROOTCLI, net, *options, "--lr_scheduler_interval=step")
+def test_warm_up_and_decay_count_steps_whatever_interval_is_asked_for(net, options, interval):
+    made = run(ROOTCLI, net, *options, f"--lr_scheduler_interval={interval}")
+    (config,) = made.trainer.lr_scheduler_configs
+    (warmup,) = warmups_in(config.scheduler)
+    assert (config.interval, warmup.last_epoch, warmup.max_steps) == ("step", 8, 8)
 
 
 class Saves(L.Callback):

@@ -62,8 +62,8 @@ WORDS_AND_KINDS = ["yes", 1.5, [1, 2, 3, 4], {"a": 1}, Strange()]
 NUMBERS = [None, True, -1, float("nan"), float("inf"), "1", [1]]
 BAD = {
     "lr": [*NUMBERS, torch.ones(2), torch.zeros(0), torch.tensor(1), torch.tensor(1j)],
-    "weight_decay": [*NUMBERS, torch.tensor(0.1)],
-    "momentum": [*NUMBERS, 1.0, 1.2, torch.tensor(0.9)],
+    "weight_decay": [*NUMBERS, torch.ones(2)],
+    "momentum": [*NUMBERS, 1.0, 1.2, torch.ones(2)],
     "nesterov": [None, 1, "yes"],
     "coefficients": [
         *(None, 3.0, "muno", "nowhere.json", [], (1.0, 2.0), (1.0, "b", 2.0), (1.0, None, 2.0)),
@@ -71,7 +71,7 @@ BAD = {
         *({"8x6": TRIPLE}, {"6x8": "muon"}, {"6x8": None}, {"6x8": [TRIPLE]}, {6: TRIPLE}),
         *({"otherwise": 3}, {"otherwise": "muno"}),
     ],
-    "outlier_quantile": [True, 0, -0.5, 1.5, float("nan"), "p", [0.9], torch.tensor(0.9)],
+    "outlier_quantile": [True, 0, -0.5, 1.5, float("nan"), "p", [0.9], torch.ones(2)],
     "ns_steps": [None, True, 0, -1, 2.0, "5", [5], 10**9],
     "adjust_lr_fn": ["rms", *WORDS_AND_KINDS],
     "betas": [None, 0.9, (0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", 0.9), (0.9, 0.9, 0.9)],

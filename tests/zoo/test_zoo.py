@@ -84,8 +84,6 @@ def test_every_trainable_parameter_is_in_exactly_one_group(name: str):
 def test_one_step_moves_every_parameter_that_has_a_gradient(name: str):
     specimen = ZOO[name]
     model = specimen.made()
-    if any(parameter.is_complex() for parameter in model.parameters()):
-        pytest.skip("the optimizer refuses complex parameters")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in trainable.items()}
     # Decay alone would move everything.
