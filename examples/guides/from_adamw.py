@@ -6,9 +6,9 @@ A LightningModule that returns AdamW from `configure_optimizers` trains with ROO
 is its first base. AdamW's learning rate stays, because ROOT scales the update of an (m, n) matrix
 by 0.2 sqrt(max(m, n)), which gives its entries the size of AdamW's in long runs. It is a value to
 start from, not the best one: try two and four times as much next. On the quick start AdamW is best
-at 3e-3 and ROOT at 1.2e-2, and the few steps here show the same. Weight decay is decoupled, as
-AdamW's is. The schedule of the old class goes with its optimizer; `root_options` says what the new
-one is. A warning says what was replaced by what.
+at 3e-3 and ROOT at 1.2e-2, and the few steps here show the same. Groups, weight decay, betas and
+the scheduler of the old class stay as well; `root_options` with a `schedule`, or with
+`warmup_steps`, asks for ours. A warning says what was kept, and what was not.
 
 To train on from a checkpoint of AdamW, convert it: AdamW's averages are kept for the parameters
 that stay AdamW's, and each matrix starts with the momentum that its first moment tells.
@@ -35,7 +35,7 @@ class Before(Classifier):
 class After(ROOTMixin, Before):
     """The class as it is now. In your own code, put the mixin into the old class's bases."""
 
-    root_options: ClassVar = {"warmup_steps": 5, "weight_decay": 0.1}  # lr: AdamW's 3e-3 is kept
+    root_options: ClassVar = {"warmup_steps": 5}  # AdamW's rate and decay are kept
 
 
 class AfterTuning(ROOTMixin, Classifier):

@@ -65,9 +65,10 @@ class ROOT(SharedState, torch.optim.Optimizer):
     `partition_parameters`; see the table that `str(optimizer.partition)` prints.
 
     Args:
-        params: `module.parameters()` or `module.named_parameters()`; tensors, (name, tensor) pairs;
-            dicts with `params` and a `role` of "root" or "adamw" (or that as their `name`); or an
-            empty list, to be filled by `bind(module)`.
+        params: As in torch.optim: `module.parameters()` or `module.named_parameters()`, also
+            filtered; tensors, (name, tensor) pairs; dicts with `params` and options of their own,
+            and perhaps a `role` of "root" or "adamw" for all in it; or an empty list, to be filled
+            by `bind(module)`. Number, order, names and options of groups stay as they are given.
         lr: Learning rate of both rules, a float or a one-element tensor.
         weight_decay: Decoupled decay, applied as a factor 1 - lr * weight_decay.
         momentum: mu of the matrices' heavy-ball momentum, in [0, 1).
@@ -130,7 +131,8 @@ class ROOT(SharedState, torch.optim.Optimizer):
 
     A parameter that holds several matrices (fused q, k and v, gates, experts, the groups of a
     convolution) is updated as those matrices are, each with its own threshold and scale, where the
-    module or a rule tells how it is cut. Groups that the user makes are taken whole.
+    module or a rule tells how it is cut. The rule belongs to the parameter, whatever group it is
+    in; frozen parameters have theirs from the start, and train once they are not frozen.
 
     Momentum (`state[p]["momentum_buffer"]`) and AdamW's averages are kept in float32, or in
     float64 for float64 parameters, unless `momentum_dtype` says otherwise. A parameter whose

@@ -26,7 +26,8 @@ def told(guide, *arguments):
 
 def test_from_adamw(capsys):
     losses, messages = told(from_adamw.main)
-    assert any("ROOTMixin trains with ROOT (lr=0.003" in message for message in messages)
+    kept = "lr=0.003, weight_decay=0.1, betas=(0.9, 0.999)"
+    assert any("ROOTMixin trains with ROOT" in text and kept in text for text in messages)
     assert max(losses.values()) < UNIFORM
     assert losses["ROOT, AdamW's learning rate"] > losses["ROOT, four times that"]
     assert losses["AdamW, from step 60 on ROOT"] < losses["AdamW"]
