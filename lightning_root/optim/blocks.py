@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_root.coefficients import Coefficients, lookup
 from lightning_root.distributed.collectives import is_sharded
 from lightning_root.functional import update_scale
-from lightning_root.optim.options import PLANNED_OPTIONS
+from lightning_root.optim.options import PLANNED_OPTIONS, READ_OPTIONS
 from lightning_root.partition import MatrixView, Role
 
 State: TypeAlias = dict[str, Any]
@@ -146,6 +146,7 @@ def basis_of(group: Group) -> list[Any]:
         *[parameter.dtype for parameter in parameters],
         *[parameter.device for parameter in parameters],
         *[group[option] for option in PLANNED_OPTIONS],
+        *[type(group[option]) for option in READ_OPTIONS],
     ]
 
 

@@ -34,6 +34,12 @@ PLANNED_OPTIONS: Final = (
 )
 """Plans rest on these, which are looked at once; the others are read in every step."""
 
+READ_OPTIONS: Final = (
+    *("lr", "weight_decay", "momentum", "nesterov", "betas", "eps"),
+    *("maximize", "foreach", "fused"),
+)
+"""Steps read these; when one changes its type, as by hand, options are checked anew."""
+
 ADDED_OPTIONS: Final = {"normalize": "none"}
 """Younger than the oldest checkpoints that load, and what they are where they are off. A saved
 state leaves them out then: distributed checkpoints load nothing that a file does not have."""
@@ -42,10 +48,7 @@ MAX_STEPS: Final = 100
 """Of the iteration. Nothing is gained beyond a tenth of it, and a slip of the hand would hang."""
 
 
-_SCALARS: Final = (
-    *("weight_decay", "momentum", "nesterov", "eps", "maximize", "foreach", "fused"),
-    *PLANNED_OPTIONS,
-)
+_SCALARS: Final = tuple({*READ_OPTIONS, *PLANNED_OPTIONS} - {"lr", "betas"})
 """Options that are one value each, but for `lr`, which may stay a tensor."""
 
 

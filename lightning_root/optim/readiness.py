@@ -113,6 +113,17 @@ def check_capturable(groups: Groups, shared: bool) -> None:
             )
 
 
+def check_fused(present: Members) -> None:
+    """Raise ValueError for what torch's fused AdamW cannot update, before anything has moved."""
+    for group, parameter, route in present:
+        fused = group["fused"] or group["capturable"]
+        if fused and route.role == "adamw" and parameter.is_complex():
+            raise ValueError(
+                f"`fused=True` and `capturable=True` need real parameters, got `{route.name}` of "
+                f"{parameter.dtype}; leave them out in its group"
+            )
+
+
 def check_capturing(groups: Groups, warm: bool) -> None:
     """Raise RuntimeError if the CUDA graph that is captured cannot hold this step."""
     if not all(group["capturable"] for group in groups):

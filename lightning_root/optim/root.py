@@ -392,7 +392,10 @@ class ROOT(SharedState, torch.optim.Optimizer):
         bases = [basis_of(group) for group in self.param_groups]
         if self._checked and bases == self._known_bases:
             return self._known_plans
+        for group in self.param_groups:  # a schedule may have set any rate
+            options.check_options({**group, "lr": 0.0} if type(group["lr"]) is float else group)
         present = self._members()
+        readiness.check_fused(present)
         if not self._checked:
             readiness.refuse_flattened(self.param_groups, self._routes)
             readiness.check_bound(present, self.module, self._foreign)
@@ -585,6 +588,7 @@ class ROOT(SharedState, torch.optim.Optimizer):
         """Take rules over, all or none; state that no longer fits its parameter is forgotten."""
         saved = {p: r for p, r in self._routes.items() if r.reason == groups.SAVED}
         new = groups.routed(contents, {**self._routes, **routes, **saved})
+        readiness.check_fused(groups.members(contents, new))
         for parameter in [key for key in self.state if isinstance(key, Tensor)]:
             before, after = self._routes.get(parameter), new.get(parameter)
             if after is None or (before is not None and before.role != after.role):

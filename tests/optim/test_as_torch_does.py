@@ -440,3 +440,131 @@ def test_adamws_half_needs_no_more_memory_than_torchs(dtype, options):
         optimizer.step()
         peaks.append(allocated(optimizer.step))
     assert peaks[1] <= peaks[0] + (64 << 10)
+
+
+COMPLEX = nn.Parameter(torch.ones(3, 4, dtype=torch.complex64))
+
+
+def test_complex_parameters_take_adamws_steps():
+    """As a Fourier operator has them; a gradient that is not finite is left out."""
+    twins = [nn.Parameter(COMPLEX.detach().clone()) for _ in range(2)]
+    ours = ROOT([("spectral.weight", twins[0])], lr=1e-2, betas=(0.9, 0.999), weight_decay=0.01)
+    theirs = torch.optim.AdamW(twins[1:], lr=1e-2)
+    for step in range(4):
+        gradient = torch.randn(3, 4, dtype=torch.complex64)
+        for twin in twins:
+            twin.grad = gradient.clone()
+        ours.step()
+        theirs.step()
+        assert torch.equal(*twins), step
+    twins[0].grad[0, 0] = complex(1.0, float("nan"))
+    with pytest.warns(UserWarning, match="not finite"):
+        ours.step()
+    assert torch.equal(*twins)
+    again = ROOT([("spectral.weight", twins[0])])
+    again.load_state_dict(ours.state_dict())
+    assert again.state[twins[0]]["exp_avg"].dtype == torch.complex64
+
+
+@pytest.mark.parametrize("option", ["fused", "capturable"])
+def test_complex_parameters_are_refused_where_torchs_fused_step_refuses_them(option):
+    with pytest.raises(ValueError, match="`fused=True` and `capturable=True` need real parameters"):
+        ROOT([("spectral.weight", COMPLEX)], **{option: True})
+
+
+EDITS = [{"betas": None}, {"eps": "x"}, {"momentum": None}, {"weight_decay": None}]
+EDITS += [{"foreach": True, "lr": torch.tensor(1e-2)}, {"foreach": True, "fused": True}]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=str)
+def test_a_step_that_is_refused_has_moved_nothing(edit):
+    """Also AdamW's part, which would fail when the matrices have moved."""
+    model = net()
+    optimizer = ROOT(model.parameters(), lr=1e-2)
+    train(model, optimizer)
+    optimizer.param_groups[0].update(edit)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises((TypeError, ValueError)):
+        optimizer.step()
+    after = model.state_dict(), optimizer.state_dict()["state"]
+    assert all(torch.equal(before[0][name], value) for name, value in after[0].items())
+    for place, state in after[1].items():
+        assert all(torch.equal(before[1][place][key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("change", ["double", "half", "bfloat16", "float"])
+@pytest.mark.parametrize("momentum_dtype", ["auto", "bfloat16", "float8"])
+def test_a_module_may_change_its_precision_between_steps(change, momentum_dtype):
+    """State follows to the precision that it would have had from the start."""
+    model = net()
+    optimizer = ROOT(model.parameters(), lr=1e-2, momentum_dtype=momentum_dtype)
+    train(model, optimizer)
+    getattr(model, change)()
+    fresh = ROOT(getattr(net(), change)().parameters(), momentum_dtype=momentum_dtype)
+    for given in (optimizer, fresh):
+        for group in given.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+        given.step()
+    states = zip(optimizer.param_groups[0]["params"], fresh.param_groups[0]["params"], strict=True)
+    for one, twin in states:
+        assert one.isfinite().all()
+        for key, value in fresh.state[twin].items():
+            assert optimizer.state[one][key].dtype == value.dtype, key
+
+
+def test_entries_of_the_users_in_the_state_are_carried_along():
+    """torch's own tests put one there in a hook."""
+    model = net()
+    optimizer = ROOT(model.parameters())
+    train(model, optimizer)
+    optimizer.register_state_dict_pre_hook(lambda held: held.state.update(test=5))
+    saved = optimizer.state_dict()
+    assert saved["state"]["test"] == 5
+    other = ROOT(net().parameters())
+    other.load_state_dict(saved)
+    assert other.state["test"] == 5
+    optimizer.bind(model)
+    train(model, optimizer)
+    assert optimizer.state["test"] == 5
+
+
+@pytest.mark.filterwarnings("ignore:ROOT got tensors without names")
+@pytest.mark.parametrize("numbered", ["saved", "loading"])
+def test_order_decides_where_one_side_has_only_numbers_for_names(numbered):
+    """As in torch; what is saved under the other rule goes on under it, with a warning."""
+    models = net(), net()
+    makers = [
+        lambda m: ROOT(list(m.parameters()), lr=1e-2),
+        lambda m: ROOT(m.parameters(), lr=1e-2),
+    ]
+    first, second = makers if numbered == "saved" else makers[::-1]
+    optimizer = first(models[0])
+    train(models[0], optimizer)
+    other = second(models[1])
+    models[1].load_state_dict(models[0].state_dict())
+    with pytest.warns(UserWarning, match="go on under the rule that they were saved with"):
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for model, driven in zip(models, (optimizer, other), strict=True):
+        train(model, driven, start=7)
+    pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
+    for one, twin in pairs:
+        torch.testing.assert_close(one, twin, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tensor_rate_is_one_for_each_group():
+    layer = nn.Linear(3, 3)
+    rate = torch.tensor(1e-2)
+    optimizer = ROOT([{"params": [layer.weight]}, {"params": [layer.bias]}], lr=rate)
+    other = ROOT([{"params": [layer.weight]}, {"params": [layer.bias]}], lr=torch.tensor(1.0))
+    other.load_state_dict(optimizer.state_dict())
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    for driven in (optimizer, other):
+        for group in driven.param_groups:
+            group["lr"] *= 0.5
+        assert [float(group["lr"]) for group in driven.param_groups] == pytest.approx(
+            [5e-3] * len(driven.param_groups)
+        )
+    assert optimizer.param_groups[0]["lr"] is rate  # which the user may hold
