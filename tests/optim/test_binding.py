@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 import warnings
 
 import pytest
@@ -374,3 +375,17 @@ def test_the_module_is_not_kept_alive():
     del model
     gc.collect()
     assert optimizer.module is None
+
+
+def test_the_first_step_tells_the_split_once_where_nobody_has_shown_it(caplog):
+    model = GPT(tied=False)
+    for shown in (False, True):
+        optimizer = ROOT(model.parameters())
+        if shown:
+            optimizer.table()
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="lightning_root"):
+            one_step(model, optimizer)
+            one_step(model, optimizer)
+        told = [record.message for record in caplog.records if "ROOT:" in record.message]
+        assert told == ([] if shown else ["\n".join(str(optimizer.partition).splitlines()[-2:])])

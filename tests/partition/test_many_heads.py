@@ -228,9 +228,9 @@ HEADS = {
     ),
     "boxes and classes of every level": (
         lambda: Children(
-            backbone=nn.Sequential(ConvBlock(3, 8), ConvBlock(8, 16)),
-            loc=nn.ModuleList([C(8, 16, 3), C(16, 24, 3)]),
-            conf=nn.ModuleList([C(8, 84, 3), C(16, 126, 3)]),
+            backbone=nn.Sequential(ConvBlock(3, 8), ConvBlock(8, 32)),
+            loc=nn.ModuleList([C(8, 16, 3), C(32, 24, 3)]),
+            conf=nn.ModuleList([C(8, 84, 3), C(32, 126, 3)]),
         ),
         "loc.0 loc.1 conf.0 conf.1",
     ),
