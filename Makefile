@@ -34,7 +34,7 @@ DOCUMENTED := .coefficients .diagnostics .diagnostics.metrics .functional .kerne
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test coverage test-npu check lint format install build wheel-check \
+.PHONY: help quickstart test coverage test-npu test-clients check lint format install build wheel-check \
 	release-check docs clean
 
 help: ## list these commands
@@ -56,6 +56,10 @@ coverage: $(VENV)/.dev ## what of the package no test runs, branches too; fails 
 # The wheel lies apart from .venv: installed there, it would break every `import torch` without CANN.
 test-npu: $(VENV)/.dev .npu/.made ## train on emulated Ascend NPUs: the real torch_npu, no hardware
 	$(PYTEST) tests/npu --npu-required $(ARGS)
+
+# Apart, because each brings dozens of packages; skipped where they are missing.
+test-clients: .clients/.made ## train in darts, litgpt, pytorch-forecasting and with Hydra, as their users do
+	LIGHTNING_ROOT_CLIENTS=required .clients/bin/python -m pytest tests/clients $(ARGS)
 
 check: lint ## lint, types, import directions, then the tests: what CI runs
 	$(PYTEST) $(ARGS)
@@ -116,7 +120,7 @@ docs: $(VENV)/.dev ## the API reference, from the docstrings, in build/docs
 	@echo "build/docs/index.html"
 
 clean: ## remove .venv, caches and build outputs
-	rm -rf $(VENV) .npu build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .npu .clients build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps below say what .venv holds; each step runs again only when a file it reads has changed.
@@ -156,6 +160,12 @@ $(VENV)/.run: $(VENV)/constraints.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/constraints.txt pyproject.toml
 	$(PIP) install -e '.[dev,examples,plot,zoo,eval]' -c $(VENV)/constraints.txt
 	@touch $(VENV)/.run $@
+
+.clients/.made: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m venv --clear .clients
+	.clients/bin/python -m pip install --quiet $(TORCH)
+	.clients/bin/python -m pip install --quiet -e '.[clients]' '$(TORCH)'
+	@touch $@
 
 .npu/.made: $(VENV)/.made $(CONSTRAINTS)
 	rm -rf .npu
