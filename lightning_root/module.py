@@ -215,6 +215,9 @@ def _replaced_by_root(module: Any, configured: Any) -> Any:
     if any(isinstance(optimizer, ROOT) for optimizer in found):
         return configured
     where = f"{type(module).__name__}.configure_optimizers"
+    if not found:
+        rank_zero_warn(f"ROOTMixin has nothing to replace: `{where}` returned no optimizer")
+        return configured
     if len(found) != 1:
         rank_zero_warn(
             f"ROOTMixin leaves the {len(found)} optimizers of `{type(module).__name__}` as they "
