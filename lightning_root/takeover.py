@@ -50,13 +50,19 @@ def in_place_of(old: torch.optim.Optimizer, options: Mapping[str, Any]) -> ROOT:
             'root_options = {"lr": 1e-3}, to which the rates of all groups are scaled, or return '
             "a ROOT from `configure_optimizers`"
         )
-    factor = float(options["lr"]) / float(old.defaults["lr"]) if "lr" in options else 1.0
+    factor = _factor(old, options.get("lr", old.defaults["lr"]))
     defaults = {key: old.defaults[key] for key in KEPT if key in old.defaults} | dict(options)
     given = [_group_of(group, old.defaults, defaults, factor) for group in old.param_groups]
     root = ROOT(given, **{"lr": old.defaults["lr"], **defaults})
     for name in _HOOKS:
         getattr(root, name).update(getattr(old, name, {}))
     return root
+
+
+def _factor(old: torch.optim.Optimizer, rate: Any) -> float:
+    """Return the factor on all rates that makes this of the old optimizer's own."""
+    before, after = float(old.defaults["lr"]), float(rate)
+    return 1.0 if before == after or before == 0.0 else after / before
 
 
 def has_adams_rates(optimizer: torch.optim.Optimizer) -> bool:
@@ -130,8 +136,10 @@ def _hand_over(holder: Any, old: torch.optim.Optimizer, root: ROOT, seen: set[in
                 found |= _hand_over(inner, old, root, seen)
     if found and isinstance(holder, LRScheduler):
         _count_steps(root)
-        factor = float(root.defaults["lr"]) / float(old.defaults["lr"])
-        holder.base_lrs = [rate * factor for rate in getattr(holder, "base_lrs", [])]
+        factor = _factor(old, root.defaults["lr"])
+        for name in ("base_lrs", "max_lrs"):
+            if factor != 1.0 and hasattr(holder, name):
+                setattr(holder, name, [rate * factor for rate in getattr(holder, name)])
     return found
 
 

@@ -79,6 +79,7 @@ def one_cycle(net):
 
 CONFIGURATIONS = {
     "adam": lambda net: torch.optim.Adam(net.parameters(), lr=3e-4),
+    "no_rate": lambda net: torch.optim.AdamW([{"params": net.parameters(), "lr": 1e-3}], lr=0.0),
     "decay": lambda net: torch.optim.AdamW(net.parameters(), lr=3e-4, weight_decay=0.3),
     "groups": lambda net: torch.optim.AdamW(parts(net), weight_decay=0.2),
     "betas": lambda net: torch.optim.AdamW(
@@ -205,6 +206,13 @@ def test_a_rate_scales_all_groups_and_their_schedule():
         optimizers[0].step()
         schedules[0]["scheduler"].step()
     assert optimizers[0].param_groups[0]["lr"] == pytest.approx(5e-2)
+    (optimizers, schedules), _ = configured({"lr": 2e-2}, CONFIGURATIONS["cyclic"])
+    seen = []
+    for _ in range(6):
+        seen.append(optimizers[0].param_groups[0]["lr"])
+        optimizers[0].step()
+        schedules[0]["scheduler"].step()
+    assert (min(seen), max(seen)) == pytest.approx((2e-3, 2e-2))
 
 
 def test_our_schedule_is_there_if_it_is_asked_for_and_begins_from_the_full_rate():
