@@ -38,11 +38,11 @@ class ROOTBinder(Callback):
 
     That is after the model is complete and strategies such as FSDP2 have replaced its parameters,
     and before a checkpoint is restored. The split is printed, and written to `partition.txt` beside
-    the logs. The callback also takes in parameters that are unfrozen during training, hands the
-    length of the run to `WarmupDecayLR`, steps it per step (under manual optimization too), has the
-    ranks of DDP share the work on the matrices (see `ROOT.share`), and keys the state in
-    checkpoints by names. It holds no state.
-    `ROOTMixin` and `ROOTCLI` add it by themselves; elsewhere:
+    the logs. The callback also follows a model that gains or loses parameters (what a callback such
+    as `BackboneFinetuning` freezes is left to that, and is frozen as before where a run resumes),
+    hands the length of the run to `WarmupDecayLR`, steps it per step (under manual optimization
+    too), has the ranks of DDP share the work on the matrices (see `ROOT.share`), and keys the state
+    in checkpoints by names. It holds no state. `ROOTMixin` and `ROOTCLI` add it; elsewhere:
 
         trainer = Trainer(callbacks=[ROOTBinder()])
     """
