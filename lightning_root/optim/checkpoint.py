@@ -210,20 +210,23 @@ def _matched(saved: Mapping[str, Any], present: Members, state: Mapping[Any, Any
 
 
 def with_saved_rules(state_dict: StateDict, present: Members) -> list[Member]:
-    """Return the parameters under the rules that they were saved with, where order decides.
+    """Return the parameters under the rules that they were saved with, if the split was another.
 
-    An optimizer of tensors without names splits them by shape, one with names by these.
+    Tensors without names are split by shape, and older versions missed some heads.
     """
-    state, saved = state_dict["state"], _saved_names(state_dict["param_groups"])
-    names = [member.name for member in present]
+    state, saved_groups = state_dict["state"], state_dict["param_groups"]
+    saved, names = _saved_names(saved_groups), [member.name for member in present]
     numbered = [all(map(is_number, each)) for each in (saved, names)]
+    older = all(group.get("role") in ROLE_KEYS for group in saved_groups if group["params"])
     found = list(present)
-    if numbered[0] == numbered[1] or len(saved) != len(names):
+    if numbered[0] == numbered[1] and not older:
         return found
     saved_ids = _matched(saved, present, state)
     for place, member in enumerate(present):
         other: Role = "adamw" if member.role == "root" else "root"
-        if ROLE_KEYS[other] in state.get(saved_ids[member.name], {}) and not role_of(member.group):
+        chosen = role_of(member.group) is not None or member.route.reason.startswith("rule ")
+        loaded = state.get(saved_ids.get(member.name), {}).keys() & ROLE_KEYS.values()
+        if loaded == {ROLE_KEYS[other]} and not chosen:
             route = replace(member.route, role=other, view=None, reason=SAVED, suggestion=None)
             found[place] = member._replace(route=route)
     return found

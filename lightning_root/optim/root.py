@@ -611,10 +611,10 @@ class ROOT(SharedState, torch.optim.Optimizer):
             self._take({m.parameter: m.route for m in changed}, self.param_groups, self._partition)
             self._known_bases = []
             warnings.warn(
-                f"{len(changed)} parameters go on under the rule that they were saved with, which "
-                f"the names or shapes here do not call for (first: {changed[0].name!r} under "
-                f"`{changed[0].role}`): one side had no names. To change it, pass `rules`, and "
-                "start without the optimizer's state",
+                f"{len(changed)} parameters go on under the rule that they were saved with (first: "
+                f"{changed[0].name!r} under `{changed[0].role}`): without names, or by an older "
+                "version, they were split otherwise. To change it, pass `rules`, and start without "
+                "the optimizer's state",
                 stacklevel=6,
             )
 

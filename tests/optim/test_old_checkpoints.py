@@ -76,3 +76,27 @@ def test_what_two_ranks_saved_goes_on_on_one_process(name):
     assert unlike(read(name), run.saved()) == []
     run.steps(LATER)
     check_end(name, run.saved(), exact=False)
+
+
+def test_a_parameter_whose_rule_has_changed_since_goes_on_under_the_one_it_was_saved_with():
+    """Older versions took a layer for hidden that is known to be a head today."""
+    old = read("plain")
+    run = begun(CASES["plain"], {"lr": 9.0})
+    groups = old["optimizer"]["param_groups"]
+    root, adamw = groups[0], groups[1]
+    key = dict(zip(adamw["param_names"], adamw["params"], strict=True))["head.weight"]
+    average = old["optimizer"]["state"].pop(key)["exp_avg"]
+    old["optimizer"]["state"][key] = {"momentum_buffer": average}
+    for group, change in ((adamw, list.remove), (root, list.append)):
+        change(group["params"], key)
+        change(group["param_names"], "head.weight")
+    with pytest.warns(UserWarning, match="1 parameters go on .*'head.weight' under `root`"):
+        run.load(old)
+    (route,) = [r for r in run.optimizer.partition.routes if r.name == "head.weight"]
+    assert route.role == "root"
+    run.steps(LATER)
+    state = run.optimizer.state[run.model.head.weight]
+    assert set(state) == {"momentum_buffer"} and not state["momentum_buffer"].equal(average)
+    strict = begun(CASES["plain"], {"lr": 9.0, "rules": {"head.weight": "adamw"}})
+    with pytest.raises(ValueError, match=r"from the rule `root`.*rules=\{'head.weight': 'root'\}"):
+        strict.load(old)
