@@ -151,8 +151,8 @@ class ROOT(SharedState, torch.optim.Optimizer):
         ...     torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)
         ... )
         >>> optimizer = ROOT(model.parameters(), lr=1e-2)
-        >>> [(group["name"], group["param_names"]) for group in optimizer.param_groups]
-        [('root', ['0.weight']), ('adamw', ['0.bias', '2.weight', '2.bias'])]
+        >>> [(route.name, route.role) for route in optimizer.partition.routes]
+        [('0.weight', 'root'), ('0.bias', 'adamw'), ('2.weight', 'adamw'), ('2.bias', 'adamw')]
         >>> model(torch.ones(4, 8)).sum().backward()
         >>> optimizer.step()
     """
