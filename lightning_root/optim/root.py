@@ -67,8 +67,9 @@ class ROOT(SharedState, torch.optim.Optimizer):
     Args:
         params: As in torch.optim: `module.parameters()` or `module.named_parameters()`, also
             filtered; tensors, (name, tensor) pairs; dicts with `params` and options of their own,
-            and perhaps a `role` of "root" or "adamw" for all in it; or an empty list, to be filled
-            by `bind(module)`. Number, order, names and options of groups stay as they are given.
+            and perhaps a `role` of "root" or "adamw" (or that as their `name`) for all in it; or an
+            empty list, to be filled by `bind(module)`. Number, order, names and options of groups
+            stay as they are given.
         lr: Learning rate of both rules, a float or a one-element tensor.
         weight_decay: Decoupled decay, applied as a factor 1 - lr * weight_decay.
         momentum: mu of the matrices' heavy-ball momentum, in [0, 1).
@@ -316,7 +317,8 @@ class ROOT(SharedState, torch.optim.Optimizer):
         self._take(routes, new, partition)
         for group, params in zip(self.param_groups, contents, strict=True):
             group["params"] = params
-        self._rules, self._module, self._foreign = rules, weakref.ref(module), foreign
+        self._rules, self._module = rules, weakref.ref(module)
+        self._foreign = foreign & self._routes.keys()
         self._by_shape = self._checked = False
         self._members()
         assert self._partition is not None
