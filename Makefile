@@ -24,6 +24,10 @@ TORCH_NPU ?= $(shell grep '^torch==' $(CONSTRAINTS) | sed 's/^torch==/torch-npu=
 WITH ?=
 ARGS ?=
 
+# Projects that others train with, and what their tests need.
+CLIENTS := 'accelerate>=1.15' 'darts>=0.48' 'hydra-core>=1.3' 'litgpt>=0.5.13' 'pytorch-forecasting>=1.8' \
+	'hypothesis>=6.170' 'pytest>=9.2'
+
 # A Python given by name is what release-check is for; else that of .venv.
 RELEASE_PYTHON = $(if $(filter command line,$(origin PYTHON)),$(PYTHON),$(BIN)/python)
 # Quick ones, which would miss a folder that is not in the archive.
@@ -161,10 +165,11 @@ $(VENV)/.dev: $(VENV)/constraints.txt pyproject.toml
 	$(PIP) install -e '.[dev,examples,plot,zoo,eval]' -c $(VENV)/constraints.txt
 	@touch $(VENV)/.run $@
 
-.clients/.made: $(VENV)/.made pyproject.toml
+.clients/.made: $(VENV)/.made pyproject.toml Makefile
 	$(BIN)/python -m venv --clear .clients
 	.clients/bin/python -m pip install --quiet $(TORCH)
-	.clients/bin/python -m pip install --quiet -e '.[clients]' '$(TORCH)'
+	.clients/bin/python -m pip install --quiet $(CLIENTS) '$(TORCH)'
+	.clients/bin/python -m pip install --quiet -e .
 	@touch $@
 
 .npu/.made: $(VENV)/.made $(CONSTRAINTS)
