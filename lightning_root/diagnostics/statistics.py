@@ -1,7 +1,9 @@
 """The table of statistics: what the monitor measures and logs, TensorBoard and reports show."""
 
+import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor
@@ -22,7 +24,7 @@ SKIPPED: Final = "root/skipped"
 class Statistic:
     """One number per matrix, and everything that is said of it anywhere.
 
-    A new one needs an entry below and, unless `compute` says it in place, a function.
+    A new one needs an entry in `statistics.toml` and a function: here, or in `measure`.
     """
 
     name: str  # in tags, `root/<name>/<reduction>` and `root/<name>/<parameter>`
@@ -70,158 +72,25 @@ def neuron_spread(stack: Stack) -> Tensor:  # (k,)
     return roots.amax(1) / roots.amin(1)
 
 
-_SIGMA_MIN: Final = Statistic(
-    name="sigma_min",
-    reductions=("min",),
-    chart="singular values of the updates, least and greatest",
-    section="orthogonalization",
-    title="Singular values",
-    unit="sigma of the updates",
-    about="The least and the greatest singular value of any update.",
-    line="least",
-    from_zero=True,
-)
+def _with_neurons(group: Mapping[str, Any]) -> bool:
+    return bool(group.get("normalize") == "neuron")
 
-_TABLE: Final = (
-    Statistic(
-        name="orth_error",  # of the orthogonalized update U
-        reductions=("mean", "max"),
-        per_parameter=True,
-        chart="orthogonalization error",
-        heat_map="Orthogonalization error, mean of (sigma - 1)^2",
-        card=True,
-        section="orthogonalization",
-        title="Orthogonalization error",
-        unit="mean of (sigma - 1)^2",
-        about="Orthogonalization error: the mean of (sigma - 1)^2 over the singular values sigma "
-        "of an update U, 0 if U is orthogonal.",
-        compared=1,
-        largest="highest error",
-    ),
-    _SIGMA_MIN,
-    replace(
-        _SIGMA_MIN,
-        name="sigma_max",
-        reductions=("max",),
-        note="singular values of the update",
-        line="greatest",
-    ),
-    Statistic(name="orthogonal_rms"),  # of U, for alerts
-    Statistic(
-        name="update_rms",  # of the scaled update, the learning rate left out
-        reductions=("mean", "min", "max"),
-        per_parameter=True,
-        chart="update RMS, without the learning rate",
-        heat_map="Root mean square of the scaled update",
-        section="updates",
-        title="Update size",
-        unit="RMS of the update",
-        about="Root mean square of the scaled update's entries, the learning rate left out.",
-        compared=8,
-        smallest="smallest update",
-    ),
-    Statistic(
-        name="update_to_weight",
-        infinite_is_undefined=True,  # nothing moves in proportion to a weight of zeros
-        reductions=("mean", "max"),
-        per_parameter=True,
-        note="learning rate * ||scaled update|| / ||weight before the step||, weights of zeros "
-        "left out",
-        chart="update to weight, with the learning rate",
-        heat_map="log10 of learning rate * ||update|| / ||weight||",
-        heat_map_log=True,
-        section="updates",
-        title="Update to weight",
-        unit="lr ||update|| / ||W||",
-        about="What a step moves, relative to the weight W before it: lr ||scaled update|| / "
-        "||W||.",
-        compared=9,
-        smallest="slowest",
-    ),
-    Statistic(
-        name="cosine",
-        reductions=("mean",),
-        note="of momentum and update",
-        chart="cosine of momentum and update",
-        section="updates",
-        title="Cosine",
-        unit="cos(N, U)",
-        about="Cosine of momentum N and update U: sum(N * U) / (||N|| ||U||).",
-        compared=7,
-    ),
-    Statistic(
-        name="neuron_spread",
-        compute=neuron_spread,
-        stage=lambda group: group.get("normalize") == "neuron",
-        infinite_is_undefined=True,  # a neuron without any gradient so far
-        reductions=("mean", "max"),
-        per_parameter=True,
-        note="largest by smallest root of the neurons' mean squares, with `normalize`",
-        chart="spread of the neurons' updates",
-        section="updates",
-        title="Spread of neurons",
-        unit="largest / smallest",
-        about="The largest root of a matrix's neuron-wise second moment v over the smallest: what "
-        "the normalization evens out.",
-        compared=10,
-    ),
-    Statistic(
-        name="momentum_rms",
-        reductions=("mean",),
-        section="updates",
-        title="Momentum size",
-        unit="RMS of the momentum",
-        about="Root mean square of the momentum's entries.",
-        compared=6,
-    ),
-    Statistic(
-        name="outlier_energy",
-        reductions=("mean", "max"),
-        per_parameter=True,
-        chart="outlier energy",
-        heat_map="Share of the momentum's energy beyond the threshold",
-        section="outliers",
-        title="Outlier energy",
-        unit="share of energy",
-        about="Outlier energy: the share ||N - B||^2 / ||N||^2 of the momentum N that the "
-        "threshold takes away, B = clamp(N, -q, q).",
-        compared=3,
-        largest="most outliers",
-    ),
-    Statistic(
-        name="outlier_fraction",
-        reductions=("mean",),
-        per_parameter=True,
-        section="outliers",
-        title="Outlier fraction",
-        unit="share of entries",
-        about="Outlier fraction: the share of entries that the threshold changes.",
-        compared=2,
-    ),
-    Statistic(name="threshold"),  # max |B|
-    Statistic(
-        name="relative_threshold",
-        reductions=("mean",),
-        section="outliers",
-        title="Relative threshold",
-        unit="q / RMS(N)",
-        about="The threshold q in units of the momentum's root mean square; the heavier the "
-        "tails, the lower.",
-        compared=4,
-    ),
-    Statistic(
-        name="kurtosis",
-        reductions=("mean", "max"),
-        chart="momentum kurtosis (Gaussian: 3)",
-        section="outliers",
-        title="Kurtosis",
-        unit="E[x^4] / E[x^2]^2",
-        about="Kurtosis of the momentum's entries about zero, E[x^4] / E[x^2]^2.",
-        compared=5,
-    ),
-)
 
-STATISTICS: Final = {statistic.name: statistic for statistic in _TABLE}
+# Entries of the table that are functions
+_FUNCTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "neuron_spread": {"compute": neuron_spread, "stage": _with_neurons},
+}
+
+
+def _read_table() -> dict[str, Statistic]:
+    table = tomllib.loads(Path(__file__).with_name("statistics.toml").read_text("utf-8"))
+    for name, entries in table.items():
+        entries["reductions"] = tuple(entries.get("reductions", ()))
+        table[name] = Statistic(name=name, **entries, **_FUNCTIONS.get(name, {}))
+    return table
+
+
+STATISTICS: Final = _read_table()
 """By name; in this order they are the rows of `Measurements.values`, charts and panels."""
 
 
