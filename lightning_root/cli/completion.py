@@ -21,7 +21,7 @@ Parsers = Callable[[], Mapping[str, argparse.ArgumentParser]]
 def make_parser(parsers: Parsers) -> CommandParser:
     """Return the parser of `completion`; `parsers` makes those of all commands."""
     parser = CommandParser(**described("completion"))
-    parser.add_argument("shell", choices=SHELLS, help="your shell: `echo $0` names it")
+    parser.add_argument("shell", choices=SHELLS)
     parser.set_defaults(run=lambda options: _print_script(options.shell, parsers))
     return parser
 

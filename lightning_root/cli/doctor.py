@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_root._files import cache_folder
 from lightning_root.cli.output import counted, error_text, print_json, text_table, wrapped
-from lightning_root.cli.parser import CommandParser, add_json, described
+from lightning_root.cli.parser import CommandParser, described
 from lightning_root.coefficients import lookup, output_range
 from lightning_root.kernels import Form, orthogonalize
 from lightning_root.kernels.rates import processor, rates_file
@@ -119,7 +119,7 @@ class Check(NamedTuple):
 def make_parser() -> CommandParser:
     """Return the parser of `doctor`, whose command exits with 1 if there is something to do."""
     parser = CommandParser(**described("doctor"))
-    add_json(parser)
+    parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_doctor)
     return parser
 

@@ -4,30 +4,31 @@ import argparse
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-COMMANDS: Final[Mapping[str, str]] = {
-    "partition": "Show which parameter gets which rule and why, without training.",
-    "coefficients": "Show, fit, certify and compare the coefficients of the iteration.",
-    "report": "Write what the logs of a run tell as a page with figures.",
-    "compare": "Write a page about several runs: who is ahead, and by how much.",
-    "plan": "Plan which of N ranks orthogonalizes which matrix, for any model.",
-    "convert-checkpoint": "Make a run's optimizer state ROOT's, or load everywhere.",
-    "doctor": "Look at versions, devices and the cache, and check the orthogonalizer.",
-    "completion": "Print what bash, zsh or tcsh needs to complete the command line.",
-}
+HELP: Final = Path(__file__).parent / "help"
+TEXTS: Final = tomllib.loads((HELP / "arguments.toml").read_text("utf-8"))
+
+COMMANDS: Final[Mapping[str, str]] = TEXTS["commands"]
 """First argument of each command, and its line in `--help`."""
 
 
 class CommandParser(argparse.ArgumentParser):
     """argparse's parser, with help texts laid out as written and errors of one line."""
 
-    def __init__(self, *, help_if_empty: bool = False, **options: Any) -> None:
+    def __init__(
+        self, *, help_if_empty: bool = False, texts: Mapping[str, str] = {}, **options: Any
+    ) -> None:
+        self.help_if_empty, self.texts = help_if_empty, texts
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
-        self.help_if_empty = help_if_empty
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Add an argument with its text in `help/arguments.toml`, unless one is given."""
+        return super().add_argument(*names, **{"help": self.texts.get(names[-1]), **options})
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with status 2."""
@@ -72,30 +73,13 @@ def program() -> str:
 
 
 def described(command: str) -> dict[str, Any]:
-    """Return what a parser says of a command: its call, and the texts of `help/<command>.txt`."""
-    # In a file, a line `---` stands where the options come, and `{program}` for the call.
+    """Return what a parser says of a command: its call, and the texts in the folder `help`."""
+    # In its file, a line `---` stands where the options come, and `{program}` for the call.
     called = f"{program()} {command}"
-    file = Path(__file__).parent / "help" / f"{command.replace(' ', '-')}.txt"
-    text = file.read_text("utf-8").replace("{program}", called)
-    description, _, epilog = text.partition("---\n")
-    return {"prog": called, "description": description, "epilog": epilog}
-
-
-def add_allocate(parser: CommandParser) -> None:
-    """Add `--allocate`, for models that cannot be made on the meta device."""
-    text = "make the model in memory after all, if it cannot be made without"
-    parser.add_argument("--allocate", action="store_true", help=text)
-
-
-def add_json(parser: CommandParser, what: str = "print JSON instead of tables") -> None:
-    """Add `--json`."""
-    parser.add_argument("--json", action="store_true", help=what)
-
-
-def add_plot(parser: CommandParser, what: str) -> None:
-    """Add `--plot`."""
-    text = f"draw {what} (needs matplotlib)"
-    parser.add_argument("--plot", type=read_output, metavar="FILE.png", help=text)
+    text = (HELP / f"{command.replace(' ', '-')}.txt").read_text("utf-8")
+    description, _, epilog = text.replace("{program}", called).partition("---\n")
+    texts = {**TEXTS["every"], **TEXTS.get(command, {})}
+    return {"prog": called, "description": description, "epilog": epilog, "texts": texts}
 
 
 def read_shape(text: str) -> tuple[int, int]:

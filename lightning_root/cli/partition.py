@@ -3,7 +3,7 @@
 import argparse
 
 from lightning_root.cli.lightning import read_model
-from lightning_root.cli.parser import ModelParser, add_allocate
+from lightning_root.cli.parser import ModelParser
 from lightning_root.partition import partition_parameters
 
 
@@ -11,7 +11,7 @@ def make_parser() -> ModelParser:
     """Return the parser of what LightningCLI's does not know."""
     usage = "(--config FILE | --model CLASS_PATH ...) [options]"
     parser = ModelParser("partition", usage)
-    add_allocate(parser)
+    parser.add_argument("--allocate", action="store_true")
     parser.set_defaults(run=_partition)
     return parser
 

@@ -10,14 +10,7 @@ from typing import Any, Final, cast, get_args
 
 from lightning_root.cli import output
 from lightning_root.cli.lightning import read_model
-from lightning_root.cli.parser import (
-    ModelParser,
-    add_allocate,
-    add_json,
-    add_plot,
-    read_ranks,
-    read_steps,
-)
+from lightning_root.cli.parser import ModelParser, read_output, read_ranks, read_steps
 from lightning_root.coefficients.shapes import shape_text
 from lightning_root.diagnostics.report.drawing import colour
 from lightning_root.distributed import (
@@ -66,19 +59,13 @@ def make_parser() -> ModelParser:
     usage = "(--config FILE | --model CLASS_PATH ...) --ranks N [N ...] [options]"
     parser = ModelParser("plan", usage)
     add = parser.add_argument
-    add("--ranks", nargs="+", type=read_ranks, required=True, metavar="N", help="numbers of ranks")
-    text = "of the iteration (default: the optimizer's `ns_steps`)"
-    add("--steps", type=read_steps, metavar="T", help=text)
-    text = (
-        "count the operations of the form with the fewest, or those of the standard form, which "
-        "accelerators run (default: cheapest, unless the optimizer's `ns_form` is standard)"
-    )
-    add("--form", choices=get_args(CostForm), help=text)
-    text = "of what travels between ranks (default: float32)"
-    add("--dtype", choices=tuple(ELEMENT_BYTES), default="float32", help=text)
-    add_allocate(parser)
-    add_plot(parser, "the load of each rank")
-    add_json(parser, "print JSON, with every rank, instead of a table")
+    add("--ranks", nargs="+", type=read_ranks, required=True, metavar="N")
+    add("--steps", type=read_steps, metavar="T")
+    add("--form", choices=get_args(CostForm))
+    add("--dtype", choices=tuple(ELEMENT_BYTES), default="float32")
+    add("--allocate", action="store_true")
+    add("--plot", type=read_output, metavar="FILE.png")
+    add("--json", action="store_true")
     parser.set_defaults(run=_plan)
     return parser
 

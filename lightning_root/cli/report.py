@@ -23,26 +23,16 @@ def make_parser(command: Literal["report", "compare"]) -> CommandParser:
     parser = CommandParser(help_if_empty=True, **described(command))
     add = parser.add_argument
     if command == "report":
-        add("run_dir", type=Path, metavar="RUN_DIR", help="log folder of the run")
+        add("run_dir", type=Path, metavar="RUN_DIR")
     else:
-        add("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="log folder of a run")
-    default = "RUN_DIR/report" if command == "report" else "comparison"
-    text = f"where to write the page and the figures (default: {default})"
-    add("--output", type=Path, metavar="FOLDER", help=text)
+        add("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    add("--output", type=Path, metavar="FOLDER")
     if command == "compare":
-        text = "names of the runs, in their order (default: optimizer and learning rate)"
-        add("--label", nargs="+", metavar="TEXT", help=text)
-        text = "curve to compare, such as val/accuracy (default: the validation loss)"
-        add("--metric", metavar="TAG", help=text)
-        text = "whether less or more of the metric is better (default: by its name)"
-        add("--mode", choices=("min", "max"), help=text)
-        text = "leave out everything that depends on the clock"
-        add("--steps-only", action="store_true", help=text)
-    text = (
-        "of the past, in the average drawn over training losses: 0 for none, below 1 "
-        "(default: by the number of points)"
-    )
-    add("--smooth", type=read_weight, metavar="WEIGHT", help=text)
+        add("--label", nargs="+", metavar="TEXT")
+        add("--metric", metavar="TAG")
+        add("--mode", choices=("min", "max"))
+        add("--steps-only", action="store_true")
+    add("--smooth", type=read_weight, metavar="WEIGHT")
     parser.set_defaults(run=_report if command == "report" else _compare)
     return parser
 

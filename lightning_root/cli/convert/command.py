@@ -34,23 +34,13 @@ def make_parser() -> ModelParser:
     usage = "FILE [FILE ...] --output FILE [--config FILE | --model CLASS] [options]"
     parser = ModelParser("convert-checkpoint", usage)
     add = parser.add_argument
-    add("files", nargs="+", type=Path, metavar="FILE", help="of one run")
-    add("--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
-    add("--overwrite", action="store_true", help="replace the output if it is there")
-    text = (
-        "of matrices that were AdamW's: its first moment as a sum of gradients, or none "
-        "(default: from-averages)"
-    )
-    add("--momentum", choices=get_args(MomentumStart), default="from-averages", help=text)
-    text = (
-        "what `momentum_buffer` is: torch.optim.Muon's and Keller Jordan's is an average of "
-        "gradients, that of torch.optim.SGD and Moonlight's Muon a sum (default: average)"
-    )
-    add("--buffer", choices=get_args(BufferKind), default="average", help=text)
-    text = "parameter names, one a line, in the order of the optimizers' groups"
-    add("--names", type=Path, metavar="FILE", help=text)
-    text = "keep the optimizers that are in it, only put names in the place of numbers"
-    add("--rekey", action="store_true", help=text)
+    add("files", nargs="+", type=Path, metavar="FILE")
+    add("--output", type=Path, required=True, metavar="FILE")
+    add("--overwrite", action="store_true")
+    add("--momentum", choices=get_args(MomentumStart), default="from-averages")
+    add("--buffer", choices=get_args(BufferKind), default="average")
+    add("--names", type=Path, metavar="FILE")
+    add("--rekey", action="store_true")
     parser.set_defaults(run=_convert)
     return parser
 
