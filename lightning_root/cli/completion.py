@@ -1,7 +1,6 @@
 """`python -m lightning_root completion`: a script that holds all commands, options and choices."""
 
 import argparse
-from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -9,48 +8,38 @@ from typing import Any, Final
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_root.cli.lightning import MainCLI, MainParser
-from lightning_root.cli.parser import COMMANDS, CommandParser, described
+from lightning_root.cli.parser import COMMANDS, parser_of
 
-SHELLS: Final = ("bash", "zsh", "tcsh")
 SCRIPT: Final = "lightning-root"
 """The command that is completed; shells complete by a command's first word."""
 
-Parsers = Callable[[], Mapping[str, argparse.ArgumentParser]]
 
-
-def make_parser(parsers: Parsers) -> CommandParser:
-    """Return the parser of `completion`; `parsers` makes those of all commands."""
-    parser = CommandParser(**described("completion"))
-    parser.add_argument("shell", choices=SHELLS)
-    parser.set_defaults(run=lambda options: _print_script(options.shell, parsers))
-    return parser
-
-
-def _print_script(shell: str, parsers: Parsers) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Print the script of a shell."""
     if find_spec("shtab") is None or not hasattr(MainParser, "get_completion_script"):
         raise ModuleNotFoundError(
             "shtab and a jsonargparse that knows it are needed: "
             "pip install 'lightning-root[completion]'"
         )
-    _ScriptCLI(shell, parsers)
+    _ScriptCLI(options.shell)
     return 0
 
 
 class _ScriptCLI(MainCLI):
     """Prints the script of a shell in place of running anything, and exits."""
 
-    def __init__(self, shell: str, parsers: Parsers) -> None:
-        self.shell, self.parsers = shell, parsers
+    def __init__(self, shell: str) -> None:
+        self.shell = shell
         super().__init__(parser_class=MainParser, parser_kwargs={"prog": SCRIPT}, args=[])
 
     def list_commands(self) -> None:
         """Add the commands with all that they take."""
-        for name, parser in self.parsers().items():
+        for name, purpose in COMMANDS.items():
             listed = MainParser()
-            for action in parser._actions:
+            for action in parser_of(name)._actions:
                 if not isinstance(action, argparse._HelpAction):
                     listed._add_action(_with_files(action))
-            self.parser.subcommands_action.add_subcommand(name, listed, help=COMMANDS[name])
+            self.parser.subcommands_action.add_subcommand(name, listed, help=purpose)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Print the script of the finished parser."""

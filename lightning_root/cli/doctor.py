@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lightning_root._files import cache_folder
 from lightning_root.cli.output import counted, error_text, print_json, text_table, wrapped
-from lightning_root.cli.parser import CommandParser, described
 from lightning_root.coefficients import lookup, output_range
 from lightning_root.kernels import Form, orthogonalize
 from lightning_root.kernels.rates import processor, rates_file
@@ -116,15 +115,8 @@ class Check(NamedTuple):
         return self.device, self.form, self.dtype, error, bound, milliseconds
 
 
-def make_parser() -> CommandParser:
-    """Return the parser of `doctor`, whose command exits with 1 if there is something to do."""
-    parser = CommandParser(**described("doctor"))
-    parser.add_argument("--json", action="store_true")
-    parser.set_defaults(run=_doctor)
-    return parser
-
-
-def _doctor(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Print what is there and what to do; return 1 if there is something to do."""
     found, machine, (folder, failure) = packages(), devices(), cache()
     files = {kind: len(list(folder.glob(f"{kind}-*/*.json"))) for kind in ("coefficients", "rates")}
     checks = [check for kind in machine for name in kind.usable for check in check_device(name)]

@@ -3,9 +3,9 @@
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from lightning_root.cli.parser import COMMANDS, CommandParser, run_command
+from lightning_root.cli.parser import COMMANDS, parser_of, run_command
 from lightning_root.versions import explain, own_version
 
 
@@ -41,44 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         raise
     return 0
-
-
-def parsers() -> Mapping[str, CommandParser]:
-    """Return the parsers of all commands."""
-    return {name: parser_of(name) for name in COMMANDS}
-
-
-def parser_of(command: str) -> CommandParser:
-    """Return the parser of one command; imports nothing that others need."""
-    match command:
-        case "partition":
-            from lightning_root.cli import partition
-
-            return partition.make_parser()
-        case "coefficients":
-            from lightning_root.cli import coefficients
-
-            return coefficients.make_parser()
-        case "report" | "compare":
-            from lightning_root.cli import report
-
-            return report.make_parser(command)
-        case "plan":
-            from lightning_root.cli import plan
-
-            return plan.make_parser()
-        case "convert-checkpoint":
-            from lightning_root.cli import convert
-
-            return convert.make_parser()
-        case "doctor":
-            from lightning_root.cli import doctor
-
-            return doctor.make_parser()
-        case _:
-            from lightning_root.cli import completion
-
-            return completion.make_parser(parsers)
 
 
 def _run_lightning(arguments: list[str] | None) -> None:

@@ -5,57 +5,53 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-HELP: Final = Path(__file__).parent / "help"
-TEXTS: Final = tomllib.loads((HELP / "arguments.toml").read_text("utf-8"))
+from lightning_root.coefficients import COEFFICIENT_NAMES
 
-COMMANDS: Final[Mapping[str, str]] = TEXTS["commands"]
+HELP: Final = Path(__file__).parent / "help"
+TABLE: Final = tomllib.loads((HELP / "commands.toml").read_text("utf-8"))
+COMMANDS: Final = {name: entry["about"] for name, entry in TABLE.items() if "about" in entry}
 """First argument of each command, and its line in `--help`."""
 
 
 class CommandParser(argparse.ArgumentParser):
     """argparse's parser, with help texts laid out as written and errors of one line."""
 
-    def __init__(
-        self, *, help_if_empty: bool = False, texts: Mapping[str, str] = {}, **options: Any
-    ) -> None:
-        self.help_if_empty, self.texts = help_if_empty, texts
+    help_if_empty = False
+    takes_model = False  # whether it leaves unknown arguments, in `model`, to LightningCLI's parser
+
+    def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
-
-    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        """Add an argument with its text in `help/arguments.toml`, unless one is given."""
-        return super().add_argument(*names, **{"help": self.texts.get(names[-1]), **options})
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with status 2."""
         self.exit(2, f"error: {message}\n")
 
-
-class ModelParser(CommandParser):
-    """Parses a command's own options and leaves all others, in `model`, to LightningCLI's."""
-
-    def __init__(self, command: str, usage: str) -> None:
-        texts = described(command)
-        super().__init__(help_if_empty=True, usage=f"{texts['prog']} {usage}", **texts)
-
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the options, unknown arguments among them, and an empty rest."""
-        options, options.model = super().parse_known_args(args, namespace)
-        return options, []
+        """Return the options and what is unknown, which is left among them for a model."""
+        options, rest = super().parse_known_args(args, namespace)
+        if self.takes_model:
+            options.model, rest = rest, []
+        return options, rest
 
 
 def run_command(parser: CommandParser, arguments: Sequence[str]) -> int:
-    """Call the parser's default `run` with the options and return its exit status."""
+    """Call the parser's default `run`, or what that names, and return its exit status."""
     # What the user can mend exits with status 2 and one line on stderr.
     if parser.help_if_empty and not arguments:
         parser.print_help(sys.stderr)
         return 2
     options = parser.parse_args(arguments)
     try:
+        if isinstance(options.run, str):
+            module, _, function = options.run.partition(":")
+            options.run = getattr(import_module(module), function)
         status: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough; the interpreter must not flush the rest
@@ -72,14 +68,30 @@ def program() -> str:
     return script if script == "lightning-root" else "python -m lightning_root"
 
 
-def described(command: str) -> dict[str, Any]:
-    """Return what a parser says of a command: its call, and the texts in the folder `help`."""
+def parser_of(command: str, make: Callable[..., CommandParser] = CommandParser) -> CommandParser:
+    """Make the parser of a command or a subcommand, with the texts in the folder `help`."""
     # In its file, a line `---` stands where the options come, and `{program}` for the call.
-    called = f"{program()} {command}"
+    entry, called = TABLE[command], f"{program()} {command}"
     text = (HELP / f"{command.replace(' ', '-')}.txt").read_text("utf-8")
     description, _, epilog = text.replace("{program}", called).partition("---\n")
-    texts = {**TEXTS["every"], **TEXTS.get(command, {})}
-    return {"prog": called, "description": description, "epilog": epilog, "texts": texts}
+    parser = make(prog=called, description=description, epilog=epilog)
+    parser.help_if_empty = entry.get("help_if_empty", False)
+    if "usage" in entry:
+        parser.usage, parser.takes_model = f"{called} {entry['usage']}", True
+    parser.set_defaults(run=entry.get("run"))
+    subcommands = [name for name in TABLE if name.startswith(f"{command} ")]
+    if subcommands:
+        action = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
+    for name in subcommands:
+        purpose = (HELP / f"{name.replace(' ', '-')}.txt").read_text("utf-8").partition("\n")[0]
+        parser_of(name, partial(action.add_parser, name.split()[-1], help=purpose))
+    for name, own in entry.get("arguments", {}).items():
+        options = TABLE["every"].get(name, {}) | own
+        if "type" in options:
+            options["type"] = READERS[options["type"]]
+        options["help"] = options["help"].replace("{sets}", ", ".join(COEFFICIENT_NAMES))
+        parser.add_argument(name, **options)
+    return parser
 
 
 def read_shape(text: str) -> tuple[int, int]:
@@ -146,3 +158,15 @@ def read_json_output(text: str) -> Path:
             f"must end in .json, by which `coefficients=` knows a file, got {text!r}"
         )
     return read_output(text)
+
+
+READERS: Final[dict[str, Callable[[str], Any]]] = {
+    "json_output": read_json_output,
+    "output": read_output,
+    "path": Path,
+    "ranks": read_ranks,
+    "shape": read_shape,
+    "share": read_share,
+    "steps": read_steps,
+    "weight": read_weight,
+}

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, cast
 
 from lightning_root.cli import output
 from lightning_root.cli.lightning import read_model
-from lightning_root.cli.parser import ModelParser, read_output, read_ranks, read_steps
 from lightning_root.coefficients.shapes import shape_text
 from lightning_root.diagnostics.report.drawing import colour
 from lightning_root.distributed import (
@@ -54,23 +53,8 @@ class Plans:
     rows: Mapping[int, OwnershipPlan]  # for FSDP2
 
 
-def make_parser() -> ModelParser:
-    """Return the parser of what LightningCLI's does not know."""
-    usage = "(--config FILE | --model CLASS_PATH ...) --ranks N [N ...] [options]"
-    parser = ModelParser("plan", usage)
-    add = parser.add_argument
-    add("--ranks", nargs="+", type=read_ranks, required=True, metavar="N")
-    add("--steps", type=read_steps, metavar="T")
-    add("--form", choices=get_args(CostForm))
-    add("--dtype", choices=tuple(ELEMENT_BYTES), default="float32")
-    add("--allocate", action="store_true")
-    add("--plot", type=read_output, metavar="FILE.png")
-    add("--json", action="store_true")
-    parser.set_defaults(run=_plan)
-    return parser
-
-
-def _plan(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Print the plans as a table or as JSON, and draw them."""
     if options.plot:
         output.check_picture(options.plot)
     plans = _make_plans(options)

@@ -5,10 +5,9 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from lightning_root.cli.output import counted, new_figure, progress, text_table, wrapped
-from lightning_root.cli.parser import CommandParser, described, read_weight
 from lightning_root.diagnostics import report
 from lightning_root.diagnostics.report.comparison import explain_target, result_table
 from lightning_root.diagnostics.report.run import log_files
@@ -18,26 +17,8 @@ MAX_QUIET_BYTES: Final = 10_000_000
 """Logs of more bytes take some seconds to read, which is said."""
 
 
-def make_parser(command: Literal["report", "compare"]) -> CommandParser:
-    """Return the parser of one of the two."""
-    parser = CommandParser(help_if_empty=True, **described(command))
-    add = parser.add_argument
-    if command == "report":
-        add("run_dir", type=Path, metavar="RUN_DIR")
-    else:
-        add("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
-    add("--output", type=Path, metavar="FOLDER")
-    if command == "compare":
-        add("--label", nargs="+", metavar="TEXT")
-        add("--metric", metavar="TAG")
-        add("--mode", choices=("min", "max"))
-        add("--steps-only", action="store_true")
-    add("--smooth", type=read_weight, metavar="WEIGHT")
-    parser.set_defaults(run=_report if command == "report" else _compare)
-    return parser
-
-
-def _report(options: argparse.Namespace) -> int:
+def run_report(options: argparse.Namespace) -> int:
+    """Write the page of one run and print its key numbers."""
     new_figure(1, 1)  # fails before the work if there is no matplotlib
     folder = report.find_run(options.run_dir)
     output = _checked(options.output or folder / "report")
@@ -49,7 +30,8 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(options: argparse.Namespace) -> int:
+def run_compare(options: argparse.Namespace) -> int:
+    """Write the page about several runs and print who is ahead."""
     new_figure(1, 1)  # fails before the work if there is no matplotlib
     folders = [report.find_run(folder) for folder in options.run_dirs]
     output = _checked(options.output or Path("comparison"))

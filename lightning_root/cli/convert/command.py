@@ -2,8 +2,7 @@
 
 import argparse
 from collections import defaultdict
-from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import torch
 
@@ -12,9 +11,7 @@ from lightning_root.cli.convert.checkpoints import check_output, read_run
 from lightning_root.cli.convert.naming import name_states, parameter_names
 from lightning_root.cli.convert.states import (
     FRESH,
-    BufferKind,
     ConvertedState,
-    MomentumStart,
     convert_states,
     convert_training,
     find_roles,
@@ -22,46 +19,32 @@ from lightning_root.cli.convert.states import (
 )
 from lightning_root.cli.lightning import read_model
 from lightning_root.cli.output import text_table, wrapped
-from lightning_root.cli.parser import ModelParser
 from lightning_root.optim.checkpoint import is_roots
 
 DEFAULT_MOMENTUM: Final = 0.95
 _NOT_OPTIONS: Final = ("name", "role", "params", "param_names")
 
 
-def make_parser() -> ModelParser:
-    """Return the parser of what LightningCLI's does not know."""
-    usage = "FILE [FILE ...] --output FILE [--config FILE | --model CLASS] [options]"
-    parser = ModelParser("convert-checkpoint", usage)
-    add = parser.add_argument
-    add("files", nargs="+", type=Path, metavar="FILE")
-    add("--output", type=Path, required=True, metavar="FILE")
-    add("--overwrite", action="store_true")
-    add("--momentum", choices=get_args(MomentumStart), default="from-averages")
-    add("--buffer", choices=get_args(BufferKind), default="average")
-    add("--names", type=Path, metavar="FILE")
-    add("--rekey", action="store_true")
-    parser.set_defaults(run=_convert)
-    return parser
-
-
-def _convert(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Convert, write the checkpoint, and print what became of the states."""
     check_output(options.output, overwrite=options.overwrite)
     model, chosen = read_model(options.model) if options.model else (None, {})
-    run = read_run(options.files)
-    weights = run.weights
+    found = read_run(options.files)
+    weights = found.weights
     if model is not None:
         weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
     known = parameter_names(weights or {})
     order = options.names.read_text("utf-8").split() if options.names else None
-    groups = [group for each in run.optimizers for group in each["param_groups"] if group["params"]]
+    groups = [
+        group for each in found.optimizers for group in each["param_groups"] if group["params"]
+    ]
     from_root = all(map(is_roots, groups))
-    states = name_states(run.optimizers, None if from_root or weights is None else known, order)
+    states = name_states(found.optimizers, None if from_root or weights is None else known, order)
     if options.rekey or from_root:
         shapes = {e.name: e.shape for e in states if e.shape is not None} | dict(known)
         bare = [each._replace(state={}) for each in states if each.name in shapes]
         roles = find_roles(bare, shapes, model, chosen.get("rules")) if from_root else {}
-        optimizers = rekey(run.optimizers, states, known, roles)
+        optimizers = rekey(found.optimizers, states, known, roles)
         report = f"{len(states)} parameters: their state is kept as it was, under their names"
     else:
         converted = convert_states(
@@ -74,12 +57,12 @@ def _convert(options: argparse.Namespace) -> int:
         )
         optimizers = [converted.state_dict]
         schedules = None
-        if run.checkpoint is not None:
-            schedules = convert_training(run.checkpoint, run.optimizers, converted.sources)
+        if found.checkpoint is not None:
+            schedules = convert_training(found.checkpoint, found.optimizers, converted.sources)
         report = _report(converted, schedules)
     content: Any = optimizers[0] if len(optimizers) == 1 else optimizers
-    if run.checkpoint is not None:
-        content = {**run.checkpoint, "optimizer_states": optimizers}
+    if found.checkpoint is not None:
+        content = {**found.checkpoint, "optimizer_states": optimizers}
     check_output(options.output, overwrite=options.overwrite)  # again: it took a while
     with atomic_write(options.output) as temporary:
         torch.save(content, temporary)
