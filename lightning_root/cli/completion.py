@@ -10,8 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_root.cli.lightning import MainCLI, MainParser
 from lightning_root.cli.parser import COMMANDS, parser_of
 
-SCRIPT: Final = "lightning-root"
-"""The command that is completed; shells complete by a command's first word."""
+SCRIPT: Final = "lightning-root"  # shells complete by a command's first word
 
 
 def run(options: argparse.Namespace) -> int:

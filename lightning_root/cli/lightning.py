@@ -25,8 +25,7 @@ from lightning_root.module import ROOTMixin
 from lightning_root.optim import ROOT
 from lightning_root.optim.schedule import end_with_run, warmups_in
 
-CHECKPOINT_KEYWORDS: Final = ("best", "last", "hpc", "registry")
-"""Values of `--ckpt_path` that are no file."""
+CHECKPOINT_KEYWORDS: Final = ("best", "last", "hpc", "registry")  # of `--ckpt_path`, no files
 
 
 class SchedulerInterval(Callback):

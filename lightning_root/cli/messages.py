@@ -30,10 +30,7 @@ _TRIED = ("- Expected", "- Does not validate", "- Not a valid", "- Problem", "- 
 
 
 def check_yaml(arguments: Sequence[str]) -> None:
-    """Raise ValueError, with the place, if a `--config` file is no YAML; jsonargparse names none.
-
-    Other faults of the files are left to jsonargparse.
-    """
+    """Raise ValueError, with the place, which jsonargparse leaves out, if a file is no YAML."""
     for word, following in pairwise([*arguments, ""]):
         option, joined, value = word.partition("=")
         if option not in ("-c", "--config"):

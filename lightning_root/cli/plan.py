@@ -36,8 +36,7 @@ without, on average (DDP: all updates but one's own; FSDP2: rows to owners, upda
 
 PLACEMENTS: Final[tuple[Placement, Placement]] = ("replicated", "rows")
 ELEMENT_BYTES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2}
-MAX_BARS: Final = 64
-"""Ranks that have a bar each in a picture; more are drawn as an area."""
+MAX_BARS: Final = 64  # ranks that have a bar each in a picture; more are drawn as an area
 
 
 @dataclass(frozen=True)

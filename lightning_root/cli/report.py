@@ -13,8 +13,7 @@ from lightning_root.diagnostics.report.comparison import explain_target, result_
 from lightning_root.diagnostics.report.run import log_files
 from lightning_root.diagnostics.summary import format_block
 
-MAX_QUIET_BYTES: Final = 10_000_000
-"""Logs of more bytes take some seconds to read, which is said."""
+MAX_QUIET_BYTES: Final = 10_000_000  # logs of more bytes take some seconds to read, which is said
 
 
 def run_report(options: argparse.Namespace) -> int:

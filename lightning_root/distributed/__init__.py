@@ -2,20 +2,18 @@
 
 from lightning_root.distributed.collectives import gather, reshard
 from lightning_root.distributed.ownership import (
-    Matrices,
-    OwnershipPlan,
-    Piece,
-    matrices_in,
-    plan_ownership,
-)
-from lightning_root.distributed.ownership_cost import (
     COSTS,
     Cost,
     CostForm,
+    Matrices,
+    OwnershipPlan,
+    Piece,
     Placement,
     Shape,
     bytes_bound,
     cheapest_operations,
+    matrices_in,
+    plan_ownership,
     standard_operations,
 )
 from lightning_root.distributed.replicas import Replicas

@@ -1,10 +1,7 @@
-"""Collectives, and tensors of which each rank has a part.
-
-One code path for one rank and for many: plain tensors pass through, DTensors are exchanged.
-"""
+"""Collectives, and tensors of which each rank has a part; plain tensors pass through."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Final, TypeAlias
@@ -15,11 +12,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+# Takes a rank, the place of the first element in that rank's stream, and elements
 Receive: TypeAlias = Callable[[int, int, Tensor], None]
-"""Takes a rank, the place of the first element in that rank's stream, and elements."""
 
-BUFFERS_UNDER_WAY: Final = 4
-"""Of a stream, at a time."""
+BUFFERS_UNDER_WAY: Final = 4  # of a stream, at a time
 
 # torch 2.13 warns of the old name, which is the only one of 2.11.
 _all_gather: Final = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -113,19 +109,13 @@ def row_shards(parameter: Tensor) -> RowShards | None:
     """Return how a parameter is cut by rows, if that is all that is done to it."""
     # On a mesh of several dimensions (replicate x shard) the ranks are those of one replica. None
     # for plain tensors, and for other placements or memory formats.
-    if not isinstance(parameter, DTensor):
+    if not isinstance(parameter, DTensor) or not parameter.is_contiguous():
+        return None  # rows must lie one behind the other
+    cuts = [cut for cut in enumerate(parameter.placements) if not cut[1].is_replicate()]
+    # Not the strided kind of tensor parallelism
+    if len(cuts) != 1 or type(cuts[0][1]) is not Shard or not cuts[0][1].is_shard(0):
         return None
-    if not parameter.is_contiguous():  # rows must lie one behind the other
-        return None
-    placements = parameter.placements
-    cuts = [i for i, placement in enumerate(placements) if not placement.is_replicate()]
-    if len(cuts) != 1:
-        return None
-    (dimension,) = cuts
-    plain = type(placements[dimension]) is Shard  # not the strided kind of tensor parallelism
-    if not plain or not placements[dimension].is_shard(0):
-        return None
-    return RowShards(parameter.device_mesh.get_group(dimension))
+    return RowShards(parameter.device_mesh.get_group(cuts[0][0]))
 
 
 def overlap(rows: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
@@ -195,16 +185,19 @@ class Stream:
             if first < stop and start < first + tensor.numel()
         ]
 
+    def _beside(self, start: int, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return views of the range that begins here, and the parts of a flat tensor for them."""
+        views = self.views(start, start + flat.numel())
+        return zip(views, pieces_of(flat, [view.numel() for view in views]), strict=True)
+
     def read(self, start: int, out: Tensor) -> None:
         """Copy a range into a flat tensor, as far as there is something."""
-        views = self.views(start, start + out.numel())
-        for view, piece in zip(views, pieces_of(out, [v.numel() for v in views]), strict=True):
+        for view, piece in self._beside(start, out):
             piece.copy_(view)
 
     def write_(self, start: int, values: Tensor) -> None:
         """Overwrite a range."""
-        views = self.views(start, start + values.numel())
-        for view, piece in zip(views, pieces_of(values, [v.numel() for v in views]), strict=True):
+        for view, piece in self._beside(start, values):
             view.copy_(piece)
 
 

@@ -1,32 +1,76 @@
-"""Which rank orthogonalizes which matrix: a plan that every rank computes for itself, alike.
-
-Without it, every rank orthogonalizes all matrices. With an owner for each, N ranks divide the work
-and exchange the updates. The plan is a pure function of names and shapes: no tensor, no process
-group, and no message between ranks is needed to agree on it.
-"""
+"""Which rank orthogonalizes which matrix: each computes the same plan from names and shapes."""
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Final, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
-from lightning_root.distributed.ownership_cost import (
-    Cost,
-    Placement,
-    Shape,
-    bytes_bound,
-    cheapest_operations,
-    count_traffic,
-)
-
+Shape: TypeAlias = tuple[int, int]
+# Operations of a matrix of this shape, either way round, in so many steps of the iteration.
+Cost: TypeAlias = Callable[[Shape, int], int]
+CostForm: TypeAlias = Literal["cheapest", "standard"]
+Placement: TypeAlias = Literal["replicated", "rows"]
 # Matrices of one cost are a class of equal jobs: (cost, number of jobs), all costs falling.
 JobClasses: TypeAlias = Sequence[tuple[int, int]]
 Counts: TypeAlias = list[list[int]]  # for each class, how many of its jobs each rank has
 
 CLOSE_PERCENT: Final = 101  # a plan within 1 % of the lower bound is not improved any more
 MAX_PIGEONHOLE: Final = 100  # jobs a rank in the pigeonhole bound; with more it gains below 1 %
+
+
+def cheapest_operations(shape: Shape, steps: int) -> int:
+    """Return the operations of the cheaper form, where symmetric products take half of plain ones.
+
+    With m <= n and T steps, a multiply-add being two: T (3 m^2 n + m^3) on the matrix,
+    3 m^2 n + (4 T - 3) m^3 on its Gram matrix, which is what pays for wide ones.
+    """
+    m, n = sorted(shape)
+    return min(steps * (3 * m * m * n + m**3), 3 * m * m * n + (4 * steps - 3) * m**3)
+
+
+def standard_operations(shape: Shape, steps: int) -> int:
+    """Return the operations with plain products, as on accelerators: T (4 m^2 n + 2 m^3)."""
+    m, n = sorted(shape)
+    return steps * (4 * m * m * n + 2 * m**3)
+
+
+COSTS: Final[Mapping[CostForm, Cost]] = {
+    "cheapest": cheapest_operations,
+    "standard": standard_operations,
+}
+
+
+def bytes_bound(total: int, ranks: int, placement: Placement) -> float:
+    """Return the least of `total` bytes that a rank receives, on average; it sends as much."""
+    # "replicated" (DDP): the updates that others compute, as in an all-gather. "rows" (FSDP2): a
+    # rank has 1 / N of the rows of what it owns; the others travel to it, and those of the update
+    # back, in two all-to-alls.
+    others = total * (ranks - 1) / ranks
+    return others if placement == "replicated" else 2 * others / ranks
+
+
+def count_traffic(
+    owned: Sequence[Counter[Shape]], placement: Placement, element_bytes: int
+) -> tuple[list[int], list[int]]:
+    """Return the bytes that each rank sends and receives, from its number of matrices by shape."""
+    ranks = len(owned)
+    sent, received = [0] * ranks, [0] * ranks
+    totals = sum(owned, Counter())
+    for (rows, columns), total in totals.items():
+        part = -(-rows // ranks)  # as FSDP2 cuts a parameter, here each matrix by itself
+        for rank, shapes in enumerate(owned):
+            own = shapes.get((rows, columns), 0)
+            if placement == "replicated":
+                # As if owners sent to all others themselves; a ring changes only who sends.
+                there, here = rows * own * (ranks - 1), rows * (total - own)
+            else:
+                held = max(0, min(part, rows - part * rank))
+                there = here = (total - own) * held + own * (rows - held)
+            sent[rank] += element_bytes * columns * there
+            received[rank] += element_bytes * columns * here
+    return sent, received
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -75,7 +119,7 @@ class OwnershipPlan:
 
     pieces: tuple[Piece, ...]  # by name and number; each matrix is in exactly one
     operations: tuple[int, ...]  # of each rank
-    sent: tuple[int, ...]  # bytes that each rank sends; see `ownership_cost`
+    sent: tuple[int, ...]  # bytes that each rank sends; see `bytes_bound`
     received: tuple[int, ...]  # bytes that each rank receives
     lower_bound: int  # operations that the busiest rank has at the least, whatever the plan
     bytes_bound: float  # bytes that a rank sends, and receives, at the least, on average

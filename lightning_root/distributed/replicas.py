@@ -1,8 +1,4 @@
-"""Ranks that share the matrices of a step: who owns what, and what travels together.
-
-Every rank orthogonalizes the matrices that it owns and lays the updates into its part of a bucket;
-one collective per bucket brings them to all ranks.
-"""
+"""Ranks that share the matrices of a step: who owns what, and what travels together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,22 +7,21 @@ from typing import Final, TypeVar
 import torch
 import torch.distributed as dist
 
-from lightning_root.distributed.ownership import Matrices, plan_ownership
-from lightning_root.distributed.ownership_cost import Cost, cheapest_operations, standard_operations
+from lightning_root.distributed import ownership
+from lightning_root.distributed.ownership import Cost, Matrices
 from lightning_root.distributed.state_owners import StateOwners
 
 Entry = TypeVar("Entry")
 
+# Of all ranks together: 16 MiB of float32 updates travel while the next are computed
 BUCKET_ELEMENTS: Final = 1 << 22
-"""Of all ranks together: 16 MiB of float32 updates travel while the next are computed."""
-
+# Of rows that are brought together so many travel at a time: 128 MiB, in few exchanges
 EXCHANGE_ELEMENTS: Final = 1 << 25
-"""Of rows that are brought together so many travel at a time: 128 MiB, in few exchanges."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Some matrices of every rank, whose updates travel together."""
+    """Some matrices of every rank, whose updates travel together, in one collective."""
 
     # for each rank the places of its matrices in the list that was shared out
     members: list[list[int]]
@@ -87,12 +82,12 @@ class Replicas:
         """Return who has the state, or whoever leaves the busiest rank with little to do."""
         if (owners := self.owners) is not None:
             return lambda name, number: owners.parts(name).owners[number]
-        return plan_ownership(matrices, self.size, steps=steps, cost=cost).owner
+        return ownership.plan_ownership(matrices, self.size, steps=steps, cost=cost).owner
 
 
 def cost_on(device: torch.device) -> Cost:
     """Return how operations are counted: accelerators evaluate the iteration in standard form."""
-    return cheapest_operations if device.type == "cpu" else standard_operations
+    return ownership.COSTS["cheapest" if device.type == "cpu" else "standard"]
 
 
 def cut_by_size(entries: Sequence[Entry], sizes: Sequence[int], at_most: int) -> list[list[Entry]]:

@@ -1,22 +1,23 @@
-"""Who keeps which part of the optimizer's state, where no rank keeps all of it.
-
-Momentum is kept whole by the rank that orthogonalizes the matrix, so that nothing has to travel but
-the update. AdamW's averages are cut evenly, because its rule is elementwise.
-"""
+"""Who keeps which part of the optimizer's state, where no rank keeps all of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Final, TypeAlias
 
-from lightning_root.distributed.ownership import matrices_in, plan_ownership
-from lightning_root.distributed.ownership_cost import Cost, Shape, cheapest_operations
+from lightning_root.distributed.ownership import (
+    Cost,
+    Shape,
+    cheapest_operations,
+    matrices_in,
+    plan_ownership,
+)
 
+# Shapes of a parameter's matrices, or the number of its elements: its state is made of these
 Kind: TypeAlias = tuple[Shape, ...] | int
-"""Shapes of a parameter's matrices, or the number of its elements: its state is made of these."""
 
+# Even parts begin at multiples of it, so that vector instructions see what they see of a whole
 ALIGNED_ELEMENTS: Final = 64
-"""Even parts begin at multiples of it, so that vector instructions see what they see of a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class StateOwners:
             if name not in self._known or self._known[name][0] != kind
         }
         matrices = {name: kind for name, kind in new.items() if not isinstance(kind, int)}
-        if matrices:
+        if matrices:  # whole where it is orthogonalized, so that nothing travels but the update
             listed = [m for name, shapes in matrices.items() for m in matrices_in(name, shapes)]
             plan = plan_ownership(listed, self.ranks, steps=steps, cost=cost)
             for name, shapes in matrices.items():
@@ -79,7 +80,7 @@ class StateOwners:
         return self._known[name][1]
 
     def _even(self, elements: int) -> Parts:
-        """As equal as can be; small parameters begin where the one before has ended."""
+        """Cut what AdamW has, elementwise, evenly; small ones begin where the last has ended."""
         each = -(-elements // (self.ranks * ALIGNED_ELEMENTS)) * ALIGNED_ELEMENTS
         starts = range(0, elements, each or 1)
         owners = tuple((self._next + number) % self.ranks for number in range(len(starts)))

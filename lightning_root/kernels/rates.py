@@ -1,9 +1,4 @@
-"""Speed of this machine at the operations that forms of the iteration are made of.
-
-Measured once per machine, version of torch and number of threads, in about a second, and saved in
-the cache folder, so that the same form is chosen from run to run and results stay the same bit for
-bit. Where nothing can be saved nothing is measured: default values decide then.
-"""
+"""Speed of this machine at what forms are made of; saved, so that all runs choose the same."""
 
 import logging
 import math

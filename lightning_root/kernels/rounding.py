@@ -1,7 +1,4 @@
-"""Numbers by which torch's operations and kernels round momentum to 16 and to 8 bits alike.
-
-The plain twins are `optim.rounding` and `optim.float8`, where the formats are described.
-"""
+"""Numbers by which torch and kernels round momentum alike; `optim.low_precision` says how."""
 
 from typing import Final
 

@@ -1,9 +1,4 @@
-"""Different matrices on different CPU threads.
-
-A small matrix does not keep several threads busy, nor does an eigendecomposition or a selection. So
-each worker takes matrices of its own, with one thread for every operation; who takes which has no
-influence on results. An operation then never waits for a core that another process has taken.
-"""
+"""Different matrices on different CPU threads, as a small one does not keep several busy."""
 
 import os
 from collections import deque

@@ -1,9 +1,4 @@
-"""The names of our accelerator and strategies in Lightning's registries.
-
-Lightning has no entry point for accelerators, so importing lightning_root registers them.
-`pytorch_lightning` has registries and base classes of its own: it gets classes on these when it is
-imported, before or after, and costs nothing where it is not.
-"""
+"""Our accelerator and strategies in the registries of `lightning` and of `pytorch_lightning`."""
 
 import importlib
 import sys

@@ -1,8 +1,4 @@
-"""torch_npu, imported when an NPU is first asked for, and the reason where there is none.
-
-An installed torch_npu that cannot load breaks more than itself, so importing this package does not
-touch it. A failed import cannot be repeated in the same process; its reason is kept.
-"""
+"""torch_npu, imported when an NPU is first asked for, and the reason where there is none."""
 
 import importlib
 import os
@@ -62,7 +58,7 @@ def _loading_problem() -> str | None:
             "torch_npu is not installed; install CANN, and then the torch_npu of torch's own "
             f"release: pip install torch-npu=={release}"
         )
-    try:
+    try:  # once in a process: a failed import cannot be repeated
         importlib.import_module("torch_npu")
     except Exception as error:  # whatever a half-installed machine raises
         return (

@@ -1,8 +1,4 @@
-"""Strategies for Ascend NPUs: one device, data parallel, and sharded (FSDP2).
-
-Each is a class without bases, which holds what NPUs need, on top of Lightning's own strategy: the
-same class serves `lightning.pytorch` and `pytorch_lightning`.
-"""
+"""Strategies for NPUs: classes without bases, for both of Lightning's packages, and on theirs."""
 
 import os
 from typing import Any

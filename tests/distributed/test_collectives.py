@@ -57,7 +57,7 @@ def test_collectives_do_not_grow_with_the_number_of_matrices(steps):
 
 
 def test_bytes_are_those_that_no_exchange_can_do_without(steps):
-    """The bound is derived in `ownership_cost`; it holds on average over the ranks."""
+    """The bound is derived at `bytes_bound`; it holds on average over the ranks."""
     ((total,), ranks) = {total for _, _, total in steps[12]}, len(steps[12])
     assert total == 4 * 12 * (3 + 1 + 4 + 4) * 16 * 16
     for _, sent, _ in steps[12]:

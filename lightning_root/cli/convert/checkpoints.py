@@ -20,8 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from lightning_root.cli.convert.naming import StateDict
 
 LIGHTNING_KEY: Final = "pytorch-lightning_version"
-LIGHTNING_FILE: Final = "meta.pt"
-"""Where Lightning puts, in a folder, what is neither weights nor optimizer."""
+LIGHTNING_FILE: Final = "meta.pt"  # what, in a folder, is neither weights nor optimizer
 
 _DCP: Final = "torch.distributed.checkpoint."
 
@@ -49,12 +48,7 @@ class SavedRun(NamedTuple):
 
 
 def read_run(paths: Sequence[Path]) -> SavedRun:
-    """Read checkpoints and state dicts that together are one run.
-
-    A path is a Lightning checkpoint, a file or the folder of a distributed one, or a file with
-    weights or optimizer states. Raises ValueError if one cannot be read safely, or they hold no
-    optimizer, or two models.
-    """
+    """Read checkpoints, of Lightning or others, that are one run; ValueError if they are not."""
     contents = [read_content(path) for path in paths]
     checkpoints = [dict(content) for content in contents if LIGHTNING_KEY in content]
     if len(checkpoints) > 1:

@@ -11,11 +11,10 @@ StateDict = dict[str, Any]
 Shape = tuple[int, ...]
 Counts = tuple[int, ...]
 
+# Buffers of torch's own layers, which lie among the weights and have no optimizer state
 RUNNING_STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
-"""Buffers of torch's own layers, which lie among the weights and have no optimizer state."""
 
-MAX_SEARCH: Final = 4096
-"""States of the search for an assignment; beyond, it is given up as ambiguous."""
+MAX_SEARCH: Final = 4096  # states of the search for an assignment; beyond, it is ambiguous
 
 ADVICE: Final = (
     "Give the model (`--config FILE`, or `--model CLASS_PATH`), or `--names FILE` with one "
@@ -143,11 +142,9 @@ def _names_by_shape(
 def _unique_assignment(
     free: dict[str, Shape], groups: Sequence[Sequence[Shape | None]]
 ) -> list[list[str]]:
-    """Assign the model's parameters to the groups, in order; raise ValueError unless one way fits.
-
-    A state of the search is how many parameters of each group have been placed. It holds in how
-    many ways, and the last of them: a group, and the way before.
-    """
+    """Assign the model's parameters to the groups, in order; ValueError unless one way fits."""
+    # A state of the search is how many parameters of each group have been placed. It holds in how
+    # many ways, and the last of them: a group, and the way before.
     states: dict[Counts, tuple[int, Any]] = {(0,) * len(groups): (1, None)}
     choice = ""  # the first parameter that could go to several groups
     for name, shape in free.items():

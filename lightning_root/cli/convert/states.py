@@ -1,15 +1,4 @@
-r"""State of other optimizers in ROOT's units.
-
-ROOT's momentum is a sum, M = sum_k mu^k G_{t-k} (arXiv:2511.20626, Algorithm 2). torch.optim.Muon
-keeps the average (1 - mu) sum_k mu^k G_{t-k} (`buf.lerp_(grad, 1 - momentum)`), which is M but for
-the factor. AdamW's `exp_avg` is such an average with beta1 in place of mu; after t steps it has
-gathered 1 - beta1^t of the mean gradient, and M would have gathered (1 - mu^t) / (1 - mu) of it, so
-
-    M = exp_avg (1 - mu^t) / ((1 - beta1^t) (1 - mu)),
-
-which is M itself if mu = beta1, and of M's size, with the same direction to come, if it is not.
-AdamW's own state is ROOT's for all other parameters, bit for bit.
-"""
+"""State of other optimizers in ROOT's units, whose momentum is M = sum_k mu^k G_{t-k}."""
 
 import math
 from collections import Counter
@@ -28,18 +17,15 @@ from lightning_root.partition import Rules, partition_named, partition_parameter
 
 MomentumStart: TypeAlias = Literal["from-averages", "zero"]
 BufferKind: TypeAlias = Literal["average", "sum"]
-Converted: TypeAlias = tuple[StateDict, str]
-"""A state of ROOT's, and what it was made of."""
+Converted: TypeAlias = tuple[StateDict, str]  # a state of ROOT's, and what it was made of
 
+# Options that mean the same in ROOT; all others are the resumed run's own
 CARRIED_OPTIONS: Final = {
     "root": ("lr", "weight_decay", "momentum", "nesterov", "maximize"),
     "adamw": ("lr", "weight_decay", "betas", "eps", "maximize"),
 }
-"""Options that mean the same in ROOT. All others are the resumed run's own."""
-
+# Options that torch's schedules keep in the groups
 SCHEDULE_OPTIONS: Final = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
-"""Options that torch's schedules keep in the groups."""
-
 FRESH: Final = "starts anew"
 
 _STEP: Final = "epoch_loop.automatic_optimization.optim_progress"
@@ -139,12 +125,14 @@ def _rescaled(parameter: ParameterState, buffer: BufferKind, momentum: float) ->
     value = _copy(parameter.state["momentum_buffer"])
     if buffer == "sum":
         return {"momentum_buffer": value}, "momentum_buffer"
-    mu = float(parameter.options.get("momentum", momentum))
+    mu = float(parameter.options.get("momentum", momentum))  # (1 - mu) M, as torch.optim.Muon has
     return {"momentum_buffer": value / (1.0 - mu)}, f"momentum_buffer / (1 - {mu:g})"
 
 
 def _summed(parameter: ParameterState, momentum: float) -> Converted:
     """Return ROOT's state of a matrix that had AdamW's averages, and what it was made of."""
+    # Of the mean gradient, exp_avg has gathered 1 - beta^t, and M would have (1 - mu^t) / (1 - mu):
+    # this is M if mu = beta, and of M's size, with the same direction to come, if it is not.
     beta, step = float(parameter.options["betas"][0]), float(parameter.state.get("step", math.inf))
     factor = 0.0
     if step != 0.0:

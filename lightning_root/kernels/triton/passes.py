@@ -1,13 +1,6 @@
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="no-untyped-def, name-defined"
-"""A few passes over memory in the place of a dozen, for what a step does to every entry.
-
-Sums are taken block by block and then over the blocks in a fixed order, so that results are the
-same from run to run. The plain twins are `optim.stages`' functions of these names,
-`functional.outlier_threshold(mode="sampled")`, `torch.clamp` and `unit_frobenius`. The threshold
-needs no sorting, for magnitudes are in the order of their 31 bits: counting entries by the upper 11
-tells those of the order statistic; of the entries that share them the next 11 are counted, then 9.
-"""
+"""A few passes over memory in the place of a dozen, with sums in the same order in every run."""
 
 from __future__ import annotations
 
@@ -244,6 +237,8 @@ def _quantile(samples, out, entries, coarse, fine, CHUNK: tl.constexpr):
     lower = tl.minimum(position.to(tl.int32), last)
     weight = (position - lower.to(tl.float64)).to(tl.float32)
     rank = entries - 1 - last + lower
+    # Magnitudes are in the order of their 31 bits: counting tells the upper 11 of this one, then
+    # the next 11, then 9, without sorting.
     known, left = _next_digit(matrix, entries, 0, rank, 20, 11, CHUNK)
     known, left = _next_digit(matrix, entries, known, left, 9, 11, CHUNK)
     low, left = _next_digit(matrix, entries, known, left, 0, 9, CHUNK)

@@ -1,9 +1,6 @@
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="no-untyped-def, name-defined"
-"""Symmetric products at half the operations: the lower triangle's tiles, each written twice.
-
-The plain twins are `a @ b` and `torch.addmm`.
-"""
+"""Symmetric products at half the operations: the lower triangle's tiles, each written twice."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
 # ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def, name-defined"
-"""Momentum in 16 and in 8 bits: read, advanced and rounded in one pass over memory.
-
-In torch's operations it takes a dozen of them, or two. The plain twins are `optim.rounding.keep_`
-and `optim.float8.look_ahead_float8_`, whose bits these kernels give where the sum is rounded alike.
-"""
+"""Momentum in 16 and 8 bits, in one pass over memory; for twins see `optim.stages.momentum`."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ ROWS: Final = 32  # blocks of a program: 32 entries for each of its 128 threads
 
 def momentum_step_float8_(
     gradient: Tensor,  # G, any floating dtype
-    buffer: Tensor,  # M as `optim.float8` stores it, uint8
+    buffer: Tensor,  # M as `optim.low_precision` stores it, uint8
     step: Tensor,  # (), number of steps, float32, on the host or on the device; one more now
     out: Tensor,  # N, float32, as large as G
     mu: float,

@@ -1,9 +1,4 @@
-"""Triton's kernels are used where they were measured to be faster, once per GPU.
-
-The fastest tile at each size is saved and loaded again, so that the same kernels are chosen from
-run to run and results stay the same bit for bit. A kernel that fails to compile, or whose result is
-not as close to the exact one as torch's, is not used.
-"""
+"""Triton's kernels are used where they were right and faster, measured once per GPU and saved."""
 
 import importlib.util
 from collections.abc import Mapping
