@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_root._files import cache_folder
-from lightning_root.cli.output import counted, error_text, print_json, text_table, wrapped
+from lightning_root.cli.output import counted, error_text, print_json, render
 from lightning_root.coefficients import lookup, output_range
 from lightning_root.kernels import Form, orthogonalize
 from lightning_root.kernels.rates import processor, rates_file
@@ -135,18 +135,14 @@ def run(options: argparse.Namespace) -> int:
         }
         print_json(values)
     else:
-        print(f"lightning_root {own_version()} on {platform.system()} {platform.machine()}\n")
-        rows = [package.row for package in found]
-        print(f"{text_table(('package', 'found', 'supported', ''), rows)}\n")
         sets = counted(files["coefficients"], "fitted set")
         measured = counted(files["rates"], "measurement")
         state = f"{'cannot' if failure else 'can'} be written; {sets} of coefficients"
         places = [(each.name, each.state) for each in machine]
-        for name, text in [*places, ("cache", f"{folder} {state}, {measured} of machines")]:
-            print(textwrap.fill(f"{name:<7}{text}", 100, subsequent_indent=" " * 7))
-        header = ("orthogonalizer", "form", "dtype", "error", "at most", "ms")
-        print(f"\n{text_table(header, [check.row for check in checks])}\n")
-        print("\n".join(wrapped(f"To do: {each}") for each in problems) or "All is well.")
+        places.append(("cache", f"{folder} {state}, {measured} of machines"))
+        given = {"version": own_version(), "platform": platform, "fill": textwrap.fill}
+        lists = {"packages": found, "places": places, "checks": checks, "problems": problems}
+        print(render("doctor", **given, **lists))
     return 1 if problems else 0
 
 

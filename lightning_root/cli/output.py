@@ -56,6 +56,19 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, 100, subsequent_indent="  ", break_on_hyphens=False)
 
 
+def render(name: str, **values: Any) -> str:
+    """Return what a command prints: a template of the folder `texts`, filled in."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = FileSystemLoader(Path(__file__).with_name("texts"))
+    texts = Environment(
+        loader=folder, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    texts.filters["wrapped"] = wrapped
+    known = {each.__name__: each for each in (counted, error_text, text_table, wrapped)}
+    return texts.get_template(f"{name}.txt").render(known | values).rstrip("\n")
+
+
 def progress(items: Sequence[Item], doing: str) -> Iterator[Item]:
     """Yield the items, with a bar on stderr if they are several and it is a terminal."""
     if len(items) < 2 or not sys.stderr.isatty():

@@ -28,12 +28,6 @@ HEADER: Final = (
     *("DDP bytes", "at least", "FSDP2 bytes", "at least"),
 )
 
-LEGEND: Final = """\
-matrices: that a rank owns; operations: of the busiest rank; balance: those over the mean; at best:
-the least balance that any plan of whole matrices could have. Bytes: {dtype} that a rank
-receives in a step, the one that receives most; at least: what no exchange between owners can do
-without, on average (DDP: all updates but one's own; FSDP2: rows to owners, updates back)."""
-
 PLACEMENTS: Final[tuple[Placement, Placement]] = ("replicated", "rows")
 ELEMENT_BYTES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2}
 MAX_BARS: Final = 64  # ranks that have a bar each in a picture; more are drawn as an area
@@ -60,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         output.print_json(_as_dict(plans))
     else:
-        _print(plans)
+        print(_text(plans))
     if options.plot:
         draw_loads(options.plot, plans)
         if not options.json:
@@ -90,40 +84,21 @@ def _make_plans(options: argparse.Namespace) -> Plans:
     return Plans(type(model).__name__, shapes, steps, form, options.dtype, replicated, rows)
 
 
-def _print(plans: Plans) -> None:
-    """Print a row for each number of ranks, what it means, and where more ranks do not help."""
-    plan = next(iter(plans.replicated.values()))
-    count, shapes = plan.matrices, len(plans.shapes)
-    elements = sum(m * n * number for (m, n), number in plans.shapes.items())
-    print(
-        f"{plans.model}: {count:,} {'matrix' if count == 1 else 'matrices'} of "
-        f"{output.counted(shapes, 'shape')}, {with_prefix(elements)} parameters, "
-        f"{with_prefix(sum(plan.operations))} operations in {plans.steps} steps "
-        f"({plans.form} form)\n"
-    )
-    print(output.text_table(HEADER, [_row(plans, ranks) for ranks in plans.replicated]))
-    print(f"\n{LEGEND.format(dtype=plans.dtype)}")
-    limit = _limit_text(plans)
-    if limit:
-        print(f"\n{output.wrapped(limit)}")
-
-
-def _limit_text(plans: Plans) -> str:
-    """Say from which number of ranks on one matrix alone determines the time."""
+def _text(plans: Plans) -> str:
+    """Return a row for each number of ranks, what it means, and where more ranks do not help."""
     limited = [ranks for ranks, plan in plans.replicated.items() if plan.limited_by_largest]
-    if not limited:
-        return ""
-    plan = plans.replicated[limited[0]]
-    shape = max(plans.shapes, key=lambda shape: COSTS[plans.form](shape, plans.steps))
-    text = (
-        f"With {limited[0]:,} ranks{' and more' if len(limited) > 1 else ''} the busiest has one "
-        f"{shape_text(shape)} matrix and nothing else. Matrices are not cut, so no number of ranks "
-        f"is more than {sum(plan.operations) / plan.largest:.1f} times as fast as one."
+    largest = max(plans.shapes, key=lambda shape: COSTS[plans.form](shape, plans.steps))
+    return output.render(
+        "plan",
+        plans=plans,
+        plan=next(iter(plans.replicated.values())),
+        elements=sum(m * n * number for (m, n), number in plans.shapes.items()),
+        prefixed=with_prefix,
+        header=HEADER,
+        rows=[_row(plans, ranks) for ranks in plans.replicated],
+        limited=limited,
+        shape=shape_text(largest),
     )
-    fewer = [f"{ranks:,}" for ranks in limited if ranks > plan.matrices]
-    if fewer:
-        text += f" There are fewer matrices than ranks with {' and '.join(fewer)}."
-    return text
 
 
 def with_prefix(value: float, unit: str = "") -> str:

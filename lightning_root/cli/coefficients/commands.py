@@ -26,16 +26,16 @@ from lightning_root.coefficients import (
 from lightning_root.coefficients.shapes import Shape, shape_text
 from lightning_root.coefficients.store import RATIOS, ROWS, grid_shape, in_table
 
+# Keeps the values in view that a spectrum leaves out, where every step has its own triple
 LOG_UNIFORM_SHARE: Final = 0.03
-"""Keeps the values in view that a spectrum leaves out, where every step has its own triple."""
 
 
 def show(options: argparse.Namespace) -> int:
     """Print sets, or the errors of the shipped table."""
     shipped = options.coefficients == "adaptive" and not options.shapes
+    counts = dict.fromkeys(options.steps or [5])
     if shipped:
         grid = [grid_shape(rows, ratio) for rows in ROWS for ratio in RATIOS]
-        counts = dict.fromkeys(options.steps or [5])
         sets = [entry for count in counts for entry in catalog.find_sets("adaptive", grid, [count])]
     else:
         sets = catalog.find_sets(options.coefficients, options.shapes, options.steps)
@@ -44,43 +44,24 @@ def show(options: argparse.Namespace) -> int:
             sets, lambda e: {"bounded": is_bounded(e), "errors": catalog.errors_of(e)}
         )
     elif shipped:
-        _print_shipped(sets)
+        tables = [_shipped_table(count, sets) for count in counts]
+        header = ("m", *(f"n = {ratio:g} m" for ratio in RATIOS))
+        _print("shipped", tables=tables, header=header)
     else:
-        _print(sets)
+        _print("show", sets=sets, all_bounded=all(map(is_bounded, sets)))
     return 0
 
 
-def _print(sets: Sequence[Coefficients]) -> None:
-    print(catalog.sets_table(sets, ("shape", "T", "Gaussian", "training", *catalog.PROPERTIES)))
-    print(
-        "\nGaussian: mean (p_T(sigma) - 1)^2 on Gaussian matrices; training: on a model of momentum"
-    )
-    print(catalog.LEGEND)
-    for entry in sets:
-        line = f"{catalog.set_title(entry)}: {entry.source}"
-        if entry.mse is not None and entry.spectrum and entry.spectrum in entry.source:
-            line += f"; error {error_text(entry.mse)} there"
-        print(f"\n{wrapped(line)}\n{catalog.triples_text(entry)}")
-    if not all(map(is_bounded, sets)):
-        print("\nNot all of them are bounded; `coefficients certify` says why.")
+def _print(name: str, **values: Any) -> None:
+    print(output.render(f"coefficients-{name}", catalog=catalog, **values))
 
 
-def _print_shipped(sets: Sequence[Coefficients]) -> None:
-    """Print the errors of the grid behind "adaptive", and what its schedules have in common."""
-    for count in dict.fromkeys(entry.steps for entry in sets):
-        print(f"The shipped table, T = {count}: mean (p_T(sigma) - 1)^2 on the model of training\n")
-        own = [entry for entry in sets if entry.steps == count]
-        errors = [error_text(catalog.errors_of(entry)["training"]) for entry in own]
-        columns = [errors[place :: len(RATIOS)] for place in range(len(RATIOS))]
-        header = ("m", *(f"n = {ratio:g} m" for ratio in RATIOS))
-        print(output.text_table(header, list(zip(map(str, ROWS), *columns, strict=True))))
-        low, high = catalog.joint_range(own)
-        rounding = error_text(max(entry.bfloat16_error for entry in own))
-        print(
-            f"\nAll {len(own)}: p_T in [{low:.3g}, {high:.3g}] on [0, 1], stable up to "
-            f"{min(entry.stable_up_to for entry in own):.3g}, bfloat16 error at most {rounding}\n"
-        )
-    print("A shape takes the nearest of these; `coefficients show 768x3072` shows which.")
+def _shipped_table(count: int, sets: Sequence[Coefficients]) -> tuple[Any, ...]:
+    """Return so many steps, their sets of the grid behind "adaptive", and rows of errors."""
+    own = [entry for entry in sets if entry.steps == count]
+    errors = [error_text(catalog.errors_of(entry)["training"]) for entry in own]
+    columns = [errors[place :: len(RATIOS)] for place in range(len(RATIOS))]
+    return count, own, list(zip(map(str, ROWS), *columns, strict=True))
 
 
 def certify(options: argparse.Namespace) -> int:
@@ -91,16 +72,8 @@ def certify(options: argparse.Namespace) -> int:
         catalog.print_sets(sets, _certificate)
         return 1 if failed else 0
     header = ("shape", "T", "p_T on [0, 1]", "on [0, 1.02]", "stable up to", "bfloat16", "verdict")
-    print(f"{catalog.sets_table(sets, header)}\n\n{catalog.LEGEND}")
     single = dict.fromkeys(triple for entry in sets if (triple := catalog.shared_triple(entry)))
-    if single:
-        print("\nFixed points of triples that are used in every step")
-    for triple in single:
-        print(f"  {triple}: {catalog.fixed_points_text(triple)}")
-    if failed:
-        print("\nUnbounded")
-    for entry in failed:
-        print(f"  {catalog.set_title(entry)}: {catalog.why_unbounded(entry)}")
+    _print("certify", sets=sets, header=header, single=single, failed=failed)
     return 1 if failed else 0
 
 
@@ -194,21 +167,7 @@ def fit(options: argparse.Namespace) -> int:
         catalog.print_sets(sets)
         return 0
     errors = {name: [error_text(c.errors.get(name)) for c in comparisons] for name in names}
-    print(wrapped(f"Mean (p_T(sigma) - 1)^2 on {goal}"))
-    header = ("shape", "T", *names, *catalog.PROPERTIES)
-    print(f"\n{catalog.sets_table(sets, header, errors)}\n\n{catalog.LEGEND}")
-    if options.output:
-        counts = {entry.steps for entry in sets}
-        longest = "" if 5 in counts else f" --optimizer.ns_steps {max(counts)}"
-        print(
-            f"\n{counted(len(sets), 'set')} written to {options.output}. To train with it: "
-            f"--optimizer.coefficients {options.output}{longest}"
-        )
-    else:
-        for entry in sets:
-            print(f"\n{catalog.set_title(entry)}\n{catalog.triples_text(entry)}")
-        hint = "`--output FILE.json`, then `--optimizer.coefficients FILE.json`"
-        print(f"\nTo train with them: {hint}")
+    _print("fit", sets=sets, goal=goal, names=names, errors=errors, file=options.output)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -18,7 +19,7 @@ from lightning_root.cli.convert.states import (
     rekey,
 )
 from lightning_root.cli.lightning import read_model
-from lightning_root.cli.output import text_table, wrapped
+from lightning_root.cli.output import render
 from lightning_root.optim.checkpoint import is_roots
 
 DEFAULT_MOMENTUM: Final = 0.95
@@ -79,18 +80,14 @@ def _report(converted: ConvertedState, schedules: str | None) -> str:
     for (role, origin), names in sorted(found.items(), key=lambda entry: entry[0][0] != "root"):
         which = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
         rows.append(("ROOT" if role == "root" else "AdamW", str(len(names)), origin, which))
-    lines = [text_table(("rule", "parameters", "state", "which"), rows), ""]
-    for group in converted.state_dict["param_groups"]:
-        text = ", ".join(f"{key} {_short(group[key])}" for key in group if key not in _NOT_OPTIONS)
-        lines.append(f"options of `{group['name']}` from the file: {text}")
-    if schedules is not None:
-        lines.append(f"learning rate schedule: {schedules}")
-    lines += [f"note: {note}" for note in converted.notes]
     fresh = [each.name for each in converted.parameters if each.origin.startswith(FRESH)]
-    if len(fresh) > 2:
-        lines.append(f"started anew: {', '.join(fresh)}")
-    return "\n".join([lines[0], *map(wrapped, lines[1:])])
+    groups = converted.state_dict["param_groups"]
+    texts = {"schedules": schedules, "notes": converted.notes, "fresh": fresh}
+    return render("convert", rows=rows, groups=groups, options=_options, **texts)
 
 
-def _short(value: Any) -> str:
-    return f"{float(value):g}" if isinstance(value, float | torch.Tensor) else str(value)
+def _options(group: Mapping[str, Any]) -> str:
+    def short(value: Any) -> str:
+        return f"{float(value):g}" if isinstance(value, float | torch.Tensor) else str(value)
+
+    return ", ".join(f"{key} {short(group[key])}" for key in group if key not in _NOT_OPTIONS)
