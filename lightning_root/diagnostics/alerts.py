@@ -1,7 +1,9 @@
 """Warnings about unhealthy updates, once for each cause and parameter."""
 
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -20,21 +22,12 @@ MIN_RMS_RATIO: Final = 0.5
 MAX_RMS_RATIO: Final = 1.3  # of update RMS and target; no bounded coefficients reach it
 MAX_RANK: Final = 1.2  # stable rank of an update that counts as one direction
 MIN_ROWS: Final = 8  # smaller matrices are not judged by their rank
+_TEXTS: Final = Path(__file__).with_name("alerts.toml")
 _ADVICE: Final = {
-    "certificate": "singular values of the update lie above the range of the coefficients. Try "
-    '`ns_dtype="float32"`, or another set of `coefficients`',
-    "energy": f"more than {MAX_ENERGY:.0%} of the momentum's energy lies beyond the outlier "
-    'threshold. Look at the data and at the precision; keep the threshold, or try "auto" as '
-    "`outlier_quantile`",
-    "small": f"the update RMS is below {MIN_RMS_RATIO:.0%} of its target: the momentum has few "
-    "directions. Look for inactive units; or give the parameter AdamW by `rules`",
-    "large": f"the update RMS is above {MAX_RMS_RATIO:.0%} of its target: the orthogonalization is "
-    "off. Try another set of `coefficients`, or more `ns_steps`",
-    "dead": "the momentum is zero. Look for a layer that the loss does not depend on, or freeze it",
-    "rank_one": "the update has rank one: every step is along a single direction. Look for a "
-    "constant input or collapsed units; or give the parameter AdamW by `rules`",
-    "skipped": f"skipped {PATIENCE} steps in a row because the gradient is not finite. Try a lower "
-    "learning rate, gradient clipping, or `precision: bf16-mixed` in place of 16-mixed",
+    cause: text.format(
+        patience=PATIENCE, energy=MAX_ENERGY, small=MIN_RMS_RATIO, large=MAX_RMS_RATIO
+    )
+    for cause, text in tomllib.loads(_TEXTS.read_text("utf-8")).items()
 }
 
 
