@@ -10,17 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_root.diagnostics.statistics import STATISTICS, Reduction, Stack, row_of
+from lightning_root.functional import statistics as functional
 from lightning_root.functional.matrices import entries, magnitude, nonzero, ratio, slices
 from lightning_root.functional.spectrum import orthogonality
-from lightning_root.functional.statistics import (
-    norms,
-    scaled_cosine,
-    scaled_energy,
-    scaled_kurtosis,
-    scaled_rms,
-    scaled_threshold,
-    share_of_nonzero,
-)
 
 # Smaller matrices count as so large when a stack is cut: 64 of them at most are measured at once,
 # because the estimates take up to 96 KiB of memory for each
@@ -141,21 +133,21 @@ def measure(stack: Stack, weight_norms: Tensor | None = None) -> Measurements:
 def _measure(momentum: Tensor, clipped: Tensor, update: Tensor) -> dict[str, Tensor]:
     """Return what needs no scale and no weight, of (k, m, n) matrices; each statistic (k)."""
     largest, threshold, extent = (_magnitude(part) for part in (momentum, clipped, update))
-    found, count = norms(momentum, clipped, update, largest), entries(momentum)
+    found, count = functional.norms(momentum, clipped, update, largest), entries(momentum)
     sigma = orthogonality(update, extent)
     product = found.product / nonzero(extent)[:, 0, 0]
     return {
         "threshold": threshold[:, 0, 0],
-        "relative_threshold": scaled_threshold(threshold, found.size, count, largest),
-        "outlier_fraction": share_of_nonzero(found.changed, count, largest),
-        "outlier_energy": scaled_energy(found.outliers, found.size),
-        "kurtosis": scaled_kurtosis(found.size, found.squares, count),
-        "momentum_rms": scaled_rms(found.size, count, largest),
-        "cosine": scaled_cosine(product, found.size, sigma.size),
+        "relative_threshold": functional.scaled_threshold(threshold, found.size, count, largest),
+        "outlier_fraction": functional.share_of_nonzero(found.changed, count, largest),
+        "outlier_energy": functional.scaled_energy(found.outliers, found.size),
+        "kurtosis": functional.scaled_kurtosis(found.size, found.squares, count),
+        "momentum_rms": functional.scaled_rms(found.size, count, largest),
+        "cosine": functional.scaled_cosine(product, found.size, sigma.size),
         "orth_error": sigma.error,
         "sigma_min": sigma.smallest,
         "sigma_max": sigma.largest,
-        "orthogonal_rms": scaled_rms(sigma.size, count, extent),
+        "orthogonal_rms": functional.scaled_rms(sigma.size, count, extent),
     }
 
 

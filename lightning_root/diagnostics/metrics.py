@@ -12,14 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_root.diagnostics.statistics import Reduction as Reduction
-from lightning_root.functional import (
-    cosine_similarity,
-    kurtosis,
-    orthogonalization_error,
-    outlier_energy,
-    outlier_fraction,
-    root_mean_square,
-)
+from lightning_root.functional import orthogonalization_error
+from lightning_root.functional import statistics as functional
 
 __all__ = [
     "MatrixMetric",
@@ -159,7 +153,7 @@ class UpdateRMS(MatrixMetric):
 
     def update(self, update: Tensor) -> None:
         """Take in updates, (m, n) or a stack (*batch, m, n), with or without the scale."""
-        self._add(root_mean_square(update))
+        self._add(functional.root_mean_square(update))
 
 
 class MomentumCosine(MatrixMetric):
@@ -182,7 +176,7 @@ class MomentumCosine(MatrixMetric):
 
     def update(self, momentum: Tensor, update: Tensor) -> None:
         """Take in momenta N, (m, n) or a stack (*batch, m, n), and updates U of the same shape."""
-        self._add(cosine_similarity(momentum, update))
+        self._add(functional.cosine_similarity(momentum, update))
 
 
 class OutlierFraction(MatrixMetric):
@@ -208,7 +202,7 @@ class OutlierFraction(MatrixMetric):
 
     def update(self, momentum: Tensor, clipped: Tensor) -> None:
         """Take in momenta N, (m, n) or a stack (*batch, m, n), and what the threshold left, B."""
-        self._add(outlier_fraction(momentum, clipped))
+        self._add(functional.outlier_fraction(momentum, clipped))
 
 
 class OutlierEnergy(MatrixMetric):
@@ -233,7 +227,7 @@ class OutlierEnergy(MatrixMetric):
 
     def update(self, momentum: Tensor, clipped: Tensor) -> None:
         """Take in momenta N, (m, n) or a stack (*batch, m, n), and what the threshold left, B."""
-        self._add(outlier_energy(momentum, clipped))
+        self._add(functional.outlier_energy(momentum, clipped))
 
 
 class MomentumKurtosis(MatrixMetric):
@@ -256,4 +250,4 @@ class MomentumKurtosis(MatrixMetric):
 
     def update(self, momentum: Tensor) -> None:
         """Take in momenta N, one matrix (m, n) or a stack (*batch, m, n)."""
-        self._add(kurtosis(momentum))
+        self._add(functional.kurtosis(momentum))
