@@ -1,11 +1,7 @@
-"""DDP of which each rank keeps a part of ROOT's state: a strategy for Lightning.
-
-`ShardedState` has no bases, so that it serves `lightning.pytorch` and `pytorch_lightning`, GPUs and
-NPUs alike.
-"""
+"""DDP of which each rank keeps a part of ROOT's state: a strategy for Lightning."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from zipfile import is_zipfile
 
 import torch
@@ -14,19 +10,20 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_root.optim import ROOT
 
+if TYPE_CHECKING:
+    Mixin: TypeAlias = (
+        Any  # on a strategy of Lightning's, of either package, whose attributes it has
+    )
+else:
+    Mixin = object
 
-class ShardedState:
+
+class ShardedState(Mixin):  # type: ignore[misc]
     """Mixin for a DDP strategy: the optimizer's state in parts, its checkpoints whole."""
-
-    optimizers: list[Any]
-    model: Any
-    checkpoint_io: Any
-    root_device: torch.device
-    _model_averaging_period: int | None
 
     def setup_optimizers(self, trainer: Any) -> None:
         """Have every rank keep a part of the state, before there is any."""
-        super().setup_optimizers(trainer)  # type: ignore[misc]
+        super().setup_optimizers(trainer)
         if self._model_averaging_period is not None:
             raise ValueError(
                 "`model_averaging_period` must be None, got "
@@ -69,7 +66,7 @@ class ShardedState:
         elif is_zipfile(path) and type(self.checkpoint_io) is TorchCheckpointIO:
             loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
         else:
-            loaded = super().load_checkpoint(checkpoint_path, weights_only)  # type: ignore[misc]
+            loaded = super().load_checkpoint(checkpoint_path, weights_only)
         return loaded
 
 

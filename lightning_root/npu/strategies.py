@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.npu.runtime import npu
-from lightning_root.strategies import ShardedState
+from lightning_root.strategies import Mixin, ShardedState
 
 
 def on_npu(plugin: Any) -> Any:
@@ -39,11 +39,8 @@ def on_npu(plugin: Any) -> Any:
     return plugin
 
 
-class OnNPU:
+class OnNPU(Mixin):  # type: ignore[misc]
     """Mixin of all of them: no other accelerator, and precision on `npu`."""
-
-    _accelerator: Any
-    _precision_plugin: Any
 
     @property
     def accelerator(self) -> Any:
@@ -62,7 +59,7 @@ class OnNPU:
     @property
     def precision_plugin(self) -> Any:
         """The precision plugin, its autocast and loss scaling on `npu`."""
-        return super().precision_plugin  # type: ignore[misc]
+        return super().precision_plugin
 
     @precision_plugin.setter
     def precision_plugin(self, plugin: Any) -> None:
@@ -76,8 +73,6 @@ class OnNPU:
 class OneNPU(OnNPU):
     """One device, which `devices` chooses."""
 
-    _root_device: torch.device
-
     def __init__(
         self,
         device: int | None = None,
@@ -86,7 +81,7 @@ class OneNPU(OnNPU):
         precision_plugin: Any = None,
     ) -> None:
         # Nothing can be computed on `meta` by mistake, as it could on a CPU.
-        super().__init__("meta", accelerator, checkpoint_io, precision_plugin)  # type: ignore[call-arg]
+        super().__init__("meta", accelerator, checkpoint_io, precision_plugin)
         if device is not None:
             npu()
             self._root_device = torch.device("npu", device)
@@ -109,8 +104,6 @@ class OneNPU(OnNPU):
 class SeveralNPUs(OnNPU):
     """Processes that talk over HCCL."""
 
-    _process_group_backend: str | None
-
     def _get_process_group_backend(self) -> str:
         return self._process_group_backend or "hccl"
 
@@ -119,17 +112,13 @@ class SeveralNPUs(OnNPU):
         # HCCL has no mean: torch_npu divides the sum in place, which whole numbers do not allow.
         is_mean = reduce_op in ("mean", "avg", dist.ReduceOp.AVG) and dist.is_initialized()
         if not isinstance(tensor, Tensor) or tensor.is_floating_point() or not is_mean:
-            return super().reduce(tensor, group, reduce_op)  # type: ignore[misc]
-        total = super().reduce(tensor, group, "sum")  # type: ignore[misc]
+            return super().reduce(tensor, group, reduce_op)
+        total = super().reduce(tensor, group, "sum")
         return tensor.copy_(total / dist.get_world_size(group))
 
 
 class DataParallelNPUs(SeveralNPUs):
     """The whole model on each device."""
-
-    root_device: torch.device
-    _ddp_kwargs: dict[str, Any]
-    _ddp_comm_hook: Any
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         """Wrap the model as Lightning does, but for the stream of CUDA that it opens for that."""
@@ -147,11 +136,6 @@ class DataParallelNPUs(SeveralNPUs):
 class ShardedNPUs(SeveralNPUs):
     """The model and the optimizer's state in shards."""
 
-    root_device: torch.device
-    num_nodes: int
-    num_processes: int
-    cluster_environment: Any
-    _timeout: Any
     _data_parallel_size: Any
     _tensor_parallel_size: Any
 
@@ -169,14 +153,13 @@ class ShardedNPUs(SeveralNPUs):
         if self._data_parallel_size == "auto":
             total = self.num_nodes * self.num_processes
             self._data_parallel_size = total // self._tensor_parallel_size
-        super().setup_environment()  # type: ignore[misc]
+        super().setup_environment()
 
     def _setup_distributed(self) -> None:
         """Make the process group without a device, then go on as Lightning does."""
-        # HCCL's groups cannot be split, and torch splits a group with a device to make a mesh of
-        # it.
+        # HCCL's groups cannot be split, and torch splits one with a device to make a mesh of it.
         self.accelerator.setup_device(self.root_device)
-        self.set_world_ranks()  # type: ignore[attr-defined]
+        self.set_world_ranks()
         if not dist.is_initialized():
             environment = self.cluster_environment
             os.environ["MASTER_ADDR"] = environment.main_address
@@ -187,7 +170,7 @@ class ShardedNPUs(SeveralNPUs):
                 world_size=environment.world_size(),
                 timeout=self._timeout,
             )
-        super()._setup_distributed()  # type: ignore[misc]  # finds the group and keeps it
+        super()._setup_distributed()  # finds the group and keeps it
 
 
 class SingleNPUStrategy(OneNPU, SingleDeviceStrategy):
