@@ -1,18 +1,13 @@
 """The supported versions of other packages, asked for when something fails, not before."""
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, NamedTuple
 
-# The supported range of each package that is always needed: the dependencies of pyproject.toml.
-REQUIRED: Final[Mapping[str, str]] = {
-    "torch": ">=2.11,<2.16",
-    "lightning": ">=2.6.4,<2.7",
-    "torchmetrics": ">=1.6",
-    "jsonargparse": ">=4.39,<5",
-    "tensorboard": ">=2.18",
-    "jinja2": ">=3.1",
-    "numpy": ">=2.0",
-}
+_TABLE: Final = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+REQUIRED: Final[Mapping[str, str]] = _TABLE["required"]
+OPTIONAL: Final[Mapping[str, tuple[str, str, str]]] = _TABLE["optional"]
 
 WITHOUT_CANN: Final = (
     "torch_npu is installed and cannot be loaded: `source` CANN's set_env.sh in this shell, or see "

@@ -21,18 +21,7 @@ from lightning_root.coefficients import lookup, output_range
 from lightning_root.kernels import Form, orthogonalize
 from lightning_root.kernels.rates import processor, rates_file
 from lightning_root.npu import runtime
-from lightning_root.versions import REQUIRED, Version, installed, own_version
-
-OPTIONAL: Final = {
-    "matplotlib": (">=3.9", "figures", "plot"),
-    "triton": (">=3.4", "kernels on GPUs", None),
-    "datasets": (">=5", "examples", "examples"),
-    "scikit-learn": (">=1.6", "examples", "examples"),
-    "transformers": (">=5.23", "tokenizers and export", "examples"),
-    "lm_eval": (">=0.4.13", "zero-shot evaluation", "eval"),
-    "torch_npu": (">=2.11,<2.16", "Ascend NPUs", "npu"),
-}
-"""By name: the supported range, its purpose, the extra that brings it (None: torch's builds do)."""
+from lightning_root.versions import OPTIONAL, REQUIRED, Version, installed, own_version
 
 # Those that matrix products gain from, as Linux names them
 INSTRUCTION_SETS: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
@@ -53,7 +42,7 @@ class Package(NamedTuple):
 
     version: Version
     purpose: str | None = None
-    extra: str | None = None  # of lightning-root, that installs it
+    extra: str = ""  # of lightning-root, that installs it
 
     @property
     def problem(self) -> str | None:
@@ -68,7 +57,7 @@ class Package(NamedTuple):
             return "OUTSIDE" if self.version.found else "MISSING"
         if self.purpose is None:
             return ""
-        missing = self.version.found is None and self.extra is not None
+        missing = self.version.found is None and self.extra
         return f"for {self.purpose}" + (f": lightning-root[{self.extra}]" if missing else "")
 
     @property

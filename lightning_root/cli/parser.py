@@ -13,6 +13,8 @@ from typing import Any, Final, NoReturn
 
 from lightning_root.coefficients import COEFFICIENT_NAMES
 
+MAX_STEPS: Final = 99
+MAX_RANKS: Final = 999_999
 HELP: Final = Path(__file__).parent / "help"
 TABLE: Final = tomllib.loads((HELP / "commands.toml").read_text("utf-8"))
 COMMANDS: Final = {name: entry["about"] for name, entry in TABLE.items() if "about" in entry}
@@ -105,42 +107,23 @@ def read_shape(text: str) -> tuple[int, int]:
     return m, n
 
 
-def read_steps(text: str) -> int:
-    """Parse a number of steps, from 1 to 99."""
-    if re.fullmatch(r"[1-9]\d?", text) is None:
-        hint = "; shapes come before the options" if "x" in text else ""
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 99, got {text!r}{hint}")
+def read_count(text: str, most: int) -> int:
+    """Parse a whole number from 1 to `most`, of as many digits."""
+    if re.fullmatch(r"[1-9]\d*", text) is None or len(text) > len(str(most)):
+        hint = "; shapes come before the options" if "x" in text and most == MAX_STEPS else ""
+        wrong = f"must be a whole number from 1 to {most}, got {text!r}{hint}"
+        raise argparse.ArgumentTypeError(wrong)
     return int(text)
 
 
-def read_ranks(text: str) -> int:
-    """Parse a number of ranks, from 1 to 999999."""
-    if re.fullmatch(r"[1-9]\d{0,5}", text) is None:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 999999, got {text!r}")
-    return int(text)
-
-
-def read_share(text: str) -> float:
-    """Parse a share in (0, 1]."""
-    share = _number(text)
-    if not 0.0 < share <= 1.0:
-        raise argparse.ArgumentTypeError(f"must be in (0, 1], got {text!r}; 0.25 is the paper's")
-    return share
-
-
-def read_weight(text: str) -> float:
-    """Parse the weight of an average, in [0, 1)."""
-    weight = _number(text)
-    if not 0.0 <= weight < 1.0:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {text!r}; 0.9 smooths much")
-    return weight
-
-
-def _number(text: str) -> float:
+def read_number(text: str, fits: Callable[[float], bool], rule: str, hint: str) -> float:
+    """Parse a number that fits the rule, such as "in (0, 1]"."""
     try:
-        return float(text)
+        if fits(number := float(text)):
+            return number
     except ValueError:
-        return float("nan")  # outside every range
+        pass
+    raise argparse.ArgumentTypeError(f"must be {rule}, got {text!r}; {hint}")
 
 
 def read_output(text: str) -> Path:
@@ -164,9 +147,11 @@ READERS: Final[dict[str, Callable[[str], Any]]] = {
     "json_output": read_json_output,
     "output": read_output,
     "path": Path,
-    "ranks": read_ranks,
+    "ranks": lambda text: read_count(text, MAX_RANKS),
     "shape": read_shape,
-    "share": read_share,
-    "steps": read_steps,
-    "weight": read_weight,
+    "share": lambda text: read_number(
+        text, lambda x: 0 < x <= 1, "in (0, 1]", "0.25 is the paper's"
+    ),
+    "steps": lambda text: read_count(text, MAX_STEPS),
+    "weight": lambda text: read_number(text, lambda x: 0 <= x < 1, "in [0, 1)", "0.9 smooths much"),
 }
