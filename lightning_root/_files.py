@@ -12,11 +12,7 @@ from typing import Any
 
 
 def cache_folder() -> Path:
-    """Return the folder for fits and measurements: `LIGHTNING_ROOT_CACHE` or the user's cache.
-
-    Raises:
-        RuntimeError: If there is no home folder to put it in.
-    """
+    """Return the folder for fits and measurements; RuntimeError without a home to put it in."""
     chosen = os.environ.get("LIGHTNING_ROOT_CACHE")
     if chosen:
         return Path(chosen).expanduser()

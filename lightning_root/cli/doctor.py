@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_root._files import cache_folder
-from lightning_root.cli.output import counted, error_text, print_json, render
+from lightning_root.cli.output import error_text, print_json, render
 from lightning_root.coefficients import lookup, output_range
 from lightning_root.kernels import Form, orthogonalize
 from lightning_root.kernels.rates import processor, rates_file
@@ -112,26 +112,20 @@ def run(options: argparse.Namespace) -> int:
     wrong = [package.problem for package in found] + [device.problem for device in machine]
     wrong += [failure and f"cache folder: {failure}; {WITHOUT_CACHE}"]
     problems = [each for each in (*wrong, *(check.problem for check in checks)) if each]
+    values = {
+        "version": own_version(),
+        "system": platform.platform(),
+        "packages": [{**v._asdict(), "fits": v.fits} for v, *_ in found],
+        "devices": [device._asdict() for device in machine],
+        "cache": {"folder": str(folder), "failure": failure, **files},
+        "orthogonalizer": [check._asdict() for check in checks],
+        "problems": problems,
+    }
     if options.json:
-        values = {
-            "version": own_version(),
-            "system": platform.platform(),
-            "packages": [{**v._asdict(), "fits": v.fits} for v, *_ in found],
-            "devices": [device._asdict() for device in machine],
-            "cache": {"folder": str(folder), "failure": failure, **files},
-            "orthogonalizer": [check._asdict() for check in checks],
-            "problems": problems,
-        }
         print_json(values)
     else:
-        sets = counted(files["coefficients"], "fitted set")
-        measured = counted(files["rates"], "measurement")
-        state = f"{'cannot' if failure else 'can'} be written; {sets} of coefficients"
-        places = [(each.name, each.state) for each in machine]
-        places.append(("cache", f"{folder} {state}, {measured} of machines"))
-        given = {"version": own_version(), "platform": platform, "fill": textwrap.fill}
-        lists = {"packages": found, "places": places, "checks": checks, "problems": problems}
-        print(render("doctor", **given, **lists))
+        more = {"platform": platform, "fill": textwrap.fill, "found": found, "checks": checks}
+        print(render("doctor", **values, **more))
     return 1 if problems else 0
 
 

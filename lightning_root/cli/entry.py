@@ -10,14 +10,7 @@ from lightning_root.versions import explain, own_version
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names; LightningCLI's, if it is none of ours.
-
-    Args:
-        arguments: What follows the program's name. Default: those of the process.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command that the first argument names, or LightningCLI; return the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     # A console script, unlike `python -m`, does not see modules of the working directory.
     if os.getcwd() not in sys.path:

@@ -46,7 +46,8 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 def print_json(values: Any) -> None:
     """Print as JSON, with null for infinity and NaN."""
-    text = json.dumps(_finite(values), indent=1)
+    finite = json.loads(json.dumps(values), parse_constant=lambda _: None)
+    text = json.dumps(finite, indent=1)
     # Lists of numbers take one line; strings hold no line breaks, so they stay as they are.
     print(re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text))
 
@@ -87,13 +88,3 @@ def check_picture(path: Path) -> None:
             f"`--plot` must end in one of {', '.join(f'.{name}' for name in sorted(formats))}, "
             f"got '{path}'"
         )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

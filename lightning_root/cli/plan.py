@@ -23,11 +23,6 @@ from lightning_root.distributed import (
 )
 from lightning_root.partition import partition_parameters
 
-HEADER: Final = (
-    *("ranks", "matrices", "operations", "balance", "at best"),
-    *("DDP bytes", "at least", "FSDP2 bytes", "at least"),
-)
-
 PLACEMENTS: Final[tuple[Placement, Placement]] = ("replicated", "rows")
 ELEMENT_BYTES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2}
 MAX_BARS: Final = 64  # ranks that have a bar each in a picture; more are drawn as an area
@@ -94,7 +89,6 @@ def _text(plans: Plans) -> str:
         plan=next(iter(plans.replicated.values())),
         elements=sum(m * n * number for (m, n), number in plans.shapes.items()),
         prefixed=with_prefix,
-        header=HEADER,
         rows=[_row(plans, ranks) for ranks in plans.replicated],
         limited=limited,
         shape=shape_text(largest),

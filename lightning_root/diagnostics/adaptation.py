@@ -30,7 +30,8 @@ from lightning_root.functional import Triple
 from lightning_root.optim import ROOT
 
 MAX_FIT_STEPS: Final = 12  # Newton-Schulz steps that a fit can be made for
-# Share of the log-uniform spectrum in what is fitted to, as in the default coefficients
+# Share of the log-uniform spectrum in what is fitted to, as in the default coefficients: it keeps
+# the values in view that a spectrum leaves out, where every step has its own triple
 LOG_UNIFORM_SHARE: Final = 0.03
 MAX_GENERATION: Final = 16  # captures after which older ones begin to be dropped
 SPECTRA: Final = "spectra.json"
@@ -76,22 +77,21 @@ class RecentSpectrum:
         return cls(newer, older, int(values["earlier"]), bool(values["fitted"]))
 
 
-def fit_target(shape: Shape, captured: Spectrum, captured_share: float) -> Spectrum:
-    """Mix the spectrum to fit to: the captured one, the Gaussian one, and some log-uniform."""
-    share = captured_share * (1.0 - LOG_UNIFORM_SHARE)
-    rest = 1.0 - LOG_UNIFORM_SHARE - share
-    return mixture(
-        (share, captured), (rest, marchenko_pastur(*shape)), (LOG_UNIFORM_SHARE, log_uniform())
-    )
+def fit_target(
+    shape: Shape, captured: Spectrum, captured_share: float, extra: float = LOG_UNIFORM_SHARE
+) -> Spectrum:
+    """Mix the spectrum to fit to: the captured one, the Gaussian one, and `extra` log-uniform."""
+    share = captured_share * (1.0 - extra)
+    parts = [(share, captured), (1.0 - extra - share, marchenko_pastur(*shape))]
+    parts = [part for part in [*parts, (extra, log_uniform())] if part[0] > 0.0]
+    return captured if len(parts) == 1 else mixture(*parts)
 
 
 def expected_gain(spectrum: Spectrum, current: Sequence[Triple]) -> float:
-    """Return by how much the best of some known schedules beats the current one; may be negative.
-
-    A fit starts from such schedules and ends below them, so where this is positive a fit pays. It
-    costs a thousandth of a fit, and after a fit it is negative until the spectrum has changed.
-    Infinite where no schedule is known: in one or two steps all of them overshoot.
-    """
+    """Return by how much the best of some known schedules beats the current one, or less than 0."""
+    # A fit starts from such schedules and ends below them, so where this is positive a fit pays. It
+    # costs a thousandth of a fit, and after a fit it is negative until the spectrum has changed.
+    # Infinite where no schedule is known: in one or two steps all of them overshoot.
     known = _known_schedules(len(current))
     if len(known) == 0:
         return math.inf

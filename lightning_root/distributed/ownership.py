@@ -75,16 +75,12 @@ def count_traffic(
 
 @dataclass(frozen=True, slots=True, order=True)
 class Matrices:
-    """Equal matrices that follow each other in one parameter: one, or some of a stack.
-
-    Raises:
-        ValueError: If a size or `count` is below 1, or `number` below 0.
-    """
+    """Equal matrices that follow each other in one parameter; ValueError if a number is too low."""
 
     name: str  # of the parameter
     number: int  # of the first within the parameter, from 0
-    shape: Shape  # (rows, columns) of each
-    count: int = 1
+    shape: Shape  # (rows, columns) of each, at least 1
+    count: int = 1  # at least 1
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1 or self.count < 1 or self.number < 0:
@@ -173,29 +169,19 @@ class OwnershipPlan:
 
 
 def plan_ownership(
-    matrices: Iterable[Matrices],
+    matrices: Iterable[Matrices],  # all that are orthogonalized, each once
     ranks: int,
     *,
-    steps: int = 5,
-    placement: Placement = "replicated",
-    element_bytes: int = 4,
-    cost: Cost = cheapest_operations,
+    steps: int = 5,  # of the iteration
+    placement: Placement = "replicated",  # for the bytes; the owners are the same
+    element_bytes: int = 4,  # of what travels: 4 for float32, 2 for bfloat16
+    cost: Cost = cheapest_operations,  # a positive whole number
 ) -> OwnershipPlan:
     """Give every matrix an owner, so that the busiest rank has little to do.
 
     Matrices are never cut; stacks of them are. The same matrices in any order give the same plan:
-    among equal ones, those that come first by name and number go to the lower ranks.
-
-    Args:
-        matrices: All that are orthogonalized, each once.
-        ranks: N.
-        steps: T, of the iteration.
-        placement: "replicated" where every rank has all weights (DDP), "rows" where each has some
-            rows of every matrix (FSDP2). For the bytes; the owners are the same.
-        element_bytes: Bytes of an element that travels: 4 for float32, 2 for bfloat16.
-        cost: Operations of a matrix, a positive whole number.
-
-    ValueError if there is no matrix, one is given twice, or a number is out of range.
+    among equal ones, those that come first by name and number go to the lower ranks. ValueError if
+    there is no matrix, one is given twice, or a number is out of range.
     """
     ordered = sorted(matrices)
     _check_arguments(ordered, ranks, steps, placement, element_bytes)

@@ -38,9 +38,6 @@ COLUMNS: Final[Mapping[str, Callable[[Coefficients], str]]] = {
     "verdict": lambda entry: "bounded" if is_bounded(entry) else "UNBOUNDED",
 }
 PROPERTIES: Final = ("p_T on [0, 1]", "stable up to", "bfloat16")
-LEGEND: Final = (
-    "stable up to: largest input that stays within [-2, 2]; bfloat16: rounding error, r.m.s."
-)
 
 
 def errors_of(entry: Coefficients) -> dict[str, float | None]:

@@ -18,16 +18,13 @@ from lightning_root.coefficients import (
     load_spectra,
     log_uniform,
     marchenko_pastur,
-    mixture,
     output_range,
     save_coefficients,
     training_model,
 )
 from lightning_root.coefficients.shapes import Shape, shape_text
 from lightning_root.coefficients.store import RATIOS, ROWS, grid_shape, in_table
-
-# Keeps the values in view that a spectrum leaves out, where every step has its own triple
-LOG_UNIFORM_SHARE: Final = 0.03
+from lightning_root.diagnostics.adaptation import LOG_UNIFORM_SHARE, fit_target
 
 
 def show(options: argparse.Namespace) -> int:
@@ -71,9 +68,8 @@ def certify(options: argparse.Namespace) -> int:
     if options.json:
         catalog.print_sets(sets, _certificate)
         return 1 if failed else 0
-    header = ("shape", "T", "p_T on [0, 1]", "on [0, 1.02]", "stable up to", "bfloat16", "verdict")
     single = dict.fromkeys(triple for entry in sets if (triple := catalog.shared_triple(entry)))
-    _print("certify", sets=sets, header=header, single=single, failed=failed)
+    _print("certify", sets=sets, single=single, failed=failed)
     return 1 if failed else 0
 
 
@@ -155,7 +151,7 @@ def fit(options: argparse.Namespace) -> int:
         goal += f", with {100 * extra:g} % log-uniform"
     comparisons = []
     for shape, steps in _cases(options, spectra, "fitting"):
-        spectrum = _fit_target(spectra.of(shape, steps), shape, share, extra)
+        spectrum = fit_target(shape, spectra.of(shape, steps), share, extra)
         comparisons.append(_fit(shape, steps, spectrum, single=options.single))
     sets = [comparison.sets["fitted"] for comparison in comparisons]
     names = ("Muon", "adaptive", "fitted")
@@ -169,15 +165,6 @@ def fit(options: argparse.Namespace) -> int:
     errors = {name: [error_text(c.errors.get(name)) for c in comparisons] for name in names}
     _print("fit", sets=sets, goal=goal, names=names, errors=errors, file=options.output)
     return 0
-
-
-def _fit_target(spectrum: Spectrum, shape: Shape, share: float, extra: float) -> Spectrum:
-    """Mix a share of a spectrum with the Gaussian law, and `extra` of both with log-uniform."""
-    if share == 1.0 and extra == 0.0:
-        return spectrum
-    rest = 1.0 - extra
-    parts = [(rest * share, spectrum), (rest * (1.0 - share), marchenko_pastur(*shape))]
-    return mixture(*(part for part in [*parts, (extra, log_uniform())] if part[0] > 0.0))
 
 
 def _fit(shape: Shape, steps: int, spectrum: Spectrum, *, single: bool) -> Comparison:
@@ -196,7 +183,8 @@ def compare(options: argparse.Namespace) -> int:
     files = {_label(path, options.files): catalog.read_sets(path) for path in options.files}
     comparisons = []
     for shape, steps in _cases(options, spectra, "comparing"):
-        sets = {n: catalog.set_by_name(of[0], shape, steps) for n, of in NAMED_SETS.items()}
+        named = {name: each["lookup"] for name, each in NAMED_SETS.items()}
+        sets = {n: catalog.set_by_name(called, shape, steps) for n, called in named.items()}
         for label, entries in files.items():
             fitting = [e for e in entries if e.steps == steps and e.shape in (shape, None)]
             if fitting:

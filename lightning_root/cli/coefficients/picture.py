@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,18 +23,8 @@ from lightning_root.diagnostics.report.drawing import log_numbers
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# By the name to show: what `lookup` calls a set, and its colour, which colour-blind eyes can tell
-# apart, and marker
-NAMED_SETS: Final = {
-    "Muon": ("muon", "#d55e00", "o"),
-    "paper": ("paper", "#cc79a7", "s"),
-    "published": ("published", "#8c6d31", "v"),
-    "You": ("quintic", "#999999", "^"),
-    "Polar Express": ("polar_express", "#56b4e9", "P"),
-    "CANS": ("cans", "#009e73", "X"),
-    "adaptive": ("adaptive", "#0072b2", "D"),
-}
-# Those of fitted sets and files, in turn
+NAMED_SETS: Final = tomllib.loads(Path(__file__).with_name("sets.toml").read_text("utf-8"))
+# Colours and markers of fitted sets and files, in turn
 OTHER_STYLES: Final = (("#000000", "*"), ("#e69f00", "<"), ("#6a3d9a", ">"), ("#b15928", "h"))
 
 BINS: Final = 400  # of sigma, from 1e-4 to 1: four decades in steps of 1/100
@@ -89,7 +80,8 @@ def _styles(names: Sequence[str]) -> Styles:
     """Return colour, marker and width of each set's marks."""
     others, styles = cycle(OTHER_STYLES), {}
     for name in names:
-        color, marker = NAMED_SETS[name][1:] if name in NAMED_SETS else next(others)
+        named = NAMED_SETS.get(name)
+        color, marker = (named["color"], named["marker"]) if named else next(others)
         styles[name] = {
             "color": color,
             "linewidth": 1.2 if name in NAMED_SETS and name != "adaptive" else 1.9,

@@ -82,27 +82,15 @@ class Comparison:
 
 
 def comparison_of(
-    runs: Sequence[Run],
+    runs: Sequence[Run],  # at least two
     *,
-    labels: Sequence[str] | None = None,
-    metric: str | None = None,
-    mode: Mode | None = None,
-    steps_only: bool = False,
-    smooth: float | None = None,
+    labels: Sequence[str] | None = None,  # default: optimizer and learning rate, or the folder
+    metric: str | None = None,  # a tag; default: the validation loss, else the training loss
+    mode: Mode | None = None,  # default: by the words of the tag; `min` if they do not tell
+    steps_only: bool = False,  # times compare runs only if each had the machine to itself
+    smooth: float | None = None,  # of training losses, in [0, 1); default: by the number of points
 ) -> Comparison:
-    """Give runs a metric to be compared in, and labels.
-
-    Every run has a target to reach: the last value of the worst of them.
-
-    Args:
-        runs: At least two.
-        labels: One for each run. Default: optimizer and learning rate, or the folder.
-        metric: A tag. Default: the validation loss, or if there is none the training loss.
-        mode: Default: by the words of the tag, such as accuracy; `min` if they do not tell.
-        steps_only: Leave out what depends on the clock: times compare runs only if each had the
-            machine to itself.
-        smooth: Weight of the past in the average drawn over training losses, in [0, 1). Default:
-            by the number of points.
+    """Give runs a metric to be compared in, and labels; their target is the worst last value.
 
     Raises:
         ValueError: If there are fewer than two runs, labels are not as many, or a run does not
@@ -150,11 +138,7 @@ def _ratio(worst: float, value: float) -> float | None:
 
 
 def page_of(comparison: Comparison) -> page.Page:
-    """Everything that can be compared, as a page.
-
-    Args:
-        comparison: From `comparison_of`.
-    """
+    """Return everything that can be compared, as a page."""
     sections: dict[str, Sequence[page.Part]] = {
         f"Results: {comparison.metric}": _results(comparison),
         "Training": picture_of("training", _training(comparison), common_legend=True),

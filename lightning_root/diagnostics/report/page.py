@@ -116,17 +116,11 @@ class Page:
 
 
 def write_page(
-    page: Page, path: Path, watched: Callable[[Sequence[Picture]], Iterable[Picture]] = iter
+    page: Page,
+    path: Path,  # of the HTML file; its folder is made, and the path returned
+    watched: Callable[[Sequence[Picture]], Iterable[Picture]] = iter,  # may show how far it is
 ) -> Path:
     """Draw the pictures, as PNG files beside the page, and write the page.
-
-    Args:
-        page: What to write.
-        path: The HTML file; its folder is made.
-        watched: Goes through the pictures, and may show how far it is.
-
-    Returns:
-        `path`.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.

@@ -71,11 +71,7 @@ def log_files(folder: Path) -> list[Path]:
 
 
 def find_run(folder: Path) -> Path:
-    """The folder of the run: this one, or the only one below it that holds logs.
-
-    Raises:
-        ValueError: If there is none, or more than one.
-    """
+    """Return this folder, or the only one below it that holds logs; ValueError unless it is one."""
     advice = "give the `log folder` that the run's summary names"
     if not folder.is_dir():
         raise ValueError(f"`RUN_DIR` must be a folder, got '{folder}'; {advice}")
@@ -107,14 +103,7 @@ def _list_folders(folders: Iterable[Path]) -> str:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the logs of a run and what lies beside them.
-
-    Args:
-        folder: From `find_run`.
-
-    Raises:
-        ValueError: If no log file in it holds a scalar.
-    """
+    """Read the logs in a folder and what lies beside them; ValueError if they hold no scalar."""
     every = [_read_session(path) for path in log_files(folder)]
     notes = [note for session in every for note in session.notes]
     sessions = [session for session in every if session.scalars]

@@ -48,12 +48,7 @@ LayerSeries: TypeAlias = Mapping[Statistic, Mapping[str, Series]]  # by the name
 
 
 def report_of(run: Run, smooth: float | None = None) -> page.Page:
-    r"""Everything that the logs of a run tell, as a page.
-
-    Args:
-        run: From `read_run`.
-        smooth: Weight of the past in the average that is drawn over the training loss, in [0, 1).
-            Default: by the number of points.
+    r"""Return what the logs tell, as a page; `smooth`, in [0, 1), is for `Series.smoothed`.
 
     Example:
         >>> from pathlib import Path
@@ -252,15 +247,17 @@ def _coefficient_table(entries: Sequence[CoefficientsInUse]) -> page.Table:
 def _refits(run: Run) -> list[Panel]:
     """Return a panel of the error on captured momentum where `ROOTRefit` was at work."""
     pattern = re.compile(r"root/coefficients/(\d+)x(\d+)/error(_before)?")
-    found = [match for tag in run.scalars if (match := pattern.fullmatch(tag))]
-    shapes = sorted({(int(match[1]), int(match[2])) for match in found})
-    lines = []
-    for place, (rows, columns) in enumerate(shapes):
-        for kind, words in (("error", ""), ("error_before", ", before a fit")):
-            series = run.scalars.get(f"root/coefficients/{rows}x{columns}/{kind}")
-            if series is not None:
-                label = f"{_shape_text((rows, columns))}{words}"
-                lines.append(Line(label, series, place, faint=bool(words)))
+    found = sorted(
+        ((int(match[1]), int(match[2])), bool(match[3]), match[0])
+        for match in map(pattern.fullmatch, run.scalars)
+        if match
+    )
+    shapes = list(dict.fromkeys(shape for shape, *_ in found))
+    lines = [
+        Line(label, run.scalars[tag], shapes.index(shape), faint=before)
+        for shape, before, tag in found
+        for label in [f"{_shape_text(shape)}{', before a fit' if before else ''}"]
+    ]
     about = (
         "Coefficients fitted in training: the mean of (sigma - 1)^2 that the coefficients in use "
         "give on the captured singular values of the run's momentum, by shape."
