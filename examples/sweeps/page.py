@@ -1,28 +1,45 @@
 """The table of a sweep: in the terminal, as a Markdown page, as JSON."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from examples.benchmarks.page import markdown_table, provenance
 from examples.sweeps.plan import Labels, folder_name, in_short, in_words
 from examples.sweeps.results import Results, Row
-from examples.sweeps.statistics import Difference
 from lightning_root._files import write_json
 from lightning_root.diagnostics.report.page import number
+
+Column: TypeAlias = tuple[str, Callable[[Row], str]]
+"""Header, and the cell of a row."""
 
 
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the values of the axes, then what was measured."""
+    columns = _columns(results)
+    return [name for name, _ in columns], [
+        [cell(row) for _, cell in columns] for row in results.rows
+    ]
+
+
+def _columns(results: Results) -> list[Column]:
+    """Those of which there is something to say."""
     sweep = results.sweep
     axes = [axis for axis in sweep.axes if axis != sweep.tune]
-    header = [*axes, *([f"best {sweep.tune}"] if sweep.tune else []), sweep.metric, "seeds"]
+    columns: list[Column] = [(axis, lambda row, axis=axis: row.labels[axis]) for axis in axes]
+    if sweep.tune:
+        columns.append((f"best {sweep.tune}", lambda row: row.tuned or ""))
+    columns += [(sweep.metric, _mean_cell), ("seeds", lambda row: str(row.sample.count))]
+    baseline = in_short(sweep.baseline)
     if sweep.baseline:
-        header += [f"minus {in_short(sweep.baseline)}", "95 % interval"]
-    return header, [
-        _cells(row, sweep.tune is not None, bool(sweep.baseline)) for row in results.rows
-    ]
+        columns.append((f"minus {baseline}", _difference_cell))
+        columns.append(("95 % interval", _interval_cell))
+    if any(row.mean_cpu_seconds is not None for row in results.rows):
+        columns.append(("CPU s", lambda row: optional(row.mean_cpu_seconds, ".1f")))
+        if sweep.baseline:
+            columns.append(("CPU ratio", lambda row: optional(row.cpu_ratio, ".2f")))
+    return columns
 
 
 def notes(results: Results) -> list[str]:
@@ -36,6 +53,16 @@ def notes(results: Results) -> list[str]:
         )
     if len(commits := _commits(results)) > 1:
         found.append(f"The runs are of different states of the source: {', '.join(commits)}.")
+    return found
+
+
+def _explanations(results: Results) -> list[str]:
+    """What the columns mean that do not say so, a sentence each."""
+    found = []
+    if any(row.mean_cpu_seconds is not None for row in results.rows):
+        found.append("CPU s: CPU seconds of the whole training, mean over the seeds.")
+        if results.sweep.baseline:
+            found.append("CPU ratio: those as a multiple of the baseline's.")
     return found
 
 
@@ -84,6 +111,7 @@ def write_results(results: Results, output: Path, about: Mapping[str, Any]) -> N
         f"Last {results.sweep.metric} of each run: mean and standard deviation over the seeds. "
         "Differences are between runs of the same seed, their intervals by Student's t.",
         markdown_table(*table(results)),
+        " ".join(_explanations(results)),
         *notes(results),
         provenance(whole, *said, "Minutes are those of the runs shown, added."),
         f"    {compare_command(results, output)}",
@@ -93,21 +121,26 @@ def write_results(results: Results, output: Path, about: Mapping[str, Any]) -> N
     write_json(output / "results.json", {"about": whole, **_as_dict(results)})
 
 
-def _cells(row: Row, tuned: bool, compared: bool) -> list[str]:
+def _mean_cell(row: Row) -> str:
     sample = row.sample
     spread = "" if sample.deviation is None else f" ± {sample.deviation:.4f}"
-    cells = [*row.labels.values(), *([row.tuned or ""] if tuned else [])]
-    cells += [f"{number(sample.mean)}{spread}", str(sample.count)]
-    return cells + (_difference_cells(row.difference) if compared else [])
+    return f"{number(sample.mean)}{spread}"
 
 
-def _difference_cells(difference: Difference | None) -> list[str]:
-    if difference is None:
-        return ["-", "-"]
-    if difference.interval is None:
-        return [f"{difference.mean:+.4f}", "-"]
-    low, high = difference.interval
-    return [f"{difference.mean:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+def _difference_cell(row: Row) -> str:
+    return "-" if row.difference is None else f"{row.difference.mean:+.4f}"
+
+
+def _interval_cell(row: Row) -> str:
+    if row.difference is None or row.difference.interval is None:
+        return "-"
+    low, high = row.difference.interval
+    return f"{low:+.4f} to {high:+.4f}"
+
+
+def optional(value: float | None, form: str) -> str:
+    """The number in a format; "-" for None."""
+    return "-" if value is None else format(value, form)
 
 
 def _full(row: Row) -> Labels:
@@ -141,6 +174,8 @@ def _as_dict(results: Results) -> dict[str, Any]:
             "values": row.values,
             "best_values": {seed: entry["best"] for seed, entry in row.results.items()},
             "seconds": {seed: entry["seconds"] for seed, entry in row.results.items()},
+            "cpu_seconds": row.cpu_seconds,
+            "cpu_ratio": row.cpu_ratio,
             "difference": None if row.difference is None else vars(row.difference),
         }
         for row in results.rows

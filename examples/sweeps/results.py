@@ -4,10 +4,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from examples.sweeps.plan import Labels, Run, Sweep
-from examples.sweeps.statistics import Difference, Sample, best_of, compare, describe
+from examples.sweeps.statistics import (
+    Difference,
+    Sample,
+    best_of,
+    compare,
+    describe,
+    ratio_of_means,
+)
 from lightning_root._files import read_json
 
 
@@ -21,6 +29,8 @@ class Row:
         note: What a reader should know about that choice.
         results: Contents of `result.json`, by seed.
         difference: To the baseline; None for the baseline, and where it has no run.
+        cpu_ratio: Mean CPU seconds as a multiple of the baseline's with the same seeds; None as
+            above, and where they are not known.
     """
 
     labels: Labels
@@ -28,11 +38,29 @@ class Row:
     note: str
     results: Mapping[int, Mapping[str, Any]]
     difference: Difference | None = None
+    cpu_ratio: float | None = None
 
     @property
     def values(self) -> dict[int, float]:
         """Last value of the metric, by seed."""
         return {seed: result["final"] for seed, result in self.results.items()}
+
+    @property
+    def cpu_seconds(self) -> dict[int, float]:
+        """CPU seconds of the whole training, by seed.
+
+        Runs that were interrupted and went on are left out, and those of before it was recorded.
+        """
+        return {
+            seed: result["cpu_seconds"]
+            for seed, result in self.results.items()
+            if "cpu_seconds" in result and not result["resumed"]
+        }
+
+    @property
+    def mean_cpu_seconds(self) -> float | None:
+        """Over the seeds of which they are known; None if there is none."""
+        return mean(self.cpu_seconds.values()) if self.cpu_seconds else None
 
     @property
     def sample(self) -> Sample:
@@ -120,7 +148,7 @@ def collect(sweep: Sweep, output: Path, failures: Mapping[str, str]) -> Results:
             tuned = best[sweep.tune] if sweep.tune else None
             note = _edge([member[sweep.tune] for member in members], tuned) if sweep.tune else ""
             rows.append(Row(labels, tuned, note, results))
-    compared = [replace(row, difference=_difference(sweep, row, rows)) for row in rows]
+    compared = [_compared(row, baseline_of(sweep, row, rows)) for row in rows]
     return Results(sweep, compared, tuning_values(sweep, output), failures)
 
 
@@ -136,9 +164,14 @@ def baseline_of(sweep: Sweep, row: Row, rows: Sequence[Row]) -> Row | None:
     return next((other for other in rows if other.labels == wanted), None)
 
 
-def _difference(sweep: Sweep, row: Row, rows: Sequence[Row]) -> Difference | None:
-    baseline = baseline_of(sweep, row, rows)
-    return None if baseline is None else compare(row.values, baseline.values)
+def _compared(row: Row, baseline: Row | None) -> Row:
+    if baseline is None:
+        return row
+    return replace(
+        row,
+        difference=compare(row.values, baseline.values),
+        cpu_ratio=ratio_of_means(row.cpu_seconds, baseline.cpu_seconds),
+    )
 
 
 def _edge(labels: Sequence[str], best: str | None) -> str:

@@ -74,6 +74,18 @@ def compare(values: Mapping[int, float], baseline: Mapping[int, float]) -> Diffe
     return Difference(sample.mean, (sample.mean - half, sample.mean + half), sample.count)
 
 
+def ratio_of_means(values: Mapping[int, float], baseline: Mapping[int, float]) -> float | None:
+    """The mean as a multiple of the baseline's, over the seeds that both have.
+
+    Returns:
+        None if no seed is in both.
+    """
+    seeds = [seed for seed in values if seed in baseline]
+    if not seeds:
+        return None
+    return sum(values[seed] for seed in seeds) / sum(baseline[seed] for seed in seeds)
+
+
 def student_quantile(freedom: int, share: float = 0.95) -> float:
     """The t within which `share` of Student's distribution lies, on both sides of 0.
 

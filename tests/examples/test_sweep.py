@@ -66,8 +66,11 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(command, "draw_all", lambda results, output: [])
 
 
-def pretend(loss):
-    """A `run_all` that writes results, `loss(labels, seed)`, and keeps a list of what it ran."""
+def pretend(loss, **further):
+    """A `run_all` that writes results, `loss(labels, seed)`, and keeps a list of what it ran.
+
+    Each of `further` is a function of the same arguments, for another entry of the results.
+    """
     ran = []
 
     def run_all(runs, about, jobs, threads):
@@ -80,6 +83,7 @@ def pretend(loss):
                     **{"final": value, "best": value, "seconds": 1.0, "about": dict(about)},
                     **{"labels": dict(run.labels), "fingerprint": run.fingerprint},
                     **{"steps": [1, 2], "values": [2 * value, value]},
+                    **{name: entry(run.labels, run.seed) for name, entry in further.items()},
                 }
                 write_json(run.result, entry)
             yield run, 0 if value is not None else 1
@@ -140,6 +144,7 @@ def test_a_sweep_resumes_reports_failures_and_ends_with_all_else_done(toy, tmp_p
     first = json.loads(calm.read_text())
     second = json.loads((output / "run=killed" / "seed_3" / "result.json").read_text())
     assert (first["resumed"], second["resumed"]) == (False, True)
+    assert first["cpu_seconds"] > 0
     assert first["steps"] == second["steps"] == [0, 1, 2, 3]
     assert first["values"] == second["values"]
     assert first["final"] == first["values"][-1]
@@ -244,6 +249,27 @@ def test_differences_are_to_the_baseline_with_all_other_axes_alike(tmp_path):
         assert found["B", lr].interval == pytest.approx((0.5, 0.5))
 
 
+def test_cpu_time_is_compared_where_it_is_known(tmp_path, monkeypatch):
+    """Not that of a run that went on after an interruption: it is of the last part alone."""
+    run_all, _ = pretend(
+        lambda labels, seed: 1.0,
+        cpu_seconds=lambda labels, seed: {"A": 10.0, "B": 12.0}[labels["optimizer"]] + seed,
+        resumed=lambda labels, seed: labels["optimizer"] == "B" and seed == 1,
+    )
+    monkeypatch.setattr(command, "run_all", run_all)
+    monkeypatch.setattr(command, "draw_all", lambda results, output: [])
+    axes = {"optimizer": {"A": None, "B": {"optimizer.name": "b"}}}
+    path = write_sweep(tmp_path / "s.yaml", axes=axes, baseline={"optimizer": "A"})
+    assert command.main([str(path), "--output", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "table.md").read_text()
+    assert "| CPU s | CPU ratio |" in page
+    assert re.search(r"\| A \|.*\| 10\.5 \| - \|\n\| B \|.*\| 12\.0 \| 1\.20 \|\n", page)
+    assert "CPU ratio: those as a multiple of the baseline's." in page
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert rows[1]["cpu_seconds"] == {"0": 12.0}
+    assert rows[1]["cpu_ratio"] == pytest.approx(1.2)
+
+
 def test_page_numbers_and_pictures_are_written(tmp_path, monkeypatch):
     run_all, _ = pretend(lambda labels, seed: None if labels["lr"] == "none" else 1.0 + seed)
     monkeypatch.setattr(command, "run_all", run_all)
@@ -259,6 +285,7 @@ def test_page_numbers_and_pictures_are_written(tmp_path, monkeypatch):
     assert page.startswith("# My sweep\n")
     assert "| 0.1 | a$b | 1.5000 ± 0.7071 | 2 |" in page
     assert "4 failed" in page
+    assert "CPU" not in page  # of results from before it was recorded there is none
     numbers = json.loads((out / "results.json").read_text())
     assert [row["mean"] for row in numbers["rows"]] == [1.5] * 6
     for name in ("results.png", "curves.png", "over_lr.png"):
