@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from examples.benchmarks.page import markdown_table, provenance
 from examples.sweeps.plan import Labels, folder_name, in_short, in_words
 from examples.sweeps.results import Results, Row
+from examples.sweeps.statistics import describe
 from lightning_root._files import write_json
 from lightning_root.diagnostics.report.page import number
 
@@ -30,6 +31,7 @@ def _columns(results: Results) -> list[Column]:
     columns: list[Column] = [(axis, lambda row, axis=axis: row.labels[axis]) for axis in axes]
     if sweep.tune:
         columns.append((f"best {sweep.tune}", lambda row: row.tuned or ""))
+        columns.append(("in the grid", lambda row: row.place or "-"))
     columns += [(sweep.metric, _mean_cell), ("seeds", lambda row: str(row.sample.count))]
     baseline = in_short(sweep.baseline)
     if sweep.baseline:
@@ -42,10 +44,28 @@ def _columns(results: Results) -> list[Column]:
     return columns
 
 
+def tuning_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the means that the best values were chosen by, a column for each value."""
+    sweep = results.sweep
+    assert sweep.tune is not None
+    axes = [axis for axis in sweep.axes if axis != sweep.tune]
+    labels = list(sweep.axes[sweep.tune])
+    groups = [found for found, _ in sweep.groups()]
+    body = []
+    for place, values in results.tuning.items():
+        means = {label: number(describe(of_seeds).mean) for label, of_seeds in values.items()}
+        body.append([*groups[place].values(), *(means.get(label, "") for label in labels)])
+    return [*axes, *labels], body
+
+
 def notes(results: Results) -> list[str]:
     """What a reader should know, a sentence each."""
     sweep = results.sweep
-    found = [f"{in_words(row.labels)}: {row.note}." for row in results.rows if row.note]
+    found = [
+        f"{in_words(row.labels)}: {row.tuned} is the {row.place} that was tried."
+        for row in results.rows
+        if row.place in ("least", "greatest")
+    ]
     if sweep.tune and not sweep.tune_seeds:
         found.append(
             f"The best {sweep.tune} was chosen by the same seeds that are compared, which favours "
@@ -58,12 +78,28 @@ def notes(results: Results) -> list[str]:
 
 def _explanations(results: Results) -> list[str]:
     """What the columns mean that do not say so, a sentence each."""
-    found = []
+    sweep, found = results.sweep, []
+    if sweep.tune:
+        also = ", and so is the baseline" if sweep.baseline else ""
+        found.append(
+            f"Each is shown at the {sweep.tune} that is best for it{also}. In the grid: `inside` "
+            "has worse values on both sides, `least` and `greatest` are ends of what was tried."
+        )
     if any(row.mean_cpu_seconds is not None for row in results.rows):
         found.append("CPU s: CPU seconds of the whole training, mean over the seeds.")
-        if results.sweep.baseline:
+        if sweep.baseline:
             found.append("CPU ratio: those as a multiple of the baseline's.")
     return found
+
+
+def _tuning(results: Results) -> list[str]:
+    """The page's part on how the best values were chosen."""
+    sweep = results.sweep
+    if not results.tuning:
+        return []
+    seeds = ", ".join(map(str, sweep.tune_seeds or sweep.seeds))
+    said = f"Chosen by: mean {sweep.metric} at each {sweep.tune}, of seeds {seeds}."
+    return [said, markdown_table(*tuning_table(results))]
 
 
 def failed(results: Results) -> str:
@@ -113,6 +149,7 @@ def write_results(results: Results, output: Path, about: Mapping[str, Any]) -> N
         markdown_table(*table(results)),
         " ".join(_explanations(results)),
         *notes(results),
+        *_tuning(results),
         provenance(whole, *said, "Minutes are those of the runs shown, added."),
         f"    {compare_command(results, output)}",
         failed(results),
@@ -168,7 +205,7 @@ def _as_dict(results: Results) -> dict[str, Any]:
         {
             "labels": dict(row.labels),
             "tuned": row.tuned,
-            "note": row.note,
+            "place": row.place,
             "mean": row.sample.mean,
             "deviation": row.sample.deviation,
             "values": row.values,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from examples.sweeps.plan import Labels, Run, Sweep
 from examples.sweeps.statistics import (
@@ -18,6 +18,8 @@ from examples.sweeps.statistics import (
 )
 from lightning_root._files import read_json
 
+Place: TypeAlias = Literal["inside", "least", "greatest"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -26,7 +28,8 @@ class Row:
     Args:
         labels: Of the axes that are not tuned.
         tuned: The value of the tuned axis that was best; None where nothing is tuned.
-        note: What a reader should know about that choice.
+        place: Whether that value is inside of the grid that was tried, or an end of it, so that
+            better ones may lie beyond; None of values that are no numbers, and of a single one.
         results: Contents of `result.json`, by seed.
         difference: To the baseline; None for the baseline, and where it has no run.
         cpu_ratio: Mean CPU seconds as a multiple of the baseline's with the same seeds; None as
@@ -35,7 +38,7 @@ class Row:
 
     labels: Labels
     tuned: str | None
-    note: str
+    place: Place | None
     results: Mapping[int, Mapping[str, Any]]
     difference: Difference | None = None
     cpu_ratio: float | None = None
@@ -146,8 +149,9 @@ def collect(sweep: Sweep, output: Path, failures: Mapping[str, str]) -> Results:
         results = {run.seed: result for run in runs if (result := read_result(run)) is not None}
         if results:
             tuned = best[sweep.tune] if sweep.tune else None
-            note = _edge([member[sweep.tune] for member in members], tuned) if sweep.tune else ""
-            rows.append(Row(labels, tuned, note, results))
+            tried = [member[sweep.tune] for member in members] if sweep.tune else []
+            place = _place(tried, tuned) if tuned else None
+            rows.append(Row(labels, tuned, place, results))
     compared = [_compared(row, baseline_of(sweep, row, rows)) for row in rows]
     return Results(sweep, compared, tuning_values(sweep, output), failures)
 
@@ -174,16 +178,16 @@ def _compared(row: Row, baseline: Row | None) -> Row:
     )
 
 
-def _edge(labels: Sequence[str], best: str | None) -> str:
-    """A warning if the best number is the least or the greatest that was tried."""
+def _place(labels: Sequence[str], best: str) -> Place | None:
+    """Where among those that were tried the best number is; see `Row`."""
     numbers = [as_number(label) for label in labels]
-    value = as_number(best or "")
-    if value is None or None in numbers or len(numbers) < 2:
-        return ""
     known = [number for number in numbers if number is not None]
-    if value not in (min(known), max(known)):
-        return ""
-    return f"{best} is the {'least' if value == min(known) else 'greatest'} that was tried"
+    value = as_number(best)
+    if value is None or len(known) < len(labels) or len(known) < 2:
+        return None
+    if value in (min(known), max(known)):
+        return "least" if value == min(known) else "greatest"
+    return "inside"
 
 
 def as_number(label: str) -> float | None:

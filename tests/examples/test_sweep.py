@@ -13,6 +13,7 @@ import yaml
 
 from examples import sweep as command
 from examples.sweeps.file import read_sweep
+from examples.sweeps.page import notes, table
 from examples.sweeps.pictures import Dots, draw_all, draw_over
 from examples.sweeps.results import collect
 from lightning_root._files import write_json
@@ -170,10 +171,44 @@ def test_the_best_is_chosen_by_the_tuning_seeds_alone(tmp_path, monkeypatch, cap
     assert ran[:4] == [("A", "0.1", 9), ("A", "0.2", 9), ("B", "0.1", 9), ("B", "0.2", 9)]
     assert ran[4:] == [("A", "0.2", 0), ("B", "0.1", 0), ("A", "0.2", 1), ("B", "0.1", 1)]
     out = capsys.readouterr().out
-    assert re.search(r"^A +0\.2 +1\.0500 ± 0\.0707 +2 ", out, re.MULTILINE)
+    assert re.search(r"^A +0\.2 +greatest +1\.0500 ± 0\.0707 +2 ", out, re.MULTILINE)
     assert "optimizer A: 0.2 is the greatest that was tried." in out
     assert command.main(arguments) == 0
     assert len(ran) == 8  # nothing is left to run
+    page = (tmp_path / "out" / "table.md").read_text()
+    assert "Chosen by: mean val/loss at each lr, of seeds 9." in page
+    assert "| optimizer | 0.1 | 0.2 |\n|---|---:|---:|\n| A | 1.9000 | 0.9000 |" in page
+
+
+def test_it_is_said_whether_the_best_lies_inside_of_what_was_tried(tmp_path):
+    """Each optimizer has a grid of its own, in the file in any order."""
+    best = {"A": 0.2, "B": 0.3, "C": 0.2, "D": 0.2, "E": 0.2}
+
+    def loss(labels, seed):
+        return abs(float(labels["lr"]) - best[labels["optimizer"]]) + seed
+
+    axes = {
+        "optimizer": {name: {"optimizer.name": name} for name in best},
+        "lr": {lr: {"optimizer.lr": lr} for lr in (0.3, 0.1, 0.2, 0.4)},
+    }
+    only = {"optimizer": {"B": {"lr": [0.1, 0.2, 0.3]}, "C": {"lr": [0.2, 0.4]}}}
+    only["optimizer"]["D"] = {"lr": [0.2]}
+    baseline = {"optimizer": "A"}
+    path = write_sweep(tmp_path / "s.yaml", axes=axes, only=only, tune="lr", baseline=baseline)
+    sweep = read_sweep(path)
+    run_all, _ = pretend(loss)
+    list(run_all(sweep.runs(sweep.combinations(), sweep.seeds, tmp_path), ABOUT, 1, 1))
+    results = collect(sweep, tmp_path, {})
+    found = [(row.tuned, row.place) for row in results.rows]
+    assert found == [
+        *[("0.2", "inside"), ("0.3", "greatest"), ("0.2", "least")],
+        *[("0.2", None), ("0.2", "inside")],
+    ]
+    assert results.rows[1].difference.mean == pytest.approx(0.0)
+    header, body = table(results)
+    assert header[:3] == ["optimizer", "best lr", "in the grid"]
+    assert [cells[2] for cells in body] == ["inside", "greatest", "least", "-", "inside"]
+    assert [text.split(":")[0] for text in notes(results)[:-1]] == ["optimizer B", "optimizer C"]
 
 
 @pytest.mark.usefixtures("no_pictures")
