@@ -37,6 +37,7 @@ def _columns(results: Results) -> list[Column]:
     if sweep.baseline:
         columns.append((f"minus {baseline}", _difference_cell))
         columns.append(("95 % interval", _interval_cell))
+        columns.append(("steps ratio", _steps_cell))
     if any(row.mean_cpu_seconds is not None for row in results.rows):
         columns.append(("CPU s", lambda row: optional(row.mean_cpu_seconds, ".1f")))
         if sweep.baseline:
@@ -66,6 +67,12 @@ def notes(results: Results) -> list[str]:
         for row in results.rows
         if row.place in ("least", "greatest")
     ]
+    for row in results.rows:
+        for last, trained in list(row.early.values())[:1]:
+            found.append(
+                f"{in_words(row.labels)}: the last value is of step {last} of {trained} or more; "
+                "let `trainer.val_check_interval` divide the number of steps."
+            )
     if sweep.tune and not sweep.tune_seeds:
         found.append(
             f"The best {sweep.tune} was chosen by the same seeds that are compared, which favours "
@@ -84,6 +91,12 @@ def _explanations(results: Results) -> list[str]:
         found.append(
             f"Each is shown at the {sweep.tune} that is best for it{also}. In the grid: `inside` "
             "has worse values on both sides, `least` and `greatest` are ends of what was tried."
+        )
+    if sweep.baseline:
+        found.append(
+            "Steps ratio: the first step at which the mean curve is as good as the baseline's at "
+            "its end, as a share of the baseline's steps; between validations the curve is taken "
+            "as straight."
         )
     if any(row.mean_cpu_seconds is not None for row in results.rows):
         found.append("CPU s: CPU seconds of the whole training, mean over the seeds.")
@@ -175,6 +188,12 @@ def _interval_cell(row: Row) -> str:
     return f"{low:+.4f} to {high:+.4f}"
 
 
+def _steps_cell(row: Row) -> str:
+    if row.difference is None:
+        return "-"
+    return "never" if row.steps_ratio is None else f"{row.steps_ratio:.2f}"
+
+
 def optional(value: float | None, form: str) -> str:
     """The number in a format; "-" for None."""
     return "-" if value is None else format(value, form)
@@ -213,6 +232,7 @@ def _as_dict(results: Results) -> dict[str, Any]:
             "seconds": {seed: entry["seconds"] for seed, entry in row.results.items()},
             "cpu_seconds": row.cpu_seconds,
             "cpu_ratio": row.cpu_ratio,
+            "steps_ratio": row.steps_ratio,
             "difference": None if row.difference is None else vars(row.difference),
         }
         for row in results.rows

@@ -1,7 +1,7 @@
 """What a sweep found, from the files that its runs left."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -17,6 +17,7 @@ from examples.sweeps.statistics import (
     ratio_of_means,
 )
 from lightning_root._files import read_json
+from lightning_root.diagnostics.report.curves import Series
 
 Place: TypeAlias = Literal["inside", "least", "greatest"]
 
@@ -34,6 +35,8 @@ class Row:
         difference: To the baseline; None for the baseline, and where it has no run.
         cpu_ratio: Mean CPU seconds as a multiple of the baseline's with the same seeds; None as
             above, and where they are not known.
+        steps_ratio: First step at which the mean curve is as good as the baseline's is at its end,
+            as a share of the baseline's steps; None as above, and where it never is.
     """
 
     labels: Labels
@@ -42,6 +45,7 @@ class Row:
     results: Mapping[int, Mapping[str, Any]]
     difference: Difference | None = None
     cpu_ratio: float | None = None
+    steps_ratio: float | None = None
 
     @property
     def values(self) -> dict[int, float]:
@@ -64,6 +68,13 @@ class Row:
     def mean_cpu_seconds(self) -> float | None:
         """Over the seeds of which they are known; None if there is none."""
         return mean(self.cpu_seconds.values()) if self.cpu_seconds else None
+
+    @property
+    def early(self) -> dict[int, tuple[int, int]]:
+        """Step of the last value, and steps trained, by seed; of runs that went on after it."""
+        found = {seed: result.get("trained", 0) for seed, result in self.results.items()}
+        last = {seed: result["steps"][-1] + 1 for seed, result in self.results.items()}
+        return {seed: (last[seed], steps) for seed, steps in found.items() if steps > last[seed]}
 
     @property
     def sample(self) -> Sample:
@@ -152,7 +163,7 @@ def collect(sweep: Sweep, output: Path, failures: Mapping[str, str]) -> Results:
             tried = [member[sweep.tune] for member in members] if sweep.tune else []
             place = _place(tried, tuned) if tuned else None
             rows.append(Row(labels, tuned, place, results))
-    compared = [_compared(row, baseline_of(sweep, row, rows)) for row in rows]
+    compared = [_compared(row, baseline_of(sweep, row, rows), sweep.mode) for row in rows]
     return Results(sweep, compared, tuning_values(sweep, output), failures)
 
 
@@ -168,13 +179,34 @@ def baseline_of(sweep: Sweep, row: Row, rows: Sequence[Row]) -> Row | None:
     return next((other for other in rows if other.labels == wanted), None)
 
 
-def _compared(row: Row, baseline: Row | None) -> Row:
+def mean_curve(row: Row, seeds: Iterable[int]) -> Series:
+    """The mean of the metric over these seeds, by the number of steps done, where all have it."""
+    curves = [
+        dict(zip(row.results[seed]["steps"], row.results[seed]["values"], strict=True))
+        for seed in seeds
+    ]
+    shared = sorted(set.intersection(*map(set, curves))) if curves else []
+    return Series.of([(s + 1, math.nan, mean(curve[s] for curve in curves)) for s in shared])
+
+
+def steps_ratio(row: Row, baseline: Row, mode: Literal["min", "max"]) -> float | None:
+    """How soon the row's mean curve is as good as the baseline's at its end; see `Row`."""
+    seeds = [seed for seed in row.results if seed in baseline.results]
+    ours, theirs = mean_curve(row, seeds), mean_curve(baseline, seeds)
+    if not len(ours.steps) or not len(theirs.steps):
+        return None
+    reached = ours.reach(theirs.last.value, mode)
+    return None if reached is None else reached.step / theirs.last.step
+
+
+def _compared(row: Row, baseline: Row | None, mode: Literal["min", "max"]) -> Row:
     if baseline is None:
         return row
     return replace(
         row,
         difference=compare(row.values, baseline.values),
         cpu_ratio=ratio_of_means(row.cpu_seconds, baseline.cpu_seconds),
+        steps_ratio=steps_ratio(row, baseline, mode),
     )
 
 

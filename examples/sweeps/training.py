@@ -69,7 +69,7 @@ def train(run: Run, about: Mapping[str, Any]) -> None:
 
 
 def outcome(run: Run) -> dict[str, Any]:
-    """Last and best value of the metric, and its curve, from the run's logs."""
+    """Last and best value of the metric, its curve, and steps trained, from the run's logs."""
     scalars = read_run(run.folder).scalars
     if run.metric not in scalars:
         raise ValueError(f"`metric` must be a curve, got {run.metric!r}; there are {list(scalars)}")
@@ -83,4 +83,5 @@ def outcome(run: Run) -> dict[str, Any]:
         "best_step": None if best is None else best.step,
         "steps": series.steps.tolist(),
         "values": series.values.tolist(),
+        "trained": 1 + max(int(curve.steps[-1]) for curve in scalars.values()),  # as far as logged
     }

@@ -15,9 +15,10 @@ from examples import sweep as command
 from examples.sweeps.file import read_sweep
 from examples.sweeps.page import notes, table
 from examples.sweeps.pictures import Dots, draw_all, draw_over
-from examples.sweeps.results import collect
+from examples.sweeps.results import Row, collect, steps_ratio
 from lightning_root._files import write_json
 from lightning_root.cli import main as lightning_root
+from lightning_root.diagnostics.report import read_run
 
 PROJECT = Path(__file__).parents[2]
 TEXT = str(PROJECT / "lightning_root" / "functional")
@@ -209,6 +210,62 @@ def test_it_is_said_whether_the_best_lies_inside_of_what_was_tried(tmp_path):
     assert header[:3] == ["optimizer", "best lr", "in the grid"]
     assert [cells[2] for cells in body] == ["inside", "greatest", "least", "-", "inside"]
     assert [text.split(":")[0] for text in notes(results)[:-1]] == ["optimizer B", "optimizer C"]
+
+
+def curves(steps, *values):
+    """Results of one seed each."""
+    return {
+        seed: {"steps": steps, "values": list(one), "final": one[-1]}
+        for seed, one in enumerate(values)
+    }
+
+
+def test_steps_to_the_baselines_end_are_of_the_mean_curves():
+    """Step 99 is the hundredth; the seeds cross at different steps, or never."""
+    baseline = Row({}, None, None, curves([99, 199], [5.0, 3.0], [4.0, 2.0], [0.0, 0.0]))
+    row = Row({}, None, None, curves([49, 99, 149], [5.0, 4.0, 2.9], [4.0, 2.0, 0.1]))
+    assert steps_ratio(row, baseline, "min") == pytest.approx((100 + 50 / 3) / 200)
+    assert steps_ratio(baseline, baseline, "min") == 1.0
+    worse = Row({}, None, None, curves([99, 199], [5.0, 3.1], [4.0, float("nan")]))
+    assert steps_ratio(worse, baseline, "min") is None
+    longer = Row({}, None, None, curves([99, 199, 299], [5.0, 4.0, 2.0]))
+    assert steps_ratio(longer, baseline, "min") == pytest.approx(250 / 200)
+    assert steps_ratio(longer, baseline, "max") == pytest.approx(100 / 200)
+    other = Row({}, None, None, {7: {"steps": [0], "values": [0.0]}})
+    assert steps_ratio(other, baseline, "min") is None
+
+
+def test_an_axis_may_set_the_number_of_steps(toy, tmp_path):
+    """The schedule follows, and a last value from before the end of training is told."""
+    values = yaml.safe_load(toy.read_text())
+    values["base"].append(str(PROJECT / "configs" / "sweeps" / "quiet.yaml"))
+    values["axes"] = {
+        "length": {
+            "1": None,
+            "1.5": {"trainer.max_steps": 6},
+            "early": {"trainer.max_steps": 5, "trainer.val_check_interval": 3},
+        }
+    }
+    toy.write_text(yaml.safe_dump({**values, "baseline": {"length": "1"}}, sort_keys=False))
+    output = tmp_path / "out"
+    sets = ["--set", "trainer.log_every_n_steps=1", "optimizer.lr=0.02"]
+    assert command.main([str(toy), "--output", str(output), *sets]) == 0
+    rows = json.loads((output / "results.json").read_text())["rows"]
+    assert [row["labels"]["length"] for row in rows] == ["1", "1.5", "early"]
+    rates = {}
+    for length, steps in (("1", 4), ("1.5", 6), ("early", 5)):
+        folder = output / f"length={length}" / "seed_3"
+        result = json.loads((folder / "result.json").read_text())
+        assert result["trained"] == steps
+        rate, *_ = [v for k, v in read_run(folder).scalars.items() if k.startswith("lr-")]
+        assert len(rate.values) == steps
+        rates[length] = rate.values / 0.02
+    assert rates["1"][-1] > rates["1.5"][-1] > 0.1  # it ends a step after the last
+    assert rates["1.5"][3] > rates["1"][3]
+    page = (output / "table.md").read_text()
+    assert "length early: the last value is of step 3 of 5 or more" in page
+    assert "length 1.5: the last" not in page
+    assert "| steps ratio | CPU s | CPU ratio |" in page
 
 
 @pytest.mark.usefixtures("no_pictures")
