@@ -1,6 +1,12 @@
-"""torch's own Muon and AdamW as one optimizer, to compare ROOT with under the same harness."""
+"""Muon or SOAP with AdamW as one optimizer, to compare ROOT with under the same harness.
+
+torch's own Muon, and the SOAP of `pytorch-optimizer`, which the project does not need otherwise:
+
+    pip install pytorch-optimizer
+"""
 
 import weakref
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -12,7 +18,77 @@ from lightning_root.optim.binding import module_behind
 from lightning_root.partition import Partition, partition_named
 
 
-class MuonWithAdamW(Optimizer):
+class _WithAdamW(Optimizer):
+    """A rule for the hidden matrices and `torch.optim.AdamW` for the rest.
+
+    Args:
+        params: As `MuonWithAdamW` takes it.
+        name: Of the group of hidden matrices.
+        rule: Makes the optimizer of that group.
+        takes: Whether the rule takes a hidden parameter of that many dimensions.
+        adamw: Options of the other one.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        name: str,
+        rule: Callable[[list[dict[str, Any]]], Optimizer],
+        takes: Callable[[int], bool],
+        adamw: dict[str, Any],
+    ) -> None:
+        module = module_behind(params)
+        partition = (
+            partition_named(_pairs(params)) if module is None else partition_parameters(module)
+        )
+        self._module = weakref.ref(module) if module is not None else None
+        matrices, rest = _split(partition, takes)
+        first = rule([{"params": matrices, "name": name}])
+        second = torch.optim.AdamW([{"params": rest, "name": "adamw"}], **adamw)
+        self._parts: tuple[Optimizer, Optimizer] = (first, second)
+        # Every group has every key, as learning rate monitors want it; each rule reads its own.
+        super().__init__(
+            [*first.param_groups, *second.param_groups], {**first.defaults, **second.defaults}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Let both optimizers update their group.
+
+        Args:
+            closure: Evaluates the model again and returns the loss.
+
+        Raises:
+            RuntimeError: If the module's parameters have been replaced since, as FSDP2 does.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_live()
+        for part, group in zip(self._parts, self.param_groups, strict=True):
+            # Loading a state makes new groups and a new state.
+            part.param_groups, part.state = [group], self.state
+            part.step()
+        return loss
+
+    def _check_live(self) -> None:
+        module: nn.Module | None = self._module() if self._module is not None else None
+        if module is None:
+            return
+        live = {id(parameter) for parameter in module.parameters()}
+        if any(id(p) not in live for group in self.param_groups for p in group["params"]):
+            raise RuntimeError(
+                f"the module's parameters have been replaced since `{type(self).__name__}` was "
+                "built, as sharding does; it is for one device and for DDP, use "
+                "`lightning_root.ROOT` there"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_parts": self._parts, "_module": None}
+
+
+class MuonWithAdamW(_WithAdamW):
     """`torch.optim.Muon` for the hidden matrices and `torch.optim.AdamW` for the rest.
 
     The split is ROOT's (`partition_parameters`), so that the comparison is of the rules alone, with
@@ -63,65 +139,94 @@ class MuonWithAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
-        module = module_behind(params)
-        partition = (
-            partition_named(_pairs(params)) if module is None else partition_parameters(module)
-        )
-        self._module = weakref.ref(module) if module is not None else None
-        both: dict[str, Any] = {"weight_decay": weight_decay}
-        muon = torch.optim.Muon(
-            [_group("muon", partition)],
-            lr=lr,
-            momentum=momentum,
-            nesterov=nesterov,
-            ns_steps=ns_steps,
-            adjust_lr_fn=adjust_lr_fn,
-            **both,
-        )
-        rate = lr if adamw_lr is None else adamw_lr
-        adamw = torch.optim.AdamW(
-            [_group("adamw", partition)], lr=rate, betas=betas, eps=eps, **both
-        )
-        self._parts: tuple[Optimizer, Optimizer] = (muon, adamw)
-        # Every group has every key, as learning rate monitors want it; each rule reads its own.
         super().__init__(
-            [*muon.param_groups, *adamw.param_groups], {**muon.defaults, **adamw.defaults}
+            params,
+            "muon",
+            lambda groups: torch.optim.Muon(
+                groups,
+                lr=lr,
+                weight_decay=weight_decay,
+                momentum=momentum,
+                nesterov=nesterov,
+                ns_steps=ns_steps,
+                adjust_lr_fn=adjust_lr_fn,
+            ),
+            lambda dimensions: dimensions == 2,
+            {
+                "lr": lr if adamw_lr is None else adamw_lr,
+                "weight_decay": weight_decay,
+                "betas": betas,
+                "eps": eps,
+            },
         )
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Let both optimizers update their group.
 
-        Args:
-            closure: Evaluates the model again and returns the loss.
+class SOAPWithAdamW(_WithAdamW):
+    """SOAP for the hidden matrices and `torch.optim.AdamW` for the rest, as SOAP is used.
 
-        Raises:
-            RuntimeError: If the module's parameters have been replaced since, as FSDP2 does.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._check_live()
-        for part, group in zip(self._parts, self.param_groups, strict=True):
-            # Loading a state makes new groups and a new state.
-            part.param_groups, part.state = [group], self.state
-            part.step()
-        return loss
+    The split is ROOT's, each parameter whole, also where query, key and value are fused in it;
+    convolutions are SOAP's, with an eigenbasis for each dimension. SOAP is that of
+    `pytorch-optimizer`, which takes no step at the first gradient. For one device and for DDP;
+    sharded parameters are refused.
 
-    def _check_live(self) -> None:
-        module: nn.Module | None = self._module() if self._module is not None else None
-        if module is None:
-            return
-        live = {id(parameter) for parameter in module.parameters()}
-        if any(id(p) not in live for group in self.param_groups for p in group["params"]):
-            raise RuntimeError(
-                "the module's parameters have been replaced since `MuonWithAdamW` was built, as "
-                "sharding does; it is for one device and for DDP, use `lightning_root.ROOT` there"
-            )
+    Args:
+        params: As `MuonWithAdamW` takes it.
+        lr: Learning rate of both rules, or of the matrices where `adamw_lr` is given.
+        adamw_lr: Learning rate of the rest; None takes `lr`.
+        weight_decay: Decoupled decay of all parameters.
+        soap_betas: SOAP's averages: of gradients, and of their squares in the eigenbasis.
+        shampoo_beta: SOAP's average of the covariances; None takes the second of `soap_betas`.
+        precondition_frequency: Steps between new eigenbases.
+        max_precondition_dim: A longer side of a matrix has no eigenbasis.
+        betas: AdamW's averaging coefficients.
+        eps: Term in the denominator of both.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_parts": self._parts, "_module": None}
+    Raises:
+        ModuleNotFoundError: If `pytorch-optimizer` is not installed.
+        TypeError: If `params` is something from which names cannot be told.
+        ValueError: If an option is out of range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 3e-3,
+        adamw_lr: float | None = None,
+        weight_decay: float = 0.1,
+        soap_betas: tuple[float, float] = (0.95, 0.95),
+        shampoo_beta: float | None = None,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10_000,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+    ) -> None:
+        try:
+            from pytorch_optimizer import SOAP
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "`SOAPWithAdamW` needs the SOAP of another project; `pip install pytorch-optimizer`"
+            ) from error
+        super().__init__(
+            params,
+            "soap",
+            lambda groups: SOAP(
+                groups,
+                lr=lr,
+                weight_decay=weight_decay,
+                betas=soap_betas,
+                shampoo_beta=shampoo_beta,
+                precondition_frequency=precondition_frequency,
+                max_precondition_dim=max_precondition_dim,
+                eps=eps,
+            ),
+            lambda dimensions: True,
+            {
+                "lr": lr if adamw_lr is None else adamw_lr,
+                "weight_decay": weight_decay,
+                "betas": betas,
+                "eps": eps,
+            },
+        )
 
 
 def _pairs(params: ParamsT) -> list[tuple[str, torch.Tensor]]:
@@ -135,11 +240,13 @@ def _pairs(params: ParamsT) -> list[tuple[str, torch.Tensor]]:
     return pairs
 
 
-def _group(name: Literal["muon", "adamw"], partition: Partition) -> dict[str, Any]:
-    """Pick the parameters of one rule: 2-D hidden matrices, or everything else."""
-    chosen = [
-        parameter
-        for route, parameter in zip(partition.routes, partition.parameters, strict=True)
-        if (route.role == "root" and parameter.ndim == 2) == (name == "muon")
-    ]
-    return {"params": chosen, "name": name}
+def _split(
+    partition: Partition, takes: Callable[[int], bool]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The hidden parameters that a rule takes, and everything else."""
+    matrices: list[torch.Tensor] = []
+    rest: list[torch.Tensor] = []
+    for route, parameter in zip(partition.routes, partition.parameters, strict=True):
+        hidden = route.role == "root" and takes(parameter.ndim)
+        (matrices if hidden else rest).append(parameter)
+    return matrices, rest

@@ -2,12 +2,13 @@
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from examples.baselines import MuonWithAdamW
+from examples.baselines import MuonWithAdamW, SOAPWithAdamW
 from examples.two_rates import TwoRateROOT
 from lightning_root import ROOT, WarmupDecayLR
 from tests.helpers import names_by_role
@@ -123,6 +124,58 @@ def test_replaced_parameters_are_noticed(model):
     backward(model, 0)
     with pytest.raises(RuntimeError, match="have been replaced since `MuonWithAdamW` was built"):
         optimizer.step()
+
+
+@pytest.fixture
+def soap():
+    """Another project's optimizer, which is no dependency of this one."""
+    return pytest.importorskip("pytorch_optimizer").SOAP
+
+
+def test_it_is_soap_and_adamw_bit_for_bit(model, soap):
+    theirs = copy.deepcopy(model)
+    hidden = [theirs[0].weight, theirs[2].weight]
+    rest = [p for p in theirs.parameters() if all(p is not matrix for matrix in hidden)]
+    parts = [
+        soap(hidden, lr=1e-2, weight_decay=0.2, precondition_frequency=2),
+        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.2),
+    ]
+    optimizer = SOAPWithAdamW(
+        model.parameters(), adamw_lr=3e-3, precondition_frequency=2, **OPTIONS
+    )
+    assert_bitwise(train(model, optimizer, steps=range(6)), train(theirs, *parts, steps=range(6)))
+
+
+def test_a_restored_soap_goes_on_bit_for_bit(model, soap):
+    optimizer = SOAPWithAdamW(model.parameters(), precondition_frequency=2, **OPTIONS)
+    train(model, optimizer, steps=range(3))
+    state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    expected = train(model, optimizer, steps=range(3, 7))
+    other = mlp(6, 16, 12, 4)
+    restored = SOAPWithAdamW(other.parameters(), lr=5.0)
+    other.load_state_dict(state[0])
+    restored.load_state_dict(state[1])
+    assert_bitwise(train(other, restored, steps=range(3, 7)), expected)
+
+
+def test_soap_takes_convolutions_too(soap):
+    network = CNN()
+    optimizer = SOAPWithAdamW(network.parameters())
+    matrices, rest = (group["params"] for group in optimizer.param_groups)
+    assert any(parameter is network.pointwise.weight for parameter in matrices)
+    assert len(matrices) + len(rest) == len(list(network.parameters()))
+    for step in range(3):
+        network.zero_grad()
+        network(torch.randn(2, 1, 8, 8)).square().mean().backward()
+        before = network.pointwise.weight.detach().clone()
+        optimizer.step()
+        assert torch.equal(before, network.pointwise.weight) == (step == 0)
+
+
+def test_without_soap_it_is_said_what_to_install(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ModuleNotFoundError, match="`pip install pytorch-optimizer`"):
+        SOAPWithAdamW(model.parameters())
 
 
 def test_two_rates_are_those_of_groups_made_by_hand(model):
