@@ -51,6 +51,13 @@ def parser() -> CommandParser:
     add("--threads", type=positive, default=1, metavar="N", help="threads of a run (default: 1)")
     add("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the file's `seeds`")
     add(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="AXIS=VALUE",
+        help="run and compare these values alone, such as optimizer=Muon optimizer=ROOT",
+    )
+    add(
         "--set",
         nargs="+",
         default=[],
@@ -68,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    sweep = read_sweep(options.sweep, options.seeds, options.set)
+    sweep = read_sweep(options.sweep, options.seeds, options.set, options.only)
     output: Path = options.output or Path("logs", "sweeps", sweep.name)
     if options.dry_run:
         return _list_runs(sweep, output)
@@ -86,6 +93,7 @@ def _run(options: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGTERM, handler)
     given = [str(options.sweep), *(["--seeds", *map(str, sweep.seeds)] if options.seeds else [])]
+    given += ["--only", *options.only] if options.only else []
     given += ["--set", *options.set] if options.set else []
     command = shlex.join(["python", "-m", "examples.sweep", *given])
     return _conclude(sweep, output, {**about, "command": command}, failures)

@@ -11,13 +11,16 @@ import yaml
 from examples.sweeps.plan import Plot, Sweep, folder_name
 from lightning_root.diagnostics.report.curves import mode_of
 
-KEYS = {entry.name for entry in fields(Sweep)} - {"name", "settings"}
+KEYS = {entry.name for entry in fields(Sweep)} - {"name", "settings", "kept"}
 REQUIRED = ("base", "axes", "seeds", "metric")
 BOOLEANS = {True: "on", False: "off", None: "none"}  # what YAML makes of these words
 
 
 def read_sweep(
-    path: Path, seeds: Sequence[int] | None = None, options: Sequence[str] = ()
+    path: Path,
+    seeds: Sequence[int] | None = None,
+    options: Sequence[str] = (),
+    keep: Sequence[str] = (),
 ) -> Sweep:
     """Read a sweep's file.
 
@@ -25,6 +28,7 @@ def read_sweep(
         path: The file. Config files that it names are relative to the working directory.
         seeds: Used instead of the file's.
         options: Further options of every run, such as `trainer.max_steps=500`.
+        keep: Values to keep of an axis, such as `optimizer=Muon`; of axes not named, all.
 
     Raises:
         ValueError: If the file or a config file is missing, a key is unknown, an axis or a value
@@ -55,6 +59,7 @@ def read_sweep(
         baseline={axis: _label(label) for axis, label in values.get("baseline", {}).items()},
         plot=Plot(**values["plot"]) if "plot" in values else None,
         settings=tuple(f"--{option}" for option in options),
+        kept=_kept(keep),
     )
     _check(sweep)
     return sweep
@@ -118,6 +123,16 @@ def _only(values: Mapping[str, Any]) -> dict[str, dict[str, dict[str, list[str]]
     }
 
 
+def _kept(keep: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for entry in keep:
+        axis, equals, label = entry.partition("=")
+        if not equals:
+            raise ValueError(f"`--only` must be AXIS=VALUE, got {entry!r}; such as optimizer=Muon")
+        found.setdefault(axis, []).append(label)
+    return found
+
+
 def _check(sweep: Sweep) -> None:
     """Everything that is named is there."""
     if sweep.mode not in ("min", "max"):
@@ -127,7 +142,7 @@ def _check(sweep: Sweep) -> None:
     rules = [
         rule for entries in sweep.only.values() for other in entries.values() for rule in other
     ]
-    for axis in [*chosen, *sweep.only, *rules, *sweep.baseline]:
+    for axis in [*chosen, *sweep.only, *rules, *sweep.baseline, *sweep.kept]:
         if axis is not None and axis not in sweep.axes:
             raise ValueError(f"{axis!r} must be an axis; there are {list(sweep.axes)}")
     for axis, label in _named_labels(sweep):
@@ -152,6 +167,7 @@ def _check(sweep: Sweep) -> None:
 def _named_labels(sweep: Sweep) -> list[tuple[str, str]]:
     """(axis, label) wherever the file names a value outside of `axes`."""
     named = list(sweep.baseline.items())
+    named += [(axis, label) for axis, labels in sweep.kept.items() for label in labels]
     for axis, rules in sweep.only.items():
         for label, rule in rules.items():
             named.append((axis, label))

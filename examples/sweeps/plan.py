@@ -93,6 +93,7 @@ class Sweep:
         baseline: Values that others are compared with; axes that are not named are alike.
         plot: The picture over an axis.
         settings: Arguments of every run, after its config files and before what its values add.
+        kept: By axis: the only labels that are run, where not all are.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Sweep:
     baseline: Labels = field(default_factory=dict)
     plot: Plot | None = None
     settings: tuple[str, ...] = ()
+    kept: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def combinations(self) -> list[Labels]:
         """All combinations of values that go together, in the order of the file."""
@@ -149,6 +151,8 @@ class Sweep:
         return [self.run(labels, seed, to) for seed in seeds for labels in combinations]
 
     def _go_together(self, labels: Labels) -> bool:
+        if any(labels[axis] not in kept for axis, kept in self.kept.items()):
+            return False
         demands = (self.only.get(axis, {}).get(label, {}) for axis, label in labels.items())
         return all(
             labels[axis] in allowed for demand in demands for axis, allowed in demand.items()
