@@ -11,13 +11,12 @@ The module brings no optimizer: `optimizer:` in the YAML file does. To look at i
     python -m lightning_root fit --model.help examples.vision.vit.ViT
 """
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from examples.gpt import Attention, Block
+from examples.vision.classifier import Classifier
 
 
 class PatchAttention(Attention):
@@ -47,7 +46,7 @@ class Patches(nn.Module):
         return embedded + self.positions
 
 
-class ViT(L.LightningModule):
+class ViT(Classifier):
     """A vision transformer (pre-norm, learned positions, mean pooling) of 6.3 M parameters.
 
     Weights start as torch's layers do, but for the head, which starts at zero: the first
@@ -96,12 +95,8 @@ class ViT(L.LightningModule):
         nn.init.zeros_(self.head.bias)
 
     def configure_model(self) -> None:
-        """Shard the parts of the model, one by one, where the strategy is FSDP2."""
-        if self.device_mesh is None:
-            return
-        for part in (self.patches, *self.blocks, self.norm, self.head):
-            if not isinstance(part, FSDPModule):  # Lightning may call this hook again
-                fully_shard(part, mesh=self.device_mesh["data_parallel"])
+        """Shard patches, blocks, norm and head where the strategy is FSDP2."""
+        self.shard(self.patches, *self.blocks, self.norm, self.head)
 
     def forward(self, images: Tensor) -> Tensor:  # (batch, channels, size, size) uint8
         """Return logits: (batch, classes)."""
@@ -110,18 +105,3 @@ class ViT(L.LightningModule):
             x = block(x)
         logits: Tensor = self.head(self.norm(x).mean(1))
         return logits
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = F.cross_entropy(self(images).float(), labels)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        logits = self(images).float()
-        values = {
-            "val/loss": F.cross_entropy(logits, labels),
-            "val/accuracy": (logits.argmax(1) == labels).float().mean(),
-        }
-        self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(labels))

@@ -9,13 +9,16 @@ import torch
 
 from examples.baselines import MuonWithAdamW
 from examples.two_rates import TwoRateROOT
+from examples.vision.resnet import ResNet
 from examples.vision.vit import ViT
+from lightning_root import partition_parameters
 from tests.examples.images import write_parquet
 from tests.integration.models import weights
 from tests.test_configs import CONFIGS, ON_CPU, ROOT_FOLDER, cli, command
 
 BASE = "--config=configs/vision/cifar10_vit.yaml"
 VISION = [config for config in CONFIGS if config.startswith("configs/vision/")]
+SMALL_RESNET = ["--model.blocks=1", "--model.width=8", "--model.stages=2", "--data.batch_size=8"]
 SMALL = ["--model.depth=1", "--model.width=16", "--model.heads=2", "--data.batch_size=8"]
 QUIET = [
     *("--trainer.logger=false", "--trainer.callbacks=null", "--trainer.max_epochs=-1"),
@@ -83,6 +86,21 @@ def test_a_shape_that_does_not_fit_is_refused(options, message):
         ViT(**options)
 
 
+def test_the_residual_network_is_that_of_cifar10():
+    """Twenty layers with weights, a head of 64 channels, and all convolutions ROOT's."""
+    model = ResNet()
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert len(layers) - 2 == 20  # of shortcuts there are two more
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.27e6, rel=0.03)
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(model(images), torch.zeros(3, 10))
+    assert model.head.in_features == 64
+    hidden = [r for r in partition_parameters(model).routes if r.role == "root"]
+    assert len(hidden) == len(layers) - 1
+    with pytest.raises(ValueError, match="`width` must be a multiple of 8, got 12"):
+        ResNet(width=12)
+
+
 @pytest.mark.parametrize("config", VISION)
 def test_every_config_on_images_trains(config, files, tmp_path):
     """Everything but sizes and devices is as in the file: so are the paper's rates and decay."""
@@ -92,7 +110,8 @@ def test_every_config_on_images_trains(config, files, tmp_path):
     # Forty images have no balanced subset of the sizes in the files.
     sizes = ["--data.train_size=20", "--data.validation_size=10"]
     folder = f"--trainer.default_root_dir={tmp_path}"
-    options = [*files, *sizes, *SMALL, *ON_CPU, folder, "--trainer.fast_dev_run=2"]
+    small = SMALL_RESNET if "resnet" in config else SMALL
+    options = [*files, *sizes, *small, *ON_CPU, folder, "--trainer.fast_dev_run=2"]
     made = cli(["fit", *command(config), *options])
     assert made.trainer.global_step == 2
     assert math.isfinite(made.trainer.callback_metrics["val/loss"])
