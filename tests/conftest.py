@@ -20,7 +20,7 @@ import torch.distributed as dist
 from hypothesis import HealthCheck, settings
 
 from lightning_root._files import write_json
-from lightning_root.kernels.rates import DEFAULT_RATES, adopt_rates, rates_file
+from lightning_root.kernels import rates
 from tests.distributed.pool import GlooPool
 
 torch.set_num_threads(1)
@@ -41,10 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["LIGHTNING_ROOT_CACHE"] = cache.name
     # All processes of the session choose the same forms, whatever else the machine is doing.
     for threads in range(1, 9):
-        file = rates_file(threads)
+        file = rates.rates_file(threads)
         file.parent.mkdir(exist_ok=True)
-        write_json(file, asdict(DEFAULT_RATES))
-        adopt_rates({threads: DEFAULT_RATES})
+        write_json(file, asdict(rates.DEFAULT_RATES))
+        rates.known[threads] = rates.DEFAULT_RATES
 
 
 class _TorchInFloat32:

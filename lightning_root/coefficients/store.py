@@ -9,7 +9,7 @@ read costs a fit (a second), never a run.
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -39,29 +39,14 @@ class FitKey(NamedTuple):
     steps: int
 
 
-_memory: dict[FitKey, record.Coefficients] = {}
+known: dict[FitKey, record.Coefficients] = {}  # fitted or read from disk in this process
 
 
 def get_or_fit(key: FitKey, fit: Callable[[], record.Coefficients]) -> record.Coefficients:
     """Return the fit from memory or from disk, or make and save it now."""
-    if key not in _memory:
-        _memory[key] = _from_disk(key) or _to_disk(key, fit())
-    return _memory[key]
-
-
-def fits_in_use() -> dict[FitKey, record.Coefficients]:
-    """Return what has been fitted or read from disk in this process."""
-    return dict(_memory)
-
-
-def adopt(fits: Mapping[FitKey, record.Coefficients]) -> None:
-    """Use these from now on, in place of this process's own."""
-    _memory.update(fits)
-
-
-def forget() -> None:
-    """Empty the memory; the disk keeps what it has."""
-    _memory.clear()
+    if key not in known:
+        known[key] = _from_disk(key) or _to_disk(key, fit())
+    return known[key]
 
 
 def _file(key: FitKey) -> Path:

@@ -58,33 +58,23 @@ DEFAULT_RATES: Final = Rates(
     fused=(1.25, 1.08, 1.15, 1.1, 1.07, 1.05, 1.05),
 )
 
-_known: dict[int, Rates] = {}
+known: dict[int, Rates] = {}  # what this process goes by, by number of threads
 _lock = Lock()
 
 
 def rates(threads: int) -> Rates:
     """Return the rates with so many threads, measured by the calling thread if need be."""
     with _lock:  # other threads would disturb the measurement
-        if threads not in _known:
+        if threads not in known:
             found = load_or_measure(rates_file(threads), measure, _parse)
-            _known[threads] = found or DEFAULT_RATES
-    return _known[threads]
+            known[threads] = found or DEFAULT_RATES
+    return known[threads]
 
 
 def rates_file(threads: int) -> Path:
     """Return the file for the rates of this machine."""
     cores = f"{processor()} {os.cpu_count()} cores"
     return machine_file(f"{cores} torch {torch.__version__} {threads} threads")
-
-
-def rates_in_use() -> dict[int, Rates]:
-    """Return the rates that this process goes by, by number of threads."""
-    return dict(_known)
-
-
-def adopt_rates(others: Mapping[int, Rates]) -> None:
-    """Go by these from now on, in place of this process's own."""
-    _known.update(others)
 
 
 def measure() -> Rates:

@@ -6,13 +6,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lightning_root.coefficients import lookup
+from lightning_root.coefficients import lookup, store
 from lightning_root.coefficients.lookup import needs_fit
 from lightning_root.coefficients.shapes import Shape
-from lightning_root.coefficients.store import adopt, fits_in_use
-from lightning_root.kernels import run_in_order
-from lightning_root.kernels.rates import adopt_rates, rates, rates_in_use
-from lightning_root.kernels.triton.tuning import adopt_tunings, tuning_for, tunings_in_use
+from lightning_root.kernels import rates, run_in_order
+from lightning_root.kernels.triton import tuning
 from lightning_root.optim.groups import Members
 from lightning_root.optim.options import iteration_dtype
 
@@ -38,8 +36,7 @@ def sync_coefficients_across_ranks(present: Members) -> None:
         return
     for shape, coefficients, steps in needed:
         lookup(shape, coefficients, steps)
-    for fits in reversed(_gathered(fits_in_use())):
-        adopt(fits)
+    _take_over(store.known)
 
 
 def sync_rates_across_ranks(present: Members) -> None:
@@ -52,11 +49,10 @@ def sync_rates_across_ranks(present: Members) -> None:
     if not _has_ranks():
         return
     threads = torch.get_num_threads()
-    rates(threads)
-    for _ in run_in_order([partial(rates, 1)] * 2, min(threads, 2)):
+    rates.rates(threads)
+    for _ in run_in_order([partial(rates.rates, 1)] * 2, min(threads, 2)):
         pass  # a worker's operations have one thread
-    for known in reversed(_gathered(rates_in_use())):
-        adopt_rates(known)
+    _take_over(rates.known)
 
 
 def sync_kernels_across_ranks(present: Members) -> None:
@@ -66,21 +62,21 @@ def sync_kernels_across_ranks(present: Members) -> None:
     for group, parameter, route in present:
         if route.role == "root":
             dtype = iteration_dtype(group["ns_dtype"], parameter)
-            tuning_for(group["kernels"], parameter.device, dtype)
+            tuning.tuning_for(group["kernels"], parameter.device, dtype)
             on_gpu |= parameter.device.type == "cuda" and group["kernels"] == "auto"
-    if on_gpu and _has_ranks():
-        for known in reversed(_gathered(tunings_in_use())):
-            adopt_tunings(known)
+    if on_gpu:
+        _take_over(tuning.known)
 
 
 def _has_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _gathered(entries: dict[Any, Any]) -> list[dict[Any, Any]]:
-    """Return the entries of each rank, by rank; a collective, where there is more than one."""
+def _take_over(known: dict[Any, Any]) -> None:
+    """Add what any rank goes by, of several the lowest one's; a collective, where there are."""
     if not _has_ranks():
-        return [entries]
+        return
     from_ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(from_ranks, entries)
-    return [entry or {} for entry in from_ranks]
+    dist.all_gather_object(from_ranks, known)
+    for theirs in reversed(from_ranks):
+        known.update(theirs or {})

@@ -23,11 +23,11 @@ UNSEEN = (3, 77)  # too small for the shipped table
 def cache(tmp_path, monkeypatch):
     """A cache of its own, and nothing remembered."""
     monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(tmp_path / "cache"))
-    before = store.fits_in_use()
-    store.forget()
+    before = dict(store.known)
+    store.known.clear()
     yield tmp_path / "cache"
-    store.forget()
-    store.adopt(before)
+    store.known.clear()
+    store.known.update(before)
 
 
 def files(cache):
@@ -38,7 +38,7 @@ def files(cache):
 def test_an_unseen_shape_is_fitted_once_and_read_back_to_the_last_digit(cache, name, monkeypatch):
     first = lookup(UNSEEN, name)
     assert [path.name for path in files(cache)] == [f"{name}-3x77-5.json"]
-    store.forget()
+    store.known.clear()
     monkeypatch.setattr(sys.modules[needs_fit.__module__], "fit_coefficients", None)
     assert lookup(UNSEEN[::-1], name) == first
     assert lookup(UNSEEN, name) is lookup(UNSEEN, name)
@@ -67,7 +67,7 @@ def test_a_damaged_file_is_ignored_and_written_again(cache, damage):
     first = lookup(UNSEEN, "paper")
     (path,) = files(cache)
     damage(path)
-    store.forget()
+    store.known.clear()
     assert lookup(UNSEEN, "paper") == first
     if path.is_file():
         assert load_coefficients(path) == [first]
@@ -79,7 +79,7 @@ def test_unbounded_numbers_in_the_cache_are_not_believed(cache):
     values = json.loads(path.read_text())
     values["coefficients"][0]["triples"][0] = [9.0, 9.0, 9.0]
     path.write_text(json.dumps(values))
-    store.forget()
+    store.known.clear()
     assert lookup(UNSEEN, "paper") == first
 
 
@@ -141,7 +141,7 @@ def test_other_sets_in_the_cache_are_not_believed(cache, triples):
     values = json.loads(path.read_text())
     values["coefficients"][0]["triples"] = triples
     path.write_text(json.dumps(values))
-    store.forget()
+    store.known.clear()
     assert lookup(UNSEEN, "paper") == first
 
 

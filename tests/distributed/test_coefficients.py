@@ -25,7 +25,7 @@ def _train_with_a_cache_of_its_own(rank, world_size, folder):
         rates(threads)  # those of the session, by which later tests choose forms as one process
     cache_of_session = os.environ["LIGHTNING_ROOT_CACHE"]
     os.environ["LIGHTNING_ROOT_CACHE"] = str(Path(folder) / str(rank))
-    store.forget()
+    store.known.clear()
     own = lookup(UNSEEN, "paper")
     if rank == 1:  # as if another machine had fitted it
         (path,) = Path(folder, "1").rglob("*.json")
@@ -33,7 +33,7 @@ def _train_with_a_cache_of_its_own(rank, world_size, folder):
         rows = values["coefficients"][0]["triples"]
         values["coefficients"][0]["triples"] = [[a * (1 + 1e-9), b, c] for a, b, c in rows]
         path.write_text(json.dumps(values))
-        store.forget()
+        store.known.clear()
         assert lookup(UNSEEN, "paper").triples != own.triples
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(77, 3))
@@ -45,7 +45,7 @@ def _train_with_a_cache_of_its_own(rank, world_size, folder):
     used = lookup(UNSEEN, "paper").triples
     # Later tests compare with one process, whose fits are in the cache of the session.
     os.environ["LIGHTNING_ROOT_CACHE"] = cache_of_session
-    store.forget()
+    store.known.clear()
     return own.triples, used, weight.detach()
 
 

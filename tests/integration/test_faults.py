@@ -133,10 +133,10 @@ def test_damaged_kept_measurements_are_not_believed(tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(tmp_path))
     monkeypatch.setattr(rates, "measure", lambda: rates.DEFAULT_RATES)
     path = rates.rates_file(1)
-    monkeypatch.setattr(rates, "_known", {})
+    monkeypatch.setattr(rates, "known", {})
     assert rates.rates(1) == rates.DEFAULT_RATES
     for _, _ in hostile(path, None):
-        monkeypatch.setattr(rates, "_known", {})
+        monkeypatch.setattr(rates, "known", {})
         found = rates.rates(1)
         assert all(1e-3 < x < 1e6 for x in (*found.eigh, *found.symmetric, *found.fused))
 
@@ -147,7 +147,7 @@ REAL_CLOCK = time.perf_counter
 @pytest.mark.parametrize("clock", [lambda: 1.0, lambda: -REAL_CLOCK()], ids=["still", "backwards"])
 def test_a_clock_that_stands_still_or_runs_backwards_ends_no_step(tmp_path, monkeypatch, clock):
     monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(tmp_path))
-    monkeypatch.setattr(rates, "_known", {})
+    monkeypatch.setattr(rates, "known", {})
     monkeypatch.setattr(rates, "_MAX_ROUNDS", 5)
     monkeypatch.setattr(rates, "SIZES", rates.SIZES[:2])
     for name in ("thread_time", "perf_counter"):
@@ -161,19 +161,19 @@ def test_no_home_folder_and_a_full_disk_cost_nothing_but_the_cache(tmp_path, mon
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    before = store.fits_in_use()
+    before = dict(store.known)
     expected = lookup((3, 77), "paper").triples
     for folder in (WITHOUT_HOME, str(tmp_path)):
         monkeypatch.setenv("LIGHTNING_ROOT_CACHE", folder)
-        monkeypatch.setattr(rates, "_known", {})
-        store.forget()
+        monkeypatch.setattr(rates, "known", {})
+        store.known.clear()
         with monkeypatch.context() as disk:
             disk.setattr("pathlib.Path.write_text", full)
             assert rates.rates(1) == rates.DEFAULT_RATES
             assert lookup((3, 77), "paper").triples == expected
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    store.forget()
-    store.adopt(before)
+    store.known.clear()
+    store.known.update(before)
 
 
 def test_a_race_for_one_cache_file_leaves_one_whole_file(tmp_path):

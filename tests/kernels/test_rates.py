@@ -21,7 +21,7 @@ def flat(eigh, symmetric=1.0, fused=1.0):
 def fresh(tmp_path, monkeypatch):
     """An empty cache, in memory and on disk."""
     monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(tmp_path))
-    monkeypatch.setattr(rates_module, "_known", {})
+    monkeypatch.setattr(rates_module, "known", {})
     return tmp_path
 
 
@@ -70,7 +70,7 @@ def test_rates_are_measured_once_and_kept(fresh, monkeypatch):
     calls = []
     monkeypatch.setattr(rates_module, "measure", lambda: calls.append(1) or flat(eigh=12.0))
     assert rates(1) == flat(eigh=12.0)
-    rates_module._known.clear()  # as in the next process
+    rates_module.known.clear()  # as in the next process
     assert rates(1) == flat(eigh=12.0)
     assert calls == [1]
     (file,) = (fresh / "rates-3").iterdir()
@@ -97,7 +97,7 @@ def test_a_damaged_file_is_made_anew(fresh, monkeypatch, damage):
     rates(1)
     (file,) = (fresh / "rates-3").iterdir()
     file.write_text(damage)
-    rates_module._known.clear()
+    rates_module.known.clear()
     assert rates(1) == flat(eigh=12.0)
     assert json.loads(file.read_text())["eigh"] == [12.0] * len(SIZES)
 

@@ -83,7 +83,7 @@ def test_products_run_on_tensor_cores_and_load_while_they_multiply(machine_code)
 def gpu(monkeypatch, tmp_path):
     """As if there were one, with nothing measured yet."""
     monkeypatch.setenv("LIGHTNING_ROOT_CACHE", str(tmp_path))
-    monkeypatch.setattr(tuning, "_known", {})
+    monkeypatch.setattr(tuning, "known", {})
     monkeypatch.setattr(tuning, "_installed", lambda: True)
     monkeypatch.setattr(tuning, "_name", lambda device, dtype: f"a device {dtype}")
     return tmp_path
@@ -94,7 +94,7 @@ def test_what_was_measured_is_kept(gpu, monkeypatch):
     calls = []
     monkeypatch.setattr(measurement, "measure", lambda *about: calls.append(about) or found)
     assert tuning.tuning_for("auto", GPU, torch.bfloat16) == found
-    tuning._known.clear()  # as in the next process
+    tuning.known.clear()  # as in the next process
     assert tuning.tuning_for("auto", GPU, torch.bfloat16) == found
     assert calls == [(GPU, torch.bfloat16)]
     assert tuning.tuning_for("torch", GPU, torch.bfloat16) is None
@@ -111,7 +111,7 @@ def test_a_damaged_file_is_measured_anew(gpu, monkeypatch, damage):
     assert tuning.tuned(GPU, torch.bfloat16) == found
     (file,) = (gpu / "rates-3").iterdir()
     file.write_text(damage)
-    tuning._known.clear()
+    tuning.known.clear()
     assert tuning.tuned(GPU, torch.bfloat16) == found
 
 
@@ -124,9 +124,8 @@ def test_where_nothing_can_be_kept_no_kernel_is_used(gpu, monkeypatch):
 
 
 def test_ranks_can_choose_alike(gpu):
-    tuning.adopt_tunings({"a device torch.bfloat16": ALL_KERNELS})
+    tuning.known.update({"a device torch.bfloat16": ALL_KERNELS})
     assert tuning.tuning_for("auto", GPU, torch.bfloat16) == ALL_KERNELS
-    assert tuning.tunings_in_use() == {"a device torch.bfloat16": ALL_KERNELS}
 
 
 def test_the_nearest_size_decides():

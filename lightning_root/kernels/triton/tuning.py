@@ -17,7 +17,7 @@ KernelOption: TypeAlias = Literal["auto", "torch", "triton"]
 KERNEL_OPTIONS: Final[tuple[str, ...]] = get_args(KernelOption)
 """All of `KernelOption`."""
 
-_known: dict[str, Tuning] = {}
+known: dict[str, Tuning] = {}  # what this process goes by, by device and dtype
 
 
 def tuning_for(option: KernelOption, device: torch.device, dtype: torch.dtype) -> Tuning | None:
@@ -72,28 +72,18 @@ def _name(device: torch.device, dtype: torch.dtype) -> str:
 def tuned(device: torch.device, dtype: torch.dtype) -> Tuning:
     """Return what was measured on this kind of device, measured now if it never was."""
     name = _name(device, dtype)
-    if name not in _known:
+    if name not in known:
         from lightning_root.kernels.triton.measurement import measure  # which imports Triton
 
         file = machine_file(f"{name} torch {torch.__version__}")
         found = load_or_measure(file, lambda: measure(device, dtype), _parse)
-        _known[name] = found or NO_KERNELS
-    return _known[name]
-
-
-def tunings_in_use() -> dict[str, Tuning]:
-    """Return what this process goes by, by device and dtype."""
-    return dict(_known)
-
-
-def adopt_tunings(others: Mapping[str, Tuning]) -> None:
-    """Go by these from now on."""
-    _known.update(others)
+        known[name] = found or NO_KERNELS
+    return known[name]
 
 
 def _parse(values: Mapping[str, Any]) -> Tuning | None:
     """Read what was saved; None if it is damaged."""
     chosen = tuple(map(int, values["tiles"]))
-    known = range(tiles.TORCH, len(tiles.TILES))
-    sound = len(chosen) == len(tiles.SIZES) and all(tile in known for tile in chosen)
+    numbers = range(tiles.TORCH, len(tiles.TILES))
+    sound = len(chosen) == len(tiles.SIZES) and all(tile in numbers for tile in chosen)
     return Tuning(chosen, bool(values["passes"]), bool(values["rounds"])) if sound else None
