@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_root.coefficients.shapes import shape_text
 from lightning_root.diagnostics.refit import ROOTRefit
-from lightning_root.diagnostics.training import error_chain
+from lightning_root.diagnostics.training import error_chain, roots_of
 from lightning_root.distributed import reshard
 from lightning_root.optim import ROOT
 from lightning_root.optim.checkpoint import keyed_by_names
@@ -53,7 +53,7 @@ class ROOTBinder(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind every ROOT of the Trainer and resolve its schedules."""
-        optimizers = _roots(trainer)
+        optimizers = roots_of(trainer)
         for optimizer in optimizers:
             optimizer.bind(_whole(optimizer, pl_module), frozen=not frozen_by_callback(pl_module))
         tables = [optimizer.table() for optimizer in optimizers]
@@ -73,7 +73,7 @@ class ROOTBinder(Callback):
         if trainer.ckpt_path is not None and _first_binder(trainer) is self:
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             refit = any(isinstance(each, ROOTRefit) for each in callbacks)
-            _say_what_lost(self._given, _roots(trainer), {"coefficients"} if refit else set())
+            _say_what_lost(self._given, roots_of(trainer), {"coefficients"} if refit else set())
         if self._frozen is not None:
             _freeze(pl_module, self._frozen)
         self._given, self._frozen = (), None
@@ -97,7 +97,7 @@ class ROOTBinder(Callback):
         del batch, batch_idx
         if frozen_by_callback(pl_module):
             return  # what that leaves out, or adds later, is its own affair
-        for optimizer in _roots(trainer):
+        for optimizer in roots_of(trainer):
             new, gone = optimizer.unbound(), optimizer.lost()
             if new or gone:
                 optimizer.bind(_whole(optimizer, pl_module))
@@ -160,7 +160,7 @@ class ROOTBinder(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how many updates were left out because of gradients that were not finite."""
         del pl_module
-        for optimizer in _roots(trainer):
+        for optimizer in roots_of(trainer):
             if optimizer.skipped:
                 worst = optimizer.skipped.most_common(3)
                 rank_zero_warn(
@@ -241,10 +241,6 @@ def _note_full_disk(error: BaseException, trainer: Trainer) -> None:
     last = max(whole, key=lambda path: path.stat().st_mtime, default=None)
     then = f"go on with ckpt_path='{last}'" if last else "begin again: no checkpoint is whole"
     error.add_note(f"The disk is full{left}. Make room, then {then}")
-
-
-def _roots(trainer: Trainer) -> list[ROOT]:
-    return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, ROOT)]
 
 
 def _whole(optimizer: ROOT, module: LightningModule) -> nn.Module:

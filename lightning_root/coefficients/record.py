@@ -73,16 +73,21 @@ class Coefficients:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Coefficients":
-        """Read what `as_dict` wrote, or raise ValueError; the certificate is computed again."""
+    def from_dict(cls, values: Mapping[str, Any], *, trusted: bool = False) -> "Coefficients":
+        """Read what `as_dict` wrote, or raise ValueError; the certificate is computed again.
+
+        Args:
+            values: At least `triples`.
+            trusted: Take a set that is unbounded, too.
+        """
         if not isinstance(values, Mapping) or "triples" not in values:
             raise ValueError("a coefficient set needs `triples`, one (a, b, c) per step")
         shape, mse, spectrum = (values.get(name) for name in ("shape", "mse", "spectrum"))
         if not (spectrum is None or isinstance(spectrum, str)):
             raise ValueError(f"`spectrum` must be words or null, got {spectrum!r}")
-        checked = certified(as_schedule(values["triples"]), str(values.get("source") or "a file"))
+        source = str(values.get("source") or "a file")
         return replace(
-            checked,
+            certified(as_schedule(values["triples"]), source, trusted=trusted),
             shape=None if shape is None else _shape(shape),
             spectrum=spectrum,
             mse=None if mse is None else float(mse),

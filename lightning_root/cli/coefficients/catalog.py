@@ -22,7 +22,7 @@ from lightning_root.coefficients import (
 from lightning_root.coefficients.certificate import compose
 from lightning_root.coefficients.published import AUTHORS_SCRIPT, MUON
 from lightning_root.coefficients.record import BOUND, FORMAT, certified
-from lightning_root.coefficients.shapes import Shape, check_shape, shape_text
+from lightning_root.coefficients.shapes import Shape, shape_text
 from lightning_root.functional import Triple, as_schedule
 
 # Tables of sets, by their headers
@@ -163,21 +163,9 @@ def read_sets(path: str) -> list[Coefficients]:
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"`{path}` holds no coefficients; `fit --output FILE.json` writes them")
     try:
-        return [_parse_set(row) for row in rows]
+        return [Coefficients.from_dict(row, trusted=True) for row in rows]
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{path}` is not a file of coefficients: {error}") from error
-
-
-def _parse_set(row: Any) -> Coefficients:
-    if not isinstance(row, Mapping) or not isinstance(row.get("triples"), list):
-        raise ValueError("a set needs `triples`, one (a, b, c) per step")
-    mse = row.get("mse")
-    return replace(
-        certified(as_schedule(row["triples"]), str(row.get("source") or "a file"), trusted=True),
-        shape=check_shape(row["shape"]) if row.get("shape") else None,
-        spectrum=str(row.get("spectrum") or "") or None,
-        mse=None if mse is None else float(mse),
-    )
 
 
 def is_bounded(entry: Coefficients) -> bool:
