@@ -205,6 +205,9 @@ class ROOTMonitor(Callback):
         numbers = {tag: float(value) for tag, value in watched.items()}
         if self.per_parameter:
             numbers = {**per_parameter(labelled), **numbers}
+        for optimizer in training.roots_of(trainer):
+            for name, (lr, decay) in optimizer.rates().items():
+                numbers |= {f"root/lr/{name}": float(lr), f"root/weight_decay/{name}": decay}
         self._log_numbers(trainer, numbers)
         if found is None:
             return

@@ -77,7 +77,7 @@ class SpectrumCapture:
             handle.remove()
 
     def _observe(self, stack: Stack) -> None:
-        for name, matrix in zip(stack.names, stack.clipped, strict=True):
+        for name, matrix in zip(stack.names, stack.orthogonalized, strict=True):
             if name in self._matrices:
                 matrix[:1, :1].cpu()  # wait for the device, whose earlier work is not this one's
                 began = time.perf_counter()

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
+from lightning_root.functional import cosine_similarity
 from lightning_root.optim import Stack as Stack
 
 Reduction: TypeAlias = Literal["mean", "max", "min"]
@@ -72,6 +74,26 @@ def neuron_spread(stack: Stack) -> Tensor:  # (k,)
     return roots.amax(1) / roots.amin(1)
 
 
+def precondition_cosine(stack: Stack) -> Tensor:  # (k,)
+    """Compute the cosine of the clipped momentum before and after it was preconditioned."""
+    return cosine_similarity(stack.clipped, stack.orthogonalized)
+
+
+def precondition_condition(stack: Stack) -> Tensor:  # (k,)
+    """Return the condition numbers of the damped covariances, the larger one of two sides."""
+    absent = stack.momentum.new_full((len(stack.names),), torch.nan)
+    return absent if stack.conditions is None else stack.conditions
+
+
+def precondition_age(stack: Stack) -> Tensor:  # (k,)
+    """Return how many steps ago the roots were renewed."""
+    return stack.momentum.new_tensor(stack.ages)
+
+
+def _preconditioned(group: Mapping[str, Any]) -> bool:
+    return bool(group.get("precondition", "none") != "none")
+
+
 def _with_neurons(group: Mapping[str, Any]) -> bool:
     return bool(group.get("normalize") == "neuron")
 
@@ -79,6 +101,10 @@ def _with_neurons(group: Mapping[str, Any]) -> bool:
 # Entries of the table that are functions
 _FUNCTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "neuron_spread": {"compute": neuron_spread, "stage": _with_neurons},
+    **{
+        function.__name__: {"compute": function, "stage": _preconditioned}
+        for function in (precondition_cosine, precondition_condition, precondition_age)
+    },
 }
 
 

@@ -25,18 +25,37 @@ WHOLE: Final = MatrixView()
 """A parameter that is one matrix, or a convolution flattened to one."""
 
 
+class Rates(NamedTuple):
+    """Learning rate and decay of a parameter that are not its group's."""
+
+    lr_scale: float  # factor on the learning rate
+    weight_decay: float | None  # None for the group's
+
+    def of(self, group: Group) -> Group:
+        """Return the options of a group with these rates."""
+        decay = group["weight_decay"] if self.weight_decay is None else self.weight_decay
+        return {**group, "lr": group["lr"] * self.lr_scale, "weight_decay": decay}
+
+
 @dataclass(frozen=True, slots=True)
 class StateSpec:
     """One entry of a parameter's state, as the stage that owns it declares it."""
 
     key: str  # in `state[parameter]`
-    # "entries" has the parameter's shape, "neurons" one number for each row or column along the
-    # longer side of every matrix, "counter" is a number without dimensions
-    extent: Literal["entries", "neurons", "counter"]
+    # "entries" has the parameter's shape, "matrices" `size` numbers for each matrix, one matrix
+    # behind the other, "counter" is a number without dimensions
+    extent: Literal["entries", "matrices", "counter"]
     # of the entry where it is saved, and kept unless that is in 8 bits
     dtype: Callable[[Tensor, Group], torch.dtype]
     role: Role  # of the parameters that have the entry
     is_on: Callable[[Group], bool] = lambda _: True  # whether they have it under these options
+    # of "matrices": how many numbers one of that many rows and columns has
+    size: Callable[[Sequence[int], Group], int] = lambda *_: 0
+    rests: bool = False  # whether it changes only in steps in which covariances advance
+
+    def sizes(self, view: MatrixView, shape: Sequence[int], group: Group) -> list[int]:
+        """Return how many numbers each matrix of a parameter has."""
+        return [self.size(matrix, group) for matrix in view.matrices(shape)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +69,8 @@ class MatrixBlock:
     start: tuple[int, int]  # first row and column within the flattened parameter
     cut: tuple[bool, bool]  # whether rows, and columns, have to be cut out
     by_rows: bool  # whether its neurons are the rows: the longer side, of a square the outputs
-    first_neuron: int  # place of its first neuron among all of the parameter
-    scale: float  # factor on the learning rate
+    scale: float  # of the update
+    rates: Rates | None  # None for those of its group
     coefficients: Coefficients  # of the orthogonalization
 
     @property
@@ -77,10 +96,13 @@ class BlockStep(NamedTuple):
     momentum: Tensor  # M before the step, or N; alike
     target: Tensor  # W, or the place where U goes; alike
     finite: Tensor | None  # whether G may be used, on the device; None where it may
-    neurons: Mapping[str, Tensor]  # state with one number per neuron, (neurons,), by key
+    state: Mapping[str, Tensor]  # what it has of state that is kept by matrices, flat, by key
+    source: Tensor | None = None  # G where a stage wants it beside N; alike
+    age: int = 0  # of the preconditioner's roots in this step; 0 where they are renewed
+    measures: bool = True  # whether covariances advance in this step
 
 
-NO_NEURONS: Final[Mapping[str, Tensor]] = {}
+NO_STATE: Final[Mapping[str, Tensor]] = {}
 
 
 @dataclass(slots=True, eq=False)
@@ -93,9 +115,12 @@ class BoundParameter:
     blocks: tuple[MatrixBlock, ...]  # its matrices, in the order of the view; none under AdamW
     is_matrix: bool  # whether it is stored as the one matrix that it holds
     is_sharded: bool  # whether it is a DTensor
+    rates: Rates | None  # None for those of its group
     gradient: Tensor  # G of this step
     state: State = field(default_factory=dict)  # what the optimizer keeps for it
     finite: Tensor | None = None  # whether G may be used, on the device; None where it may
+    age: int = 0  # of the preconditioner's roots in this step; 0 where they are renewed
+    measures: bool = True  # whether covariances advance in this step
 
     def cut(self, tensor: Tensor) -> Sequence[Tensor]:  # (rows, columns) of each block
         """Take every matrix out of a tensor of the parameter's shape."""
@@ -120,7 +145,8 @@ class GroupPlan:
     parameters: list[BoundParameter]  # in the order of the group
     specs: tuple[StateSpec, ...]  # of the state that its parameters have
     keys: frozenset[str]  # of that state
-    neuron_keys: tuple[str, ...]  # of what it has per neuron
+    of_matrices: tuple[StateSpec, ...]  # of what it has by matrices
+    wants_source: bool  # whether a stage wants G beside N where covariances advance
     # the parameters with a usable gradient in this step
     live: list[BoundParameter] = field(default_factory=list)
     hooks: Sequence[Callable[[Any], None]] = ()  # to be called with every stack of this step
@@ -133,8 +159,9 @@ def plan_group(
 ) -> GroupPlan:
     """Settle everything about these parameters of a group that stays from step to step."""
     keys = frozenset(spec.key for spec in specs)
-    neuron_keys = tuple(spec.key for spec in specs if spec.extent == "neurons")
-    return GroupPlan(group, role, parameters, specs, keys, neuron_keys)
+    of_matrices = tuple(spec for spec in specs if spec.extent == "matrices")
+    wants_source = group["precondition"] != "none" and group["precondition_source"] == "gradient"
+    return GroupPlan(group, role, parameters, specs, keys, of_matrices, wants_source)
 
 
 def basis_of(group: Group) -> list[Any]:
@@ -151,7 +178,12 @@ def basis_of(group: Group) -> list[Any]:
 
 
 def bind_parameter(
-    name: str, parameter: Tensor, view: MatrixView | None, group: Group, first: int = 0
+    name: str,
+    parameter: Tensor,
+    view: MatrixView | None,
+    group: Group,
+    rates: Rates | None = None,
+    first: int = 0,
 ) -> BoundParameter:
     """Settle what steps need to know of a parameter; `first` is the number of its first matrix.
 
@@ -159,15 +191,20 @@ def bind_parameter(
     """
     blocks: tuple[MatrixBlock, ...] = ()
     if view is not None and parameter.numel():
-        blocks = tuple(blocks_of(name, parameter.shape, view, group, first))
+        blocks = tuple(blocks_of(name, parameter.shape, view, group, rates, first))
     view = view or WHOLE
     is_matrix = len(blocks) == 1 and parameter.ndim == 2
     sharded = is_sharded(parameter)
-    return BoundParameter(name, parameter, view, blocks, is_matrix, sharded, gradient=parameter)
+    return BoundParameter(name, parameter, view, blocks, is_matrix, sharded, rates, parameter)
 
 
 def blocks_of(
-    name: str, shape: Sequence[int], view: MatrixView, group: Group, first: int = 0
+    name: str,
+    shape: Sequence[int],
+    view: MatrixView,
+    group: Group,
+    rates: Rates | None = None,
+    first: int = 0,
 ) -> Iterator[MatrixBlock]:
     """Yield the matrices of a parameter, numbered as its view numbers them."""
     stack = [range(size) for size in shape[: view.stack]]
@@ -176,15 +213,15 @@ def blocks_of(
     columns = view.columns or (extent[0][1],)
     places = list(product(_starts(rows), _starts(columns)))
     cut = (len(rows) > 1, len(columns) > 1)
-    number, neuron = first, 0
+    number = first
     for index in product(*stack):
         for size, start in zip(extent, places, strict=True):
             outputs, inputs = size[::-1] if view.transposed else size
             by_rows = size[0] > size[1] or (size[0] == size[1] and not view.transposed)
             scale = update_scale(outputs, inputs, group["adjust_lr_fn"])
             found = lookup(size, group["coefficients"], group["ns_steps"])
-            yield MatrixBlock(name, number, size, index, start, cut, by_rows, neuron, scale, found)
-            number, neuron = number + 1, neuron + max(size)
+            yield MatrixBlock(name, number, size, index, start, cut, by_rows, scale, rates, found)
+            number += 1
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
@@ -207,7 +244,17 @@ def shared_dtype(momentum: Tensor, group: Group) -> torch.dtype:
 
 
 def travelling_sizes(
-    block: MatrixBlock, keys: Sequence[str], kept: torch.dtype, sent: torch.dtype
+    plan: GroupPlan, block: MatrixBlock, measures: bool, kept: torch.dtype, sent: torch.dtype
 ) -> tuple[int, ...]:
-    """Return how many numbers of the dtype that is sent hold a block's state per neuron."""
-    return tuple(kept.itemsize // sent.itemsize * max(block.shape) for _ in keys)
+    """Return how many numbers of the dtype that is sent hold the state that a step changes."""
+    times = kept.itemsize // sent.itemsize
+    specs = [spec for spec in plan.of_matrices if measures or not spec.rests]
+    return tuple(times * spec.size(block.shape, plan.group) for spec in specs)
+
+
+def travelling(
+    plan: GroupPlan, state: Mapping[str, Tensor], measures: bool, sent: torch.dtype
+) -> list[Tensor]:
+    """Return that state of a block, as views in the dtype that is sent."""
+    keys = [spec.key for spec in plan.of_matrices if measures or not spec.rests]
+    return [state[key].view(sent) for key in keys if key in state]

@@ -18,15 +18,17 @@ from lightning_root.optim.groups import SAVED, Groups, Member, Members, is_numbe
 from lightning_root.optim.options import (
     ADDED_OPTIONS,
     PLANNED_OPTIONS,
+    PRECONDITION_OPTIONS,
     check_options,
     plain_coefficients,
 )
 from lightning_root.optim.stages import adamw
+from lightning_root.optim.stages.precondition import AGE
 from lightning_root.optim.state import (
     EXTENTS,
     fresh_saved,
-    neurons_shape,
-    placed_neurons,
+    matrices_shape,
+    placed_matrices,
     specs_of,
     to_kept_,
 )
@@ -93,9 +95,11 @@ def packed(state_dict: StateDict, present: Members) -> StateDict:
     # has a name in its place.
     groups = []
     for group in state_dict["param_groups"]:
-        kept = {k: v for k, v in group.items() if k not in ADDED_OPTIONS or v != ADDED_OPTIONS[k]}
-        if isinstance(group["coefficients"], Mapping):
-            kept["coefficients"] = json.dumps(group["coefficients"])
+        off = {k for k, v in ADDED_OPTIONS.items() if group[k] == v}
+        if group["precondition"] != "none":  # state has its size from all of these
+            off -= PRECONDITION_OPTIONS.keys()
+        kept = {k: v for k, v in group.items() if k not in off}
+        kept |= {k: json.dumps(v) for k, v in kept.items() if isinstance(v, Mapping)}
         if any(is_sharded(member.parameter) for member in present):
             kept = {"name": "", "role": "", **kept}
         groups.append(kept)
@@ -106,14 +110,14 @@ def unpacked(state_dict: StateDict) -> StateDict:
     """Read what `packed` wrote; raise ValueError for what is no state of a ROOT."""
     groups = []
     for group in _checked_groups(state_dict):
-        given = group.get("coefficients")
-        if isinstance(given, str) and given.startswith("{"):
-            try:
-                plain = plain_coefficients(json.loads(given), group.get("ns_steps"))
-            except (RecursionError, TypeError, ValueError) as error:
-                raise ValueError(f"the loaded `coefficients` are damaged: {error}") from error
-            group = {**group, "coefficients": plain}
-        groups.append(group)
+        plain = dict(group)
+        for name in ("coefficients", "lr_scales", "weight_decays"):
+            if isinstance(given := group.get(name), str) and given.startswith("{"):
+                try:
+                    plain[name] = plain_coefficients(json.loads(given), group.get("ns_steps"))
+                except (RecursionError, TypeError, ValueError) as error:
+                    raise ValueError(f"the loaded `{name}` are damaged: {error}") from error
+        groups.append(plain)
     return {**state_dict, "param_groups": groups}
 
 
@@ -156,7 +160,12 @@ def align_by_name(state_dict: StateDict, groups: list[StateDict], present: Membe
     ]
     for group in aligned:
         _check_saved_options(group)
-    _check_state(present, saved_ids, state)
+    saved_as = [
+        member._replace(group=group)  # whose options decide how large state is
+        for group, (_, own, _) in zip(aligned, parts, strict=True)
+        for member in own
+    ]
+    _check_state(saved_as, saved_ids, state)
     if len(parts) != len(groups):
         for group, own, _ in parts:
             group["params"] = [member.parameter for member in own]
@@ -311,13 +320,13 @@ def restore_precision(
         for key, value in saved.get(identity, {}).items():
             loaded = state[parameter][key]
             if isinstance(value, Tensor):
-                if EXTENTS.get(key) == "neurons":
-                    value = placed_neurons(value, parameter, member.view or WHOLE)
-                dtype = value.dtype
+                if EXTENTS.get(key) == "matrices":
+                    value = placed_matrices(value, parameter, member.view or WHOLE)
+                dtype, device = value.dtype, loaded.device if key != AGE else "cpu"
                 if EXTENTS.get(key) != "counter":
                     given = dtypes.get(key)
                     dtype = given(parameter, group) if given else state_dtype(parameter)
-                state[parameter][key] = value.to(device=loaded.device, dtype=dtype, copy=True)
+                state[parameter][key] = value.to(device=device, dtype=dtype, copy=True)
     to_kept_(state, present)
 
 
@@ -363,6 +372,7 @@ def _check_state(
     """Raise ValueError for state of other sizes, which broadcasting would hide, or with gaps."""
     for member in present:
         name, parameter = member.name, member.parameter
+        specs = {spec.key: spec for spec in specs_of(member.role, member.group)}
         loaded = state.get(saved_ids.get(name), {})
         missing = sorted(_AVERAGES - loaded.keys()) if "exp_avg" in loaded else []
         if missing:
@@ -373,14 +383,17 @@ def _check_state(
         for key, value in loaded.items():
             extent = EXTENTS.get(key)
             if not isinstance(value, Tensor):
-                if extent in ("entries", "neurons"):
+                if extent in ("entries", "matrices"):
                     raise ValueError(f"the loaded `{key}` of `{name}` is no tensor: {value!r:.60}")
                 continue
             shape: tuple[int, ...] = tuple(parameter.shape)
-            if extent == "neurons":
-                shape = neurons_shape(member.view or WHOLE, parameter.shape)
+            if extent == "matrices":
+                if key not in specs:
+                    continue  # of a stage that is off
+                view = member.view or WHOLE
+                shape = matrices_shape(specs[key], view, parameter.shape, member.group)
             if extent != "counter" and tuple(value.shape) != shape:
-                whose = "the parameter has" if extent != "neurons" else "its matrices need"
+                whose = "the parameter has" if extent != "matrices" else "its matrices need"
                 raise ValueError(
                     f"the loaded `{key}` of `{name}` has shape {tuple(value.shape)}, but "
                     f"{whose} {shape}; load it into the model that it was saved from"

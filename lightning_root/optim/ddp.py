@@ -1,6 +1,6 @@
 """Ranks that hold the same parameters share the work: each computes for all what it owns.
 
-Of a matrix its update travels, and with it what else the owner has made (state per neuron), in one
+Of a matrix its update travels, and with it what else the owner has made (state by matrices), in one
 asynchronous collective for 16 MiB, while the next are computed. Momentum advances on all ranks that
 have it. Where each rank keeps a part of the state, AdamW's parameters travel likewise.
 """
@@ -19,15 +19,17 @@ from lightning_root.distributed import Matrices, Replicas, replicas
 from lightning_root.distributed.collectives import Stream, all_gather, pieces_of, send_streams
 from lightning_root.distributed.replicas import Bucket
 from lightning_root.optim.blocks import (
+    NO_STATE,
     BlockStep,
     BoundParameter,
     Group,
     GroupPlan,
     shared_dtype,
     state_dtype,
+    travelling,
     travelling_sizes,
 )
-from lightning_root.optim.local import Finish, Local, run_all, update_blocks_
+from lightning_root.optim.local import Finish, Local, run_all, states_of, update_blocks_
 from lightning_root.optim.stages.adamw import adamw_update_
 from lightning_root.optim.stages.apply import apply_update_
 from lightning_root.optim.stages.momentum import advance_momentum_, in_float8, look_ahead_float8
@@ -63,7 +65,7 @@ class Replicated(Local):
 
     def _shared(self, plan: GroupPlan, steps: Sequence[BlockStep]) -> list[_Shared]:
         """Return who owns what, planned when these blocks are first updated together."""
-        key = ("shared", *[id(one.block) for one in steps])
+        key = ("shared", *[(id(one.block), one.measures) for one in steps])
         if key not in plan.schedules:
             kinds: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
             for number, one in enumerate(steps):
@@ -74,13 +76,18 @@ class Replicated(Local):
         return found
 
     def _plan(self, plan: GroupPlan, steps: Sequence[BlockStep], numbers: list[int]) -> _Shared:
-        blocks = [steps[number].block for number in numbers]
+        some = [steps[number] for number in numbers]
+        blocks = [one.block for one in some]
         like, target = steps[numbers[0]].momentum, steps[numbers[0]].target
         dtype = shared_dtype(like, plan.group)
-        travelling = plan.neuron_keys if self._owners is None else ()
-        # State per neuron has the parameter's precision, whatever momentum is kept in.
-        kept = state_dtype(target)
-        sizes = [(b.elements, *travelling_sizes(b, travelling, kept, dtype)) for b in blocks]
+        # State by matrices has the parameter's precision, whatever momentum is kept in.
+        kept, travels = state_dtype(target), self._owners is None
+        sizes = [
+            (one.block.elements, *travelling_sizes(plan, one.block, one.measures, kept, dtype))
+            if travels
+            else (one.block.elements,)
+            for one in some
+        ]
         buckets = self._ranks.buckets(
             [Matrices(block.name, block.number, block.shape) for block in blocks],
             [sum(of_block) for of_block in sizes],
@@ -102,8 +109,9 @@ class Replicated(Local):
             own = [one._replace(target=update) for one, update, _ in slots]
             update_blocks_(plan, own, in_place=False)
             for one, _, places in slots:
-                for values, place in zip(one.neurons.values(), places, strict=False):
-                    place.copy_(values.view(shared.dtype))
+                sent = travelling(plan, one.state, one.measures, shared.dtype)
+                for values, place in zip(sent, places, strict=False):
+                    place.copy_(values)
             # The sent part is kept until it has been sent.
             under_way.append((bucket, whole, part, all_gather(part, whole, self._group)))
             if self._owners is None:
@@ -117,8 +125,9 @@ class Replicated(Local):
                 for rank, (members, part) in enumerate(zip(bucket.members, whole, strict=True)):
                     slots = _slots(part, shared, steps, members)
                     for one, _, places in slots if rank != self._me else ():
-                        for values, place in zip(one.neurons.values(), places, strict=False):
-                            values.view(shared.dtype).copy_(place)
+                        own = travelling(plan, one.state, one.measures, shared.dtype)
+                        for values, place in zip(own, places, strict=False):
+                            values.copy_(place)
                     _apply_all_([slot[:2] for slot in slots], plan.group, in_place)
 
         return finish
@@ -133,7 +142,7 @@ class Replicated(Local):
         gradients: Sequence[Tensor] | None = None
         if in_float8(plan.group):
             own_gradient = StateParts(parts, bound.view).part(
-                "momentum_buffer", bound.gradient, bound.parameter, self._me
+                "momentum_buffer", bound.gradient, self._me
             )
             flat = look_ahead_float8(own_gradient, bound, plan.group)
         else:
@@ -145,17 +154,14 @@ class Replicated(Local):
             for block, owner in zip(bound.blocks, parts.owners, strict=True)
         ]
 
-    def neurons(self, plan: GroupPlan, bound: BoundParameter) -> Sequence[Mapping[str, Tensor]]:
-        """Return the state per neuron of each block that this rank has: views."""
+    def states(self, plan: GroupPlan, bound: BoundParameter) -> Sequence[Mapping[str, Tensor]]:
+        """Return what each block that this rank has has of state by matrices: views."""
         if self._owners is None:
-            return super().neurons(plan, bound)
+            return super().states(plan, bound)
         parts = self._owners.parts(bound.name)
-        sizes = [max(bound.blocks[number].shape) for number in parts.of(self._me)]
-        pieces = {key: iter(pieces_of(bound.state[key], sizes)) for key in plan.neuron_keys}
-        return [
-            {key: next(of_key) for key, of_key in pieces.items()} if owner == self._me else {}
-            for owner in parts.owners
-        ]
+        shapes = [bound.blocks[number].shape for number in parts.of(self._me)]
+        own = iter(states_of(plan, bound, shapes))
+        return [next(own) if owner == self._me else NO_STATE for owner in parts.owners]
 
     def start_adamw(self, plan: GroupPlan) -> Finish:
         """Update this rank's part of AdamW's parameters and send it; what is returned ends it."""
@@ -222,11 +228,13 @@ def _advance_(steps: Sequence[BlockStep], group: Group) -> None:
 
 def _apply_all_(updates: Sequence[tuple[BlockStep, Tensor]], group: Group, in_place: bool) -> None:
     """Apply updates to their matrices, alike ones at once, or copy them to their places."""
-    alike: defaultdict[tuple[float, torch.dtype], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    alike: defaultdict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for one, update in updates:
         if in_place:
-            alike[one.block.scale, one.target.dtype].append((one.target, update))
+            kind = one.block.scale, one.block.rates, one.target.dtype
+            alike[kind].append((one.target, update))
         else:
             one.target.copy_(update)
-    for (scale, _), pairs in alike.items():
-        apply_update_([t for t, _ in pairs], [u for _, u in pairs], scale, group)
+    for (scale, rates, _), pairs in alike.items():
+        own = group if rates is None else rates.of(group)
+        apply_update_([t for t, _ in pairs], [u for _, u in pairs], scale, own)

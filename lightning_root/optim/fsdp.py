@@ -1,9 +1,10 @@
 """Parameters whose rows lie on several ranks (FSDP2): each matrix is made whole on one of them.
 
 Two exchanges carry many matrices at a time: the rows of N to the rank that owns the matrix, and
-the rows of the update back, with what else the owner has made of it (state per neuron, to all
-ranks). No rank holds more than its own matrices. Stacks of matrices that lie whole on a rank are
-updated there; what is cut in other ways is gathered, and every rank computes the same update.
+the rows of the update back, with what else the owner has made (state by matrices, to all ranks).
+Where a stage wants G, its rows travel beside those of N. No rank holds more than its own matrices.
+Stacks of matrices that lie whole on a rank are updated there; what is cut in other ways is
+gathered, and every rank computes the same update.
 """
 
 from collections import defaultdict
@@ -93,20 +94,25 @@ class Sharded(local.Local):
         parameters: Sequence[blocks.BoundParameter],
         group: dist.ProcessGroup,
     ) -> local.Finish:
-        key = ("rows", *map(id, parameters))
+        key = ("rows", *[(id(bound), bound.measures) for bound in parameters])
         if key not in plan.schedules:
             plan.schedules[key] = _planned(plan, parameters, group)
         planned: _RowPlan = plan.schedules[key]
         values: list[Tensor] = []
         directions: list[Tensor] = []
+        sources: list[Tensor | None] = []
         for bound in parameters:
             columns = bound.parameter.shape[1:].numel()
             values.append(collectives.local_part(bound.parameter).view(-1, columns))
             directions.append(local_look_ahead(bound, plan.group).view(-1, columns))
-        neurons = [self.neurons(plan, bound) for bound in parameters]
-        state = [neurons[rows.parameter][rows.number] for rows in planned.rows]
+            given = collectives.local_part(bound.gradient).reshape(-1, columns)
+            wanted = plan.wants_source and bound.measures
+            sources.append(given.to(directions[-1]) if wanted else None)
+        states = [self.states(plan, bound) for bound in parameters]
+        state = [states[rows.parameter][rows.number] for rows in planned.rows]
+        of_rows = [parameters[rows.parameter] for rows in planned.rows]
         exchanges = [
-            (bucket, _send_back(plan, planned, bucket, directions, state))
+            (bucket, _send_back(plan, planned, bucket, directions, sources, state, of_rows))
             for bucket in planned.buckets
         ]
 
@@ -121,11 +127,14 @@ class Sharded(local.Local):
                     for i, of_one in zip(members, sizes, strict=True):
                         update, *bits = [next(pieces) for _ in of_one]
                         value = planned.rows[i].cut(values[planned.rows[i].parameter])
-                        scale = planned.rows[i].block.scale
-                        apply_update_([value], [update.view_as(value)], scale, plan.group)
+                        block = planned.rows[i].block
+                        group = plan.group if block.rates is None else block.rates.of(plan.group)
+                        apply_update_([value], [update.view_as(value)], block.scale, group)
                         if rank != planned.me:
-                            for own, place in zip(state[i].values(), bits, strict=True):
-                                own.view(planned.dtype).copy_(place)
+                            measures = of_rows[i].measures
+                            own = blocks.travelling(plan, state[i], measures, planned.dtype)
+                            for values_of, place in zip(own, bits, strict=True):
+                                values_of.copy_(place)
 
         return finish
 
@@ -135,26 +144,41 @@ def _send_back(
     planned: _RowPlan,
     bucket: Bucket,
     directions: Sequence[Tensor],  # N, this rank's rows of each parameter
-    state: Sequence[Mapping[str, Tensor]],
+    sources: Sequence[Tensor | None],  # G, likewise, where a stage wants it in this step
+    state: Sequence[Mapping[str, Tensor]],  # of each block
+    bound: Sequence[blocks.BoundParameter],  # to which each block belongs
 ) -> collectives.Exchange:
     """Make this rank's matrices whole, compute their updates and send the rows back."""
     ranks = range(len(bucket.members))
     rows = planned.rows
     own = [rows[i] for i in bucket.members[planned.me]]
-    to_owners = [
-        [rows[i].cut(directions[rows[i].parameter]) for i in members] for members in bucket.members
+    sent = [
+        [each for each in (directions[one.parameter], sources[one.parameter]) if each is not None]
+        for one in rows
     ]
-    sizes = [sum(one.size(rank) for one in own) for rank in ranks]
+    to_owners = [
+        [rows[i].cut(each) for i in members for each in sent[i]] for members in bucket.members
+    ]
+    of_rank = [
+        [rows[i].size(rank) for i in bucket.members[planned.me] for _ in sent[i]] for rank in ranks
+    ]
+    sizes = [sum(pieces) for pieces in of_rank]
     there = collectives.Exchange(to_owners, sizes, directions[0], planned.group)
     from_ranks = [
-        collectives.pieces_of(received, [one.size(rank) for one in own])
-        for rank, received in zip(ranks, there.wait(), strict=True)
+        iter(collectives.pieces_of(received, pieces))
+        for received, pieces in zip(there.wait(), of_rank, strict=True)
     ]
     steps = []
-    for number, (i, one) in enumerate(zip(bucket.members[planned.me], own, strict=True)):
-        whole = torch.cat([pieces[number] for pieces in from_ranks]).view(one.block.shape)
-        target = torch.empty_like(whole, dtype=planned.dtype)
-        steps.append(blocks.BlockStep(one.block, None, whole, target, None, state[i]))
+    for i, one in zip(bucket.members[planned.me], own, strict=True):
+        shape, age, measures = one.block.shape, bound[i].age, bound[i].measures
+        made = [torch.cat([next(pieces) for pieces in from_ranks]).view(shape) for _ in sent[i]]
+        target = torch.empty_like(made[0], dtype=planned.dtype)
+        source = made[1] if len(made) > 1 else None
+        steps.append(
+            blocks.BlockStep(
+                one.block, None, made[0], target, None, state[i], source, age, measures
+            )
+        )
     local.update_blocks_(plan, steps, in_place=False)
     back = [
         [
@@ -162,7 +186,7 @@ def _send_back(
             for one, given in zip(own, steps, strict=True)
             for piece in (
                 given.target[slice(*one.of_rank[rank])],
-                *(values.view(planned.dtype) for values in given.neurons.values()),
+                *blocks.travelling(plan, given.state, given.measures, planned.dtype),
             )
         ]
         for rank in ranks
@@ -206,8 +230,11 @@ def _planned(
     steps = plan.group["ns_steps"]
     device = collectives.local_part(like).device
     buckets = Replicas(group).buckets(matrices, sizes, steps, device, elements)
-    kept, keys = blocks.state_dtype(like), plan.neuron_keys
-    extra = [blocks.travelling_sizes(one.block, keys, kept, dtype) for one in rows]
+    kept = blocks.state_dtype(like)
+    extra = [
+        blocks.travelling_sizes(plan, one.block, parameters[one.parameter].measures, kept, dtype)
+        for one in rows
+    ]
     return _RowPlan(group, me, rows, buckets, extra, dtype)
 
 
@@ -223,10 +250,17 @@ def _own_matrices(
         start, _ = shards.rows(total)[shards.group.rank()]
         first = start * (len(bound.blocks) // total)
         plan.schedules[key] = blocks.bind_parameter(
-            bound.name, value, bound.view, plan.group, first
+            bound.name, value, bound.view, plan.group, bound.rates, first
         )
     planned: blocks.BoundParameter = plan.schedules[key]
     if not bound.view.is_view(gradient):
         gradient = gradient.contiguous()
     state = {name: collectives.local_part(entry) for name, entry in bound.state.items()}
-    return replace(planned, parameter=value, gradient=gradient, state=state)
+    return replace(
+        planned,
+        parameter=value,
+        gradient=gradient,
+        state=state,
+        age=bound.age,
+        measures=bound.measures,
+    )

@@ -49,8 +49,11 @@ def take_gradients(
             gradient = bound.parameter.grad
             if gradient is None:
                 continue
-            if gradient.layout != torch.strided:
-                _refuse(bound.name, gradient)
+            if gradient.layout != torch.strided and not is_sharded(gradient):
+                raise TypeError(
+                    f"the gradient of `{bound.name}` is sparse ({gradient.layout}), which ROOT "
+                    "does not support; use `sparse=False` in the embedding"
+                )
             bound.gradient = gradient
             plan.live.append(bound)
         if not plan.group["capturable"]:
@@ -90,14 +93,6 @@ def _headroom(plan: GroupPlan) -> float:
     if plan.role == "root":
         return 2.0 / (1.0 - momentum_of(plan.group))
     return math.sqrt(torch.finfo(torch.float32).max)
-
-
-def _refuse(name: str, gradient: Tensor) -> None:
-    if gradient.layout != torch.strided and not is_sharded(gradient):
-        raise TypeError(
-            f"the gradient of `{name}` is sparse ({gradient.layout}), which ROOT does not support; "
-            "use `sparse=False` in the embedding"
-        )
 
 
 def usable(

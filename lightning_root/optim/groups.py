@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_root.coefficients import lookup
 from lightning_root.optim.binding import Named, names_of
-from lightning_root.optim.blocks import WHOLE
+from lightning_root.optim.blocks import WHOLE, Rates
 from lightning_root.partition import MatrixView, Role, Route
 from lightning_root.partition.parameters import canonical_parameters
 
@@ -46,6 +46,15 @@ class Member(NamedTuple):
     def role(self) -> Role:
         """Rule that updates it."""
         return self.route.role
+
+    @property
+    def rates(self) -> Rates | None:
+        """Learning rate and decay by its rule, or else by its kind; None for the group's."""
+        scales, decays = self.group["lr_scales"] or {}, self.group["weight_decays"] or {}
+        scale, decay = self.route.lr_scale, self.route.weight_decay
+        scale = scales.get(self.route.kind, 1.0) if scale is None else scale
+        decay = decays.get(self.route.kind) if decay is None else decay
+        return Rates(scale, decay) if scale != 1.0 or decay is not None else None
 
     @property
     def view(self) -> MatrixView | None:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from lightning_root.distributed import gather
-from lightning_root.distributed.collectives import local_part, scatter_like
+from lightning_root.distributed.collectives import local_part, pieces_of, scatter_like
 from lightning_root.distributed.replicas import cut_by_size
 from lightning_root.kernels import run_in_order
 from lightning_root.optim.blocks import (
-    NO_NEURONS,
+    NO_STATE,
     BlockStep,
     BoundParameter,
     GroupPlan,
@@ -91,7 +91,11 @@ class Local:
         """Return the blocks of a parameter; with `whole` its N is made before it is cut."""
         gradients, momenta = self.sources(plan, bound, whole)
         targets = bound.cut(target)
-        neurons = self.neurons(plan, bound) if plan.neuron_keys else None
+        state = self.states(plan, bound) if plan.of_matrices else None
+        sources = None
+        if plan.wants_source and bound.measures:
+            given = gather(bound.gradient) if gradients is None else bound.gradient
+            sources = bound.cut(given)
         return [
             BlockStep(
                 block,
@@ -99,7 +103,10 @@ class Local:
                 momenta[number],
                 targets[number],
                 bound.finite,
-                neurons[number] if neurons is not None else NO_NEURONS,
+                state[number] if state is not None else NO_STATE,
+                sources[number] if sources is not None else None,
+                bound.age,
+                bound.measures,
             )
             for number, block in enumerate(bound.blocks)
         ]
@@ -112,13 +119,9 @@ class Local:
             return None, bound.cut(gather(whole_look_ahead(bound, plan.group)))
         return bound.cut(bound.gradient), bound.cut(bound.state["momentum_buffer"])
 
-    def neurons(self, plan: GroupPlan, bound: BoundParameter) -> Sequence[Mapping[str, Tensor]]:
-        """Return the state per neuron of each block: views."""
-        flat = {key: local_part(bound.state[key]).view(-1) for key in plan.neuron_keys}
-        return [
-            {k: v.narrow(0, b.first_neuron, max(b.shape)) for k, v in flat.items()}
-            for b in bound.blocks
-        ]
+    def states(self, plan: GroupPlan, bound: BoundParameter) -> Sequence[Mapping[str, Tensor]]:
+        """Return what each block has of state that is kept by matrices: views."""
+        return states_of(plan, bound, [block.shape for block in bound.blocks])
 
     def update_whole_(self, plan: GroupPlan, parameters: Sequence[BoundParameter]) -> None:
         """Update parameters that are copied, or gathered from shards: all U, then each W."""
@@ -134,7 +137,21 @@ class Local:
             scale = _common_scale_(bound, whole)
             update = local_part(scatter_like(whole, bound.parameter))
             flags = None if bound.finite is None else [bound.finite]
-            apply_update_([local_part(bound.parameter)], [update], scale, plan.group, flags)
+            group = plan.group if bound.rates is None else bound.rates.of(plan.group)
+            apply_update_([local_part(bound.parameter)], [update], scale, group, flags)
+
+
+def states_of(
+    plan: GroupPlan, bound: BoundParameter, shapes: Sequence[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """Cut state that is kept by matrices, of matrices of these shapes, into that of each: views."""
+    found: list[dict[str, Tensor]] = [{} for _ in shapes]
+    for spec in plan.of_matrices:
+        flat = local_part(bound.state[spec.key]).view(-1)
+        sizes = [spec.size(shape, plan.group) for shape in shapes]
+        for own, values in zip(found, pieces_of(flat, sizes), strict=True):
+            own[spec.key] = values
+    return found
 
 
 def nothing() -> None:
@@ -203,8 +220,8 @@ def _scheduled(plan: GroupPlan, steps: Sequence[BlockStep], in_place: bool) -> S
     alike: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
     for number, one in enumerate(steps):
         kind = one.momentum.dtype, one.target.dtype, one.momentum.device, one.block.scale
-        by_rows = bool(plan.neuron_keys) and one.block.by_rows
-        alike[*one.block.shape, *kind, by_rows].append(number)
+        by_rows = bool(plan.of_matrices) and one.block.by_rows
+        alike[*one.block.shape, *kind, one.block.rates, by_rows].append(number)
     stacks = [part for equal in alike.values() for part in _parts(equal, steps[equal[0]].momentum)]
     stacks.sort(key=lambda part: _work(steps[part[0]].block, len(part)), reverse=True)
     on_cpu = all(steps[part[0]].momentum.device.type == "cpu" for part in stacks)

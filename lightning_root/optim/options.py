@@ -15,9 +15,9 @@ from lightning_root.coefficients.lookup import OTHERWISE, schedules_from_file
 from lightning_root.functional.outliers import QUANTILE_MODES
 from lightning_root.functional.scaling import ADJUST_LR_NAMES
 from lightning_root.kernels import FORMS, KERNEL_OPTIONS
+from lightning_root.partition import Kind
 
 OrthogonalizationDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float64"]
-_DTYPE_NAMES = get_args(OrthogonalizationDtype)
 
 MomentumDtype: TypeAlias = Literal["auto", "bfloat16", "float8"]
 """float32 (float64 for float64 parameters), half the bytes of it, or a quarter."""
@@ -25,12 +25,46 @@ MomentumDtype: TypeAlias = Literal["auto", "bfloat16", "float8"]
 Normalize: TypeAlias = Literal["none", "neuron"]
 """Whether updates of matrices are normalized neuron by neuron; see `stages.normalize`."""
 
+WeightDecayMode: TypeAlias = Literal["decoupled", "cautious"]
+"""Whether all entries decay, or those that the update moves towards zero."""
+
+Precondition: TypeAlias = Literal["none", "covariance", "soap", "auto"]
+"""Way to precondition the momentum before it is orthogonalized; see `stages.precondition`."""
+
+PreconditionSides: TypeAlias = Literal["smaller", "both", "auto"]
+"""Which sides of a matrix are preconditioned."""
+
+PreconditionSource: TypeAlias = Literal["gradient", "momentum"]
+"""Tensor of which the covariances are."""
+
 ShareDtype: TypeAlias = Literal["auto", "bfloat16"]
 """float32 (float64 for float64 parameters), or half the bytes."""
+
+_RATES: Final = {
+    "lr_scales": None,
+    "weight_decays": None,
+    "weight_decay_mode": "decoupled",
+    "gradient_clip_entries": None,
+}
+
+PRECONDITION_OPTIONS: Final = {
+    "precondition": "none",
+    "precondition_sides": "auto",
+    "precondition_source": "gradient",
+    "precondition_every": 10,
+    "precondition_statistics_every": None,
+    "precondition_beta": 0.95,
+    "precondition_exponent": None,
+    "precondition_damping": 1e-6,
+    "precondition_max_dim": 4096,
+}
+"""Of `stages.precondition`, and what they are where nobody has chosen."""
 
 PLANNED_OPTIONS: Final = (
     *("coefficients", "ns_steps", "adjust_lr_fn", "ns_dtype", "ns_form", "kernels", "normalize"),
     *("outlier_quantile", "outlier_quantile_mode", "momentum_dtype", "share_dtype", "capturable"),
+    *_RATES,
+    *PRECONDITION_OPTIONS,
 )
 """Plans rest on these, which are looked at once; the others are read in every step."""
 
@@ -40,9 +74,25 @@ READ_OPTIONS: Final = (
 )
 """Steps read these; when one changes its type, as by hand, options are checked anew."""
 
-ADDED_OPTIONS: Final = {"normalize": "none"}
+ADDED_OPTIONS: Final = {"normalize": "none", **_RATES, **PRECONDITION_OPTIONS}
 """Younger than the oldest checkpoints that load, and what they are where they are off. A saved
-state leaves them out then: distributed checkpoints load nothing that a file does not have."""
+state leaves them out then (those of preconditioning where that is off): distributed checkpoints
+load nothing that a file does not have."""
+
+_CHOICES: Final[Mapping[str, Sequence[object]]] = {
+    "adjust_lr_fn": (*ADJUST_LR_NAMES, None),
+    "ns_dtype": get_args(OrthogonalizationDtype),
+    "ns_form": ("auto", *FORMS),
+    "outlier_quantile_mode": QUANTILE_MODES,
+    "kernels": KERNEL_OPTIONS,
+    "momentum_dtype": get_args(MomentumDtype),
+    "normalize": get_args(Normalize),
+    "share_dtype": get_args(ShareDtype),
+    "weight_decay_mode": get_args(WeightDecayMode),
+    "precondition": get_args(Precondition),
+    "precondition_sides": get_args(PreconditionSides),
+    "precondition_source": get_args(PreconditionSource),
+}
 
 MAX_STEPS: Final = 100
 """Of the iteration. Nothing is gained beyond a tenth of it, and a slip of the hand would hang."""
@@ -68,15 +118,17 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_number("eps", options["eps"], "1e-8 is the default")
     _check_betas(options["betas"])
     _check_quantile(options["outlier_quantile"])
-    _check_choice("adjust_lr_fn", options["adjust_lr_fn"], (*ADJUST_LR_NAMES, None))
-    _check_choice("ns_dtype", options["ns_dtype"], _DTYPE_NAMES)
-    _check_choice("momentum_dtype", options["momentum_dtype"], get_args(MomentumDtype))
-    _check_choice("normalize", options["normalize"], get_args(Normalize))
-    _check_choice("share_dtype", options["share_dtype"], get_args(ShareDtype))
-    _check_choice("ns_form", options["ns_form"], ("auto", *FORMS))
-    _check_choice("outlier_quantile_mode", options["outlier_quantile_mode"], QUANTILE_MODES)
+    for name, choices in _CHOICES.items():
+        if options[name] not in choices:
+            raise ValueError(f"`{name}` must be one of {list(choices)}, got {options[name]!r}")
+    for name in ("lr_scales", "weight_decays"):
+        group[name] = _checked_by_kind(name, options[name])
+    if (entries := options["gradient_clip_entries"]) is not None:
+        _check_number("gradient_clip_entries", entries, "4 is usual, None switches it off")
+        if entries == 0.0:
+            raise ValueError("`gradient_clip_entries` must be greater than 0, got 0; 4 is usual")
+    _check_preconditioning(options)
     _check_coefficients(options["coefficients"], options["ns_steps"])
-    _check_choice("kernels", options["kernels"], KERNEL_OPTIONS)
     for name in ("nesterov", "maximize", "capturable"):
         if not isinstance(options[name], bool):
             raise TypeError(f"`{name}` must be True or False, got {options[name]!r}")
@@ -194,6 +246,55 @@ def _check_number(name: str, value: object, hint: str, below: float = math.inf) 
         raise ValueError(f"`{name}` must be {rule}, got {value}; {hint}")
 
 
+def _checked_by_kind(name: str, values: object) -> dict[str, float] | None:
+    """Return numbers by kind of parameter, None for none; raise for anything else."""
+    if values is None:
+        return None
+    kinds = list(get_args(Kind))
+    if not isinstance(values, Mapping):
+        raise TypeError(f"`{name}` must map kinds {kinds} to numbers, got {values!r}")
+    for kind, value in values.items():
+        if kind not in kinds:
+            raise ValueError(
+                f"`{name}` must have kinds of parameters as keys, {kinds}, got {kind!r}; for names "
+                "use `rules`"
+            )
+        _check_number(
+            name, plain_value(value), "1 changes nothing" if name[0] == "l" else "0 is none"
+        )
+    return {kind: float(plain_value(value)) for kind, value in values.items()} or None
+
+
+def _check_preconditioning(options: Mapping[str, Any]) -> None:
+    whole_numbers = ("precondition_every", "precondition_statistics_every", "precondition_max_dim")
+    for name in whole_numbers:
+        value, default = options[name], PRECONDITION_OPTIONS[name]
+        if value is None and default is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"`{name}` must be a whole number >= 1, got {value!r}; {default} is the default"
+            )
+    _check_number("precondition_beta", options["precondition_beta"], "0.95 is the default", 1.0)
+    damping, exponent = options["precondition_damping"], options["precondition_exponent"]
+    _check_number("precondition_damping", damping, "1e-6 is the default", 1.0)
+    if damping < 1e-7:
+        raise ValueError(
+            f"`precondition_damping` must be at least 1e-7, got {damping}: below it float32 cannot "
+            "tell eigenvalues from rounding; 1e-6 is the default"
+        )
+    if exponent is not None:
+        hint = "None is the default, 1/4 for two sides and 1/2 for one"
+        _check_number("precondition_exponent", exponent, hint)
+        if not 0.0 < exponent <= 1.0:
+            raise ValueError(f"`precondition_exponent` must be in (0, 1], got {exponent}; {hint}")
+    if options["precondition"] != "none" and options["capturable"]:
+        raise ValueError(
+            "`precondition` needs the host to count steps, and `capturable=True` keeps it out; "
+            'leave one of them off: `precondition="none"` or `capturable=False`'
+        )
+
+
 def _check_betas(betas: object) -> None:
     if not isinstance(betas, tuple) or len(betas) != 2:
         raise TypeError(f"`betas` must be two numbers, got {betas!r}; (0.9, 0.95) is the default")
@@ -214,11 +315,6 @@ def _check_quantile(quantile: object) -> None:
         )
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"`outlier_quantile` must be in (0, 1], got {quantile}; {hint}")
-
-
-def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}")
 
 
 def _check_coefficients(coefficients: object, steps: object) -> None:

@@ -124,6 +124,18 @@ def check_fused(present: Members) -> None:
             )
 
 
+def check_clip(present: Members) -> None:
+    """Raise ValueError for sharded parameters whose gradients are to be clipped entry by entry."""
+    for group, parameter, route in present:
+        limit = group["gradient_clip_entries"]
+        if limit is not None and route.role == "root" and is_sharded(parameter):
+            raise ValueError(
+                f"`gradient_clip_entries` must be None for `{route.name}`, which is sharded (a "
+                f"DTensor): no rank has whole rows and columns, got {limit}; use "
+                '`outlier_quantile="auto"` there'
+            )
+
+
 def check_capturing(groups: Groups, warm: bool) -> None:
     """Raise RuntimeError if the CUDA graph that is captured cannot hold this step."""
     if not all(group["capturable"] for group in groups):

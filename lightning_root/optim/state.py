@@ -7,6 +7,7 @@ the momentum, or its range of AdamW's averages, one behind the other. It may be 
 there, so that all ranks have the same keys.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -31,6 +32,7 @@ from lightning_root.optim import low_precision
 from lightning_root.optim.blocks import WHOLE, BoundParameter, Group, State, StateSpec
 from lightning_root.optim.groups import Member, Members
 from lightning_root.optim.stages.momentum import in_float8
+from lightning_root.optim.stages.precondition import AGE
 from lightning_root.optim.step import STATE
 from lightning_root.partition import MatrixView, Role
 
@@ -46,10 +48,12 @@ def specs_of(role: Role, group: Group) -> tuple[StateSpec, ...]:
     return tuple(spec for spec in STATE if spec.role == role and spec.is_on(group))
 
 
-def neurons_shape(view: MatrixView, shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of state per neuron: (*stack, neurons of all matrices of an entry)."""
-    of_entry = view.matrices([1] * view.stack + list(shape[view.stack :]))
-    return (*shape[: view.stack], sum(max(matrix) for matrix in of_entry))
+def matrices_shape(
+    spec: StateSpec, view: MatrixView, shape: Sequence[int], group: Group
+) -> tuple[int, ...]:
+    """Return the shape of state by matrices: (*stack, numbers of all matrices of an entry)."""
+    of_entry = spec.sizes(view, [1] * view.stack + list(shape[view.stack :]), group)
+    return (*shape[: view.stack], sum(of_entry))
 
 
 class StateParts(NamedTuple):
@@ -58,39 +62,41 @@ class StateParts(NamedTuple):
     parts: Parts  # owner and number of entries of each
     # how the parameter is cut into matrices, a part each; None for ranges of entries
     view: MatrixView | None
+    numbers: Mapping[str, list[int]] = {}  # of each matrix, of entries that are kept by these
 
-    def pieces(self, key: str, whole: Tensor, like: Tensor) -> list[Tensor]:
-        """Cut an entry of the state of `like`, as views where memory allows."""
+    def pieces(self, key: str, whole: Tensor) -> list[Tensor]:
+        """Cut an entry of the state, as views where memory allows."""
         if self.view is None:
             return pieces_of(whole.reshape(-1), self.parts.sizes)
-        if EXTENTS.get(key) == "neurons":
-            return pieces_of(whole.reshape(-1), [max(m) for m in self.view.matrices(like.shape)])
+        if key in self.numbers:
+            return pieces_of(whole.reshape(-1), self.numbers[key])
         return self.view.cut(whole)
 
-    def part(self, key: str, whole: Tensor, like: Tensor, rank: int) -> Tensor:
+    def part(self, key: str, whole: Tensor, rank: int) -> Tensor:
         """Return a rank's part of an entry, flat."""
-        pieces = self.pieces(key, whole, like)
+        pieces = self.pieces(key, whole)
         own = [pieces[number].reshape(-1) for number in self.parts.of(rank)]
         return torch.cat([whole.new_empty(0), *own])
 
-    def size(self, key: str, like: Tensor, rank: int) -> int:
+    def size(self, key: str, rank: int) -> int:
         """Return how many numbers of an entry a rank keeps."""
-        if self.view is None or EXTENTS.get(key) != "neurons":
+        if key not in self.numbers:
             return self.parts.size(rank)
-        matrices = self.view.matrices(like.shape)
-        return sum(max(matrices[number]) for number in self.parts.of(rank))
+        return sum(self.numbers[key][number] for number in self.parts.of(rank))
 
     def whole(self, key: str, like: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """Put the parts of all ranks together on the CPU, entries laid out in memory as `like`."""
-        neurons = self.view is not None and EXTENTS.get(key) == "neurons"
-        shape = neurons_shape(self.view or WHOLE, like.shape) if neurons else like.shape
+        by_matrices, shape = key in self.numbers, tuple(like.shape)
+        if by_matrices:
+            stack = shape[: self.view.stack] if self.view is not None else ()
+            shape = (*stack, sum(self.numbers[key]) // math.prod(stack))
         logical = torch.empty(shape, dtype=parts[0].dtype)
-        pieces = self.pieces(key, logical, like)
+        pieces = self.pieces(key, logical)
         for rank, part in enumerate(parts):
             own = [pieces[number] for number in self.parts.of(rank)]
             for piece, values in zip(own, pieces_of(part, [p.numel() for p in own]), strict=True):
                 piece.copy_(values.view_as(piece))
-        if neurons or like.is_contiguous():
+        if by_matrices or like.is_contiguous():
             return logical
         laid_out = torch.empty_like(
             like, dtype=logical.dtype, device="cpu", memory_format=torch.preserve_format
@@ -117,7 +123,7 @@ def add_fresh_(
         own = local_part(bound.parameter)
         in_parts = parts if spec.extent != "counter" else None
         if in_parts:
-            own = own.new_empty(in_parts.size(spec.key, bound.parameter, rank))
+            own = own.new_empty(in_parts.size(spec.key, rank))
         if spec.key == "momentum_buffer" and in_float8(group):
             bound.state[spec.key] = low_precision.float8_zeros(own)
         elif in_parts:
@@ -126,11 +132,25 @@ def add_fresh_(
             bound.state[spec.key] = _fresh(spec, bound.parameter, bound.view, group)
 
 
-def drop_neurons_(state: State) -> None:
-    """Forget what belongs to the rows and columns of matrices, where these are cut otherwise."""
+def drop_matrices_(state: State) -> None:
+    """Forget what is kept by matrices, and how old it is, where these are cut otherwise."""
     for key, extent in EXTENTS.items():
-        if extent == "neurons":
+        if extent == "matrices" or key == AGE:
             state.pop(key, None)
+
+
+def drop_unfit_(own: State, member: Member, parts: StateParts | None, rank: int) -> None:
+    """Forget what is kept by matrices, and how old it is, where options give it another size."""
+    for spec in specs_of(member.role, member.group):
+        value = own.get(spec.key)
+        if spec.extent != "matrices" or value is None:
+            continue
+        shape = matrices_shape(spec, member.view or WHOLE, member.parameter.shape, member.group)
+        if parts is not None:
+            shape = (parts.size(spec.key, rank),)
+        if tuple(value.shape) != shape:
+            del own[spec.key]
+            own.pop(AGE, None)
 
 
 def fresh_saved(member: Member, device: torch.device | None) -> State:
@@ -146,12 +166,12 @@ def _fresh(spec: StateSpec, parameter: Tensor, view: MatrixView, group: Group) -
     """Return zeros, laid out as the parameter is; a counter where torch keeps it."""
     dtype = spec.dtype(parameter, group)
     if spec.extent == "counter":
-        on_device = group["fused"] or group["capturable"]
+        on_device = (group["fused"] or group["capturable"]) and spec.key != AGE
         device = parameter.device if on_device else torch.device("cpu")
         return torch.zeros((), dtype=dtype, device=device)
     if spec.extent == "entries":
         return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
-    shape, local = neurons_shape(view, parameter.shape), local_part(parameter)
+    shape, local = matrices_shape(spec, view, parameter.shape, group), local_part(parameter)
     if is_stack_in_shards(parameter, view):
         own = torch.zeros(*local.shape[: view.stack], shape[-1], dtype=dtype, device=local.device)
         return shard_like(own, parameter, shape)
@@ -163,8 +183,8 @@ def is_stack_in_shards(parameter: Tensor, view: MatrixView) -> bool:
     return view.stack > 0 and row_shards(parameter) is not None
 
 
-def placed_neurons(values: Tensor, parameter: Tensor, view: MatrixView) -> Tensor:
-    """Lay state per neuron out as steps have it: torch loads it whole where there was none."""
+def placed_matrices(values: Tensor, parameter: Tensor, view: MatrixView) -> Tensor:
+    """Lay state by matrices out as steps have it: torch loads it whole where there was none."""
     if is_stack_in_shards(parameter, view) and not is_sharded(values):
         return scatter_like(values, parameter)
     return values
@@ -236,7 +256,14 @@ def assign_parts(owners: StateOwners, present: Members) -> dict[str, StateParts]
     devices = {member.parameter.device.type for member in present}
     cost = cost_on(torch.device("cpu" if "cpu" in devices else "cuda"))
     owners.include(kinds, max([1, *(member.group["ns_steps"] for member in present)]), cost)
-    return {name: StateParts(owners.parts(name), view) for name, view in view_of.items()}
+    found = {}
+    for member in present:
+        view, group, numbers = view_of[member.name], member.group, {}
+        for spec in specs_of(member.role, group):
+            if view is not None and spec.extent == "matrices":
+                numbers[spec.key] = spec.sizes(view, member.parameter.shape, group)
+        found[member.name] = StateParts(owners.parts(member.name), view, numbers)
+    return found
 
 
 def own_parts(
@@ -246,11 +273,12 @@ def own_parts(
     identities = [identity for group in whole["param_groups"] for identity in group["params"]]
     state: dict[Any, State] = {}
     for identity, member in zip(identities, present, strict=True):
-        name, parameter = member.name, member.parameter
+        name = member.name
         for key, value in whole["state"].get(identity, {}).items():
             own = state.setdefault(identity, {})
-            is_part = is_cut(key, value)
-            own[key] = parts[name].part(key, value, parameter, rank) if is_part else value
+            if EXTENTS.get(key) == "matrices" and key not in parts[name].numbers:
+                continue  # of a stage that is off
+            own[key] = parts[name].part(key, value, rank) if is_cut(key, value) else value
     return state
 
 
@@ -295,7 +323,7 @@ def _made_whole(
     entries: Sequence[_Entry], kept: Replicas, device: torch.device | None
 ) -> list[Tensor]:
     """Return the whole of some entries on the first rank, nothing on the others."""
-    sizes = [[e.parts.size(e.key, e.parameter, rank) for e in entries] for rank in range(kept.size)]
+    sizes = [[e.parts.size(e.key, rank) for e in entries] for rank in range(kept.size)]
     lengths = [sum(of_rank) for of_rank in sizes]
     own = Stream([entry.part for entry in entries])
     like = entries[0].part[:0].to(device)

@@ -60,6 +60,8 @@ class Route:
         suggestion: A rule that would change an uncertain decision, to be pasted into `rules`, such
             as `"*.bank": {"stack": 1}`; None when there is no doubt.
         frozen: Whether it is not trained now, and gets this rule once it is unfrozen.
+        lr_scale: Factor on the learning rate of its group that a rule gives; None for none.
+        weight_decay: Decay in the place of its group's that a rule gives; None for none.
     """
 
     name: str
@@ -70,6 +72,8 @@ class Route:
     view: MatrixView | None = None
     suggestion: str | None = None
     frozen: bool = False
+    lr_scale: float | None = None
+    weight_decay: float | None = None
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Route":

@@ -1,8 +1,9 @@
 """The user's rules: globs on names, first match wins, a rule that matches nothing is an error.
 
 A rule gives a role, "root" or "adamw", or says how to cut a parameter into matrices: a `MatrixView`
-or a mapping with its fields, where numbers stand for equal blocks, and perhaps `role`. A single
-name stands for the rules of a family whose modules do not tell.
+or a mapping with its fields, where numbers stand for equal blocks, and perhaps `role`. A mapping
+may have `lr_scale` and `weight_decay` too, or these alone. A single name stands for the rules of a
+family whose modules do not tell.
 """
 
 import math
@@ -38,8 +39,10 @@ class Rule(NamedTuple):
     """A glob on whole names, the role of what it matches, and the user's view of it, if any."""
 
     pattern: str
-    role: Role
+    role: Role | None  # None leaves it
     spec: Mapping[str, Any] | None = None  # fields of a view, with numbers of equal blocks
+    lr_scale: float | None = None  # factor on the learning rate of its group
+    weight_decay: float | None = None  # in the place of its group's
 
     def matches(self, use: ParameterUse) -> bool:
         """Tell whether the pattern covers the name of a parameter in one use."""
@@ -131,6 +134,9 @@ def _parse_rule(pair: object) -> Rule:
 def _parse_cut(pattern: str, cut: Mapping[Any, Any]) -> Rule:
     """Check a rule that says how to cut."""
     view = dict(cut)
+    rates = [_parse_rate(pattern, key, view.pop(key, None)) for key in ("lr_scale", "weight_decay")]
+    if not view and rates != [None, None]:
+        return Rule(pattern, None, None, *rates)
     role = view.pop("role", "root")
     if role not in ("root", "adamw"):
         got = f"got {role!r} for {pattern!r}"
@@ -141,16 +147,28 @@ def _parse_cut(pattern: str, cut: Mapping[Any, Any]) -> Rule:
             f"and {', '.join(map(repr, view))}; leave one of them out."
         )
     try:
-        return Rule(pattern, role, _parse_view(view) if view else None)
+        return Rule(pattern, role, _parse_view(view) if view else None, *rates)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`rules` for {pattern!r}: {error}") from None
+
+
+def _parse_rate(pattern: str, key: str, value: object) -> float | None:
+    """Check a rate of a rule."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+        raise ValueError(
+            f"`rules` must give a finite number >= 0 as `{key}`, got {value!r} for {pattern!r}."
+        )
+    return float(value)
 
 
 def _parse_view(data: Mapping[Any, Any]) -> dict[str, Any]:
     """Check the plain data of a view."""
     if unknown := [key for key in data if key not in _VIEW_KEYS]:
         keys = ", ".join(map(repr, _VIEW_KEYS))
-        raise ValueError(f"a cut has the keys 'role', {keys}, got {unknown[0]!r}.")
+        rates = "'lr_scale', 'weight_decay'"
+        raise ValueError(f"a cut has the keys 'role', {keys}, {rates}, got {unknown[0]!r}.")
     blocks = {name: _parse_blocks(name, data.get(name)) for name in ("rows", "columns")}
     MatrixView(**{key: data[key] for key in ("stack", "transposed") if key in data})  # checks them
     return {**data, **blocks}

@@ -200,13 +200,14 @@ def _decide(
         if use.trainable:
             raise
         rule = None  # it may never be unfrozen
-    if rule is not None:
+    ruled = rule is not None and rule.role is not None
+    if rule is not None and rule.role is not None:
         role, reason, suggestion = rule.role, f"rule {rule.pattern!r}", None
     if role == "root":
         found = cut or find_view(use, modules)
         blocks = describe_view(found.view, use.shape) if found.view is not None else ""
         reason = f"{reason}, {blocks}" if blocks else reason
-        if rule is None and found.note:
+        if not ruled and found.note:
             reason, suggestion = reason + found.note, found.suggestion
     return Route(
         name=parameter.name,
@@ -217,6 +218,8 @@ def _decide(
         view=found.view,
         suggestion=json.dumps(suggestion) if suggestion else None,
         frozen=not use.trainable,
+        lr_scale=rule.lr_scale if rule is not None else None,
+        weight_decay=rule.weight_decay if rule is not None else None,
     )
 
 

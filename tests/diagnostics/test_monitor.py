@@ -268,6 +268,22 @@ def test_several_loggers_and_csv_have_the_same_numbers(tmp_path):
         assert [v for _, v in written] == pytest.approx([v for _, v in expected])
 
 
+class Rated(Net):
+    root_options = {**Net.root_options, "lr_scales": {"head": 0.5}, "weight_decays": {"vector": 0}}
+
+
+def test_rates_in_effect_are_logged_by_kind(tmp_path):
+    """Of the step that follows the point, as torch's schedulers have moved them."""
+    logger = TensorBoardLogger(tmp_path)
+    _, fit = run(ROOTMonitor(), net=Rated, logger=logger)
+    seen = events(logger)
+    (group,) = fit.optimizers[0].param_groups
+    last = [seen.Scalars(f"root/lr/{kind}")[-1].value for kind in ("head", "vector")]
+    assert last == pytest.approx([0.5 * group["lr"], group["lr"]])
+    assert {e.value for e in seen.Scalars("root/weight_decay/vector")} == {0.0}
+    assert "root/lr/hidden" not in seen.Tags()["scalars"]
+
+
 def test_switched_off_means_left_out(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     run(ROOTMonitor(per_parameter=False, pictures=False), logger=logger)

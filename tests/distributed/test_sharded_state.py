@@ -157,6 +157,9 @@ def trained_alone(name, **options):
         {"foreach": False},
         {"fused": True},
         {"momentum_dtype": "bfloat16"},
+        {"lr_scales": {"hidden": 0.5, "head": 3.0}, "weight_decays": {"vector": 0.0}},
+        {"weight_decay_mode": "cautious"},
+        {"gradient_clip_entries": 1.5},
     ],
 )
 def test_options_hold_for_parts(options):

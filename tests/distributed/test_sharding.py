@@ -177,7 +177,11 @@ def test_smaller_exchanges_change_nothing(gloo_pool, bucket):
 
 @pytest.mark.parametrize(
     "options",
-    [{"nesterov": False}, {"maximize": True}, {"momentum": 0.0}, {"momentum_dtype": "bfloat16"}],
+    [
+        *({"nesterov": False}, {"maximize": True}, {"momentum": 0.0}),
+        *({"momentum_dtype": "bfloat16"}, {"weight_decay_mode": "cautious"}),
+        {"lr_scales": {"hidden": 0.5, "vector": 3.0}, "weight_decays": {"hidden": 0.3}},
+    ],
 )
 def test_options_hold_for_shards(gloo_pool, options):
     compare(gloo_pool, "cnn", **options)
@@ -215,3 +219,18 @@ def test_rows_are_cut_as_torch_cuts_them(total, ranks):
 def test_the_rows_that_two_ranges_share(rows, block, expected):
     start, stop = overlap(rows, block)
     assert ((start, stop) if stop > start else []) == expected
+
+
+def clipped_on_ranks(rank, ranks):
+    model = Aligned()
+    fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (ranks,)))
+    optimizer = ROOT(model.parameters(), gradient_clip_entries=4.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with pytest.raises(ValueError, match="`gradient_clip_entries` must be None") as caught:
+        optimizer.step()
+    return str(caught.value)
+
+
+def test_a_clip_of_entries_is_refused_for_shards(gloo_pool):
+    assert "sharded" in gloo_pool.run(clipped_on_ranks)[0]

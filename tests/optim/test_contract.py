@@ -676,6 +676,8 @@ HELD = {
     "tensor lr": {"lr": torch.tensor(1e-3)},
     "coefficients by shape": {"coefficients": {"8x16": (TRIPLE,) * 5, "otherwise": "muon"}},
     "float8 and neurons": {"momentum_dtype": "float8", "normalize": "neuron"},
+    "covariances": {"precondition": "covariance"},
+    "eigenbases": {"precondition": "soap", "precondition_every": 3},
     "numpy": {"lr": np.float64(1e-3), "betas": np.array([0.9, 0.99])},
     "configuration": {"betas": in_config([0.9, 0.99])},
 }

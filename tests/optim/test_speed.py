@@ -115,7 +115,7 @@ def test_a_weight_takes_its_update_to_the_bit_however_it_is_cut(lay, of_weight, 
     generator = torch.Generator().manual_seed(0)
     weight, update = (torch.randn(37, 41, generator=generator) for _ in range(2))
     weight, update = weight.to(of_weight), update.to(of_update)
-    options = {"lr": 0.02, "weight_decay": 0.1}
+    options = {"lr": 0.02, "weight_decay": 0.1, "weight_decay_mode": "decoupled"}
     exact = (1 - 0.02 * 0.1) * weight.double() - 0.02 * 3.0 * update.double()
     whole = weight.clone()
     apply_update_([whole], [update], 3.0, options)

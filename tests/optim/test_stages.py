@@ -10,10 +10,12 @@ from lightning_root import ROOT
 from lightning_root.functional import newton_schulz
 from lightning_root.kernels.forms import orthogonalize_by
 from lightning_root.optim.blocks import BlockStep
+from lightning_root.optim.stages import precondition
 from lightning_root.optim.stages.apply import apply_twin, apply_update_
 from lightning_root.optim.stages.clip import clip_twin, plan_clip
 from lightning_root.optim.stages.momentum import look_ahead, momentum_twin
 from lightning_root.optim.stages.normalize import BETA, KEY, normalize, normalize_twin
+from tests.reference.precondition import preconditioned
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.integers(1, 12)
@@ -69,6 +71,52 @@ def test_nothing_is_clipped_without_a_quantile():
     assert plan_clip({"outlier_quantile": None, "outlier_quantile_mode": "auto"}) is None
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    st.integers(2, 9),
+    st.integers(2, 9),
+    st.sampled_from([0.25, 0.5, 1.0]),
+    st.floats(0.0, 0.99),
+    SEEDS,
+)
+def test_precondition(m, n, exponent, beta, seed):
+    """Three steps of two matrices, up to a factor that orthogonalization does not see."""
+    group = {
+        "precondition": "covariance",
+        "precondition_sides": "both",
+        "precondition_max_dim": 9,
+        "precondition_exponent": exponent,
+        "precondition_beta": beta,
+        "precondition_damping": 1e-4,
+    }
+    how = precondition.plan_preconditioner((m, n), group)
+    state = [{precondition.KEY: torch.zeros(how.numbers).double()} for _ in range(2)]
+    twins = [[torch.zeros(m, m).double(), torch.zeros(n, n).double()] for _ in range(2)]
+    textbooks = [{} for _ in range(2)]
+    for step in range(3):
+        bases, gradients = random(2, m, n, seed=seed + step), random(2, m, n, seed=seed - step - 1)
+        before = bases.clone()
+        found = precondition.precondition(bases, gradients, how, state, [True, True])
+        assert torch.equal(bases, before)
+        for i in range(2):
+            expected, twins[i] = precondition.precondition_twin(
+                bases[i], gradients[i], twins[i], beta, 1e-4, exponent
+            )
+            options = {"beta": beta, "damping": 1e-4, "exponent": exponent}
+            textbook = preconditioned(
+                bases[i],
+                gradients[i],
+                textbooks[i],
+                method="covariance",
+                sides=(0, 1),
+                every=1,
+                **options,
+            )
+            torch.testing.assert_close(expected, textbook, rtol=1e-6, atol=1e-6)
+            factor = found[i].norm() / expected.norm()
+            torch.testing.assert_close(found[i], factor * expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", ["standard", "gram", "eigh"])
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
 def test_orthogonalize(form, shape):
@@ -107,7 +155,12 @@ def test_what_is_normalized_again_and_again_has_equal_neurons():
 def test_apply(m, n, lr, decay, scale, seed):
     values, updates = random(3, m, n, seed=seed), random(3, m, n, seed=seed + 1)
     targets = [value.clone() for value in values]
-    apply_update_(targets, list(updates), scale, {"lr": lr, "weight_decay": decay})
+    apply_update_(
+        targets,
+        list(updates),
+        scale,
+        {"lr": lr, "weight_decay": decay, "weight_decay_mode": "decoupled"},
+    )
     for target, value, update in zip(targets, values, updates, strict=True):
         torch.testing.assert_close(target, apply_twin(value, update, lr, decay, scale))
 

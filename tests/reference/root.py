@@ -53,6 +53,13 @@ def automatic_p(n):
     return 1 - min(max(0.1 * excess, 0), 0.2)
 
 
+def clipped(n, p):
+    """B, with the quantile that is asked for; N itself without one."""
+    if p is None:
+        return n
+    return remove_outliers(n, automatic_p(n) if p == "auto" else p)
+
+
 def normalize_neurons(u, v, outputs="rows"):
     """NorMuon (arXiv:2510.05491): U / sqrt(v), with the norm that U had, and the new v.
 
@@ -94,16 +101,18 @@ def root_step(
     adjust,
     maximize=False,
     outputs="rows",
+    precondition=None,
 ):
     """One step of one parameter: the new weight and momentum, and v where it is given.
 
-    Convolutions are flattened.
+    Convolutions are flattened. `precondition` takes B and G, clipped as B is, and returns a new B.
     """
     g = -g if maximize else g
     m = momentum * m + g
     n = (g + momentum * m if nesterov else m).reshape(len(w), -1)
-    p = automatic_p(n) if p == "auto" else p
-    base = n if p is None else remove_outliers(n, p)
+    base = clipped(n, p)
+    if precondition is not None:
+        base = precondition(base, clipped(g.reshape(len(w), -1), p))
     u = orthogonalize(base, triples)
     if v is not None:
         u, v = normalize_neurons(u, v, outputs)

@@ -10,7 +10,7 @@ PACKAGE = Path(lightning_root.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in FILES}
 
-MAX_LINES = 20_900
+MAX_LINES = 21_160
 MAX_FILES = 150
 
 KNOWN = ()

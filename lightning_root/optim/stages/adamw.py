@@ -1,7 +1,7 @@
 """AdamW, for everything that is not a hidden matrix: torch's own, with state in float32.
 
     m <- b1 m + (1 - b1) G        v <- b2 v + (1 - b2) G^2
-    W <- (1 - lr weight_decay) W - lr m^ / (sqrt(v^) + eps)
+    W <- (1 - lr weight_decay) W - lr m^ / (sqrt(v^) + eps)     cautious decay: as in `apply`
 
 State: the number of steps and both averages. Source: I. Loshchilov, F. Hutter, arXiv:1711.05101.
 The plain twin is `torch.optim.AdamW`.
@@ -14,38 +14,37 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from lightning_root.optim.blocks import BoundParameter, Group, StateSpec, state_dtype
-
-
-def _state_dtype(parameter: Tensor, group: Group) -> torch.dtype:
-    del group
-    return state_dtype(parameter)
-
+from lightning_root.optim.blocks import BoundParameter, Group, Rates, StateSpec, state_dtype
 
 STATE: Final = (
     StateSpec("step", "counter", lambda *_: torch.float32, "adamw"),
-    StateSpec("exp_avg", "entries", _state_dtype, "adamw"),
-    StateSpec("exp_avg_sq", "entries", _state_dtype, "adamw"),
+    StateSpec("exp_avg", "entries", lambda p, _: state_dtype(p), "adamw"),
+    StateSpec("exp_avg_sq", "entries", lambda p, _: state_dtype(p), "adamw"),
 )
 
 
 def adamw_update_(parameters: Sequence[BoundParameter], group: Group) -> None:
     """Take one step in place; with `capturable` each parameter by torch's fused kernel alone."""
-    exact: list[BoundParameter] = []
-    rounded: list[BoundParameter] = []
+    alike: dict[tuple[Rates | None, bool], list[BoundParameter]] = {}
     for bound in parameters:
         low = bound.parameter.dtype in (torch.bfloat16, torch.float16)
-        (rounded if low else exact).append(bound)
-    if exact:
-        _adamw_(exact, [bound.parameter for bound in exact], group)
-    if rounded:
-        wide = [bound.parameter.to(torch.float32) for bound in rounded]
-        _adamw_(rounded, wide, group)
-        for bound, value in zip(rounded, wide, strict=True):
+        alike.setdefault((bound.rates, low), []).append(bound)
+    for (rates, low), own in alike.items():
+        options = group if rates is None else rates.of(group)
+        values = [bound.parameter.to(torch.float32) if low else bound.parameter for bound in own]
+        _adamw_(own, values, options)
+        for bound, value in zip(own, values, strict=True) if low else ():
             bound.parameter.copy_(value)
 
 
 def _adamw_(parameters: Sequence[BoundParameter], values: list[Tensor], group: Group) -> None:
+    if group["weight_decay_mode"] == "cautious" and group["weight_decay"]:
+        before = [value.clone() for value in values]
+        _adamw_(parameters, values, {**group, "weight_decay": 0.0})
+        for value, old in zip(values, before, strict=True):
+            decaying = (old - value).sign().mul_(old.sign()).clamp_(min=0.0)
+            value.addcmul_(old, decaying.mul_(group["lr"] * group["weight_decay"]), value=-1.0)
+        return
     if not group["capturable"]:
         _by_torch_(parameters, values, group, None)
         return

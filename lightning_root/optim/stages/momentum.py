@@ -105,11 +105,11 @@ def look_ahead(steps: Sequence[BlockStep], dtype: torch.dtype, group: Group) -> 
     """Advance the momentum of equal blocks and return N, (k, rows, columns); G stays as it is."""
     matrix = steps[0].momentum
     out = torch.empty(len(steps), *matrix.shape, dtype=dtype, device=matrix.device)
-    for (_, gradient, momentum, _, finite, _), direction in zip(steps, out, strict=True):
-        if gradient is None:
-            direction.copy_(momentum)
+    for one, direction in zip(steps, out, strict=True):
+        if one.gradient is None:
+            direction.copy_(one.momentum)
         else:
-            momentum_step_(gradient, momentum, direction, group, finite)
+            momentum_step_(one.gradient, one.momentum, direction, group, one.finite)
     return out
 
 

@@ -26,7 +26,9 @@ def is_on(group: Group) -> bool:
     return bool(group["normalize"] == "neuron")
 
 
-STATE: Final = (StateSpec(KEY, "neurons", lambda p, _: state_dtype(p), "root", is_on),)
+STATE: Final = (
+    StateSpec(KEY, "matrices", lambda p, _: state_dtype(p), "root", is_on, lambda m, _: max(m)),
+)
 
 
 def normalize_twin(update: Tensor, second_moment: Tensor) -> tuple[Tensor, Tensor]:  # (m, n)
