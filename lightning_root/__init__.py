@@ -3,6 +3,7 @@
 import torch.serialization
 
 try:
+    from lightning_root import recipes as recipes
     from lightning_root.binder import ROOTBinder
     from lightning_root.checkpoint_io import AtomicCheckpointIO
     from lightning_root.cli import ROOTCLI

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from lightning_root import ROOT, ROOTCLI
+from lightning_root import ROOT, ROOTCLI, recipes
 from tests.integration.models import weights
 from tests.sources import write_sources
 
@@ -108,7 +109,12 @@ def test_the_configs_for_many_devices_train_on_two_cpu_processes(
     [
         ("root", ROOT, {"coefficients": "adaptive", "outlier_quantile": 0.9}),
         ("root_auto", ROOT, {"coefficients": "adaptive", "outlier_quantile": "auto"}),
-        ("muon", ROOT, {"coefficients": "muon", "outlier_quantile": None}),
+        ("muon", ROOT, recipes.MUON),
+        ("paper", ROOT, recipes.PAPER),
+        ("normuon", ROOT, recipes.NORMUON),
+        ("pmuon", ROOT, recipes.PMUON),
+        ("soap_muon", ROOT, recipes.SOAP_MUON),
+        ("best", ROOT, recipes.BEST),
         ("adamw", torch.optim.AdamW, {"betas": (0.9, 0.95)}),
     ],
 )
@@ -119,3 +125,6 @@ def test_the_optimizer_overlays_change_the_optimizer(name, kind, options, corpus
     assert type(optimizer) is kind
     for key, value in options.items():
         assert optimizer.defaults[key] == value
+    if kind is ROOT:  # and nothing else but the learning rate
+        plain = {**ROOT(nn.Linear(2, 2).parameters()).defaults, **options}
+        assert {**optimizer.defaults, "lr": 0.0} == {**plain, "lr": 0.0}
