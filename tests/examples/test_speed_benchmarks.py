@@ -12,7 +12,14 @@ import torch
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
-from examples.benchmarks import against, near_shapes, orthogonalize, quantile, step
+from examples.benchmarks import (
+    against,
+    near_shapes,
+    orthogonalize,
+    precondition,
+    quantile,
+    step,
+)
 from examples.benchmarks.speed import (
     forms,
     memory,
@@ -633,3 +640,19 @@ def test_a_checkout_is_stepped_in_turns_with_itself(tmp_path):
     }
     assert against.ratio({"a": [2.0, 4.0], "b": [1.0, 2.0]}, "a", "b") == [2.0, 2.0, 2.0]
     assert "200 matrices of 64x256" in (tmp_path / "against.md").read_text()
+
+
+def test_preconditioned_steps_are_timed_and_their_state_is_counted(tmp_path, monkeypatch):
+    """State by hand: one number, and s (s + 1) of a side; with soap also s^2 and m n."""
+    monkeypatch.setitem(SETS, "small", sets.ParameterSet("two of 4x6", ((4, 6), (6, 4))))
+    assert precondition.main(["--quick", "--rounds", "1", "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "precondition.json").read_text())["sets"]["small"]
+    assert set(found["seconds"]) == set(found["state"]) == set(precondition.VARIANTS)
+    assert all(len(times) == 1 and times[0] > 0 for times in found["seconds"].values())
+    covariance, soap = (1 + 4 * 5) / 24, (1 + 4 * 5 + 4 * 4 + 4 * 6) / 24
+    both = (1 + 4 * 5 + 6 * 7) / 24
+    expected = dict(
+        zip(precondition.VARIANTS, (0, covariance, covariance, both, soap), strict=True)
+    )
+    assert found["state"] == pytest.approx(expected)
+    assert "| two of 4x6 | auto |" in (tmp_path / "precondition.md").read_text()
