@@ -14,7 +14,7 @@ from tests.sources import write_sources
 
 STATISTICS = (
     *("orth_error", "outlier_fraction", "outlier_energy", "update_rms", "update_to_weight"),
-    "neuron_spread",
+    *("neuron_spread", "precondition_cosine", "precondition_condition"),
 )
 HISTOGRAMS = ("momentum_over_threshold", "log10_sigma_clipped_momentum", "log10_sigma_update")
 SHAPES = ("32x32", "32x128")
@@ -45,7 +45,8 @@ def run(tmp_path_factory):
     arguments = [
         *(f"--config={CONFIGS / 'quickstart.yaml'}", *TINY, f"--data.root={folder}"),
         *("--trainer.max_steps=20", "--trainer.val_check_interval=17"),
-        "--optimizer.normalize=neuron",  # for the numbers that are only there with it
+        "--optimizer.normalize=neuron",  # for the numbers that are only there with these two
+        "--optimizer.precondition=auto",
         *("--trainer.log_every_n_steps=1", f"--trainer.logger.init_args.save_dir={folder}"),
     ]
     with pytest.MonkeyPatch.context() as patched:
@@ -58,7 +59,7 @@ def run(tmp_path_factory):
 def test_every_number_that_the_docstring_names_is_there_at_every_point(run):
     _, files = run
     tags = promised(ROOTMonitor.__doc__)
-    assert len(tags) == 21  # 20 of all matrices, and an example of one of a parameter
+    assert len(tags) == 26  # 25 of all matrices, and an example of one of a parameter
     tags |= {f"root/{statistic}/{name}" for statistic, name in product(STATISTICS, MATRICES)}
     assert {tag for tag in files.Tags()["scalars"] if tag.startswith("root/")} == tags
     for tag in tags:
@@ -99,7 +100,7 @@ def test_every_chart_of_the_layout_shows_a_curve(run):
     (event,) = files.Tensors("custom_scalars__config__")
     layout = Layout.FromString(event.tensor_proto.string_val[0])
     charts = [chart for category in layout.category for chart in category.chart]
-    assert len(charts) == 13
+    assert len(charts) == 15
     scalars = files.Tags()["scalars"]
     for chart in charts:
         for pattern in chart.multiline.tag:

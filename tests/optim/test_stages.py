@@ -88,6 +88,7 @@ def test_precondition(m, n, exponent, beta, seed):
         "precondition_exponent": exponent,
         "precondition_beta": beta,
         "precondition_damping": 1e-4,
+        "precondition_statistics_every": None,
     }
     how = precondition.plan_preconditioner((m, n), group)
     state = [{precondition.KEY: torch.zeros(how.numbers).double()} for _ in range(2)]
@@ -96,7 +97,7 @@ def test_precondition(m, n, exponent, beta, seed):
     for step in range(3):
         bases, gradients = random(2, m, n, seed=seed + step), random(2, m, n, seed=seed - step - 1)
         before = bases.clone()
-        found = precondition.precondition(bases, gradients, how, state, [True, True])
+        found = precondition.precondition(bases, gradients, how, state, True)
         assert torch.equal(bases, before)
         for i in range(2):
             expected, twins[i] = precondition.precondition_twin(
