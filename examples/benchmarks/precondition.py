@@ -12,6 +12,7 @@ import statistics
 import time
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from examples.benchmarks.page import markdown_table, provenance
@@ -32,8 +33,6 @@ PERIOD = 10
 
 def prepared(set_name: str, options: dict[str, Any], seed: int, device: Any) -> ROOT:
     """Make an optimizer of a set of matrices, whose gradients are there, after its first step."""
-    import torch
-
     shapes = SETS[set_name].shapes
     parameters = make_parameters(shapes, torch.float32, device)
     gradients = make_gradients(shapes, seed, torch.float32, device)

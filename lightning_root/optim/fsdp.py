@@ -105,9 +105,11 @@ class Sharded(local.Local):
             columns = bound.parameter.shape[1:].numel()
             values.append(collectives.local_part(bound.parameter).view(-1, columns))
             directions.append(local_look_ahead(bound, plan.group).view(-1, columns))
-            given = collectives.local_part(bound.gradient).reshape(-1, columns)
-            wanted = plan.wants_source and bound.measures
-            sources.append(given.to(directions[-1]) if wanted else None)
+            given = None
+            if plan.wants_source and bound.measures:
+                given = collectives.local_part(bound.gradient).reshape(-1, columns)
+                given = given.to(directions[-1])
+            sources.append(given)
         states = [self.states(plan, bound) for bound in parameters]
         state = [states[rows.parameter][rows.number] for rows in planned.rows]
         of_rows = [parameters[rows.parameter] for rows in planned.rows]

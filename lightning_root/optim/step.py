@@ -166,9 +166,7 @@ def preconditioned_by(plan: StackPlan, steps: Sequence[BlockStep], clipped: Tens
     """Return B, (k, m, n), preconditioned by covariances of G, or of B itself."""
     assert plan.preconditioner is not None
     first = steps[0]
-    if any(
-        [one.age != first.age for one in steps]
-    ):  # parameters that joined, or were frozen, later
+    if any([one.age != first.age for one in steps]):  # some joined, or were frozen, later
         alone = [
             preconditioned_by(plan, steps[i : i + 1], clipped[i : i + 1]) for i in range(len(steps))
         ]

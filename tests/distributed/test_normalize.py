@@ -210,8 +210,8 @@ def test_v_that_is_there_is_cut():
 # ---- sharded parameters ----
 
 
-def trained(model, options):
-    """Weights and v after some steps, whole, and what kind of tensor each v is."""
+def trained(model, options, key=KEY):
+    """Weights and v after some steps, whole, and whose v is a sharded tensor; or another state."""
     if hasattr(model, "groups"):
         options = {**options, **model.groups()}
     options = {"coefficients": "muon", **options}
@@ -220,20 +220,20 @@ def trained(model, options):
         set_gradients(model, step)
         optimizer.step()
     weights = {n: gather(p.detach()).clone() for n, p in model.named_parameters()}
-    kept = {n: optimizer.state[p].get(KEY) for n, p in model.named_parameters()}
+    kept = {n: optimizer.state[p].get(key) for n, p in model.named_parameters()}
     kept = {n: v for n, v in kept.items() if v is not None}
     sharded = {n for n, v in kept.items() if isinstance(v, DTensor)}
     return weights, {n: gather(v).clone() for n, v in kept.items()}, sharded
 
 
-def on_ranks(rank, ranks, name, mesh_shape, dtype, elements, options):
+def on_ranks(rank, ranks, name, mesh_shape, dtype, elements, options, key=KEY):
     torch.set_num_threads(1)
     names = ("replicate", "shard")[-len(mesh_shape) :]
     mesh = dist.device_mesh.init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
     model = fully_shard(shards.ALL_MODELS[name]().to(dtype), mesh=mesh)
     before, replicas.EXCHANGE_ELEMENTS = replicas.EXCHANGE_ELEMENTS, elements
     try:
-        return trained(model, options)
+        return trained(model, options, key)
     finally:
         replicas.EXCHANGE_ELEMENTS = before
 

@@ -6,21 +6,26 @@ rounding, as one process multiplies other matrices in one batch than ranks do.
 
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import Shard, distribute_tensor
 
-from lightning_root import ROOT
-from lightning_root.distributed import gather, replicas
+from lightning_root.distributed import replicas
 from lightning_root.optim.stages.precondition import AGE, KEY
+from tests.distributed import test_normalize as normalize
 from tests.distributed import test_sharded_state as parts
 from tests.distributed import test_sharding as shards
-from tests.distributed.test_normalize import Mixed, by_name, from_first_rank, values
-from tests.distributed.test_sharded_optimizer import set_gradients
+from tests.distributed.test_normalize import (
+    Mixed,
+    assert_equal_on_ranks,
+    by_name,
+    from_first_rank,
+    values,
+)
 from tests.optim.old_checkpoints.cases import Case, begun, bound, unlike
 
 EXACT = parts.EXACT
@@ -206,41 +211,8 @@ def test_options_may_change_between_steps_on_all_ranks(shard):
 # ---- sharded parameters ----
 
 
-def trained(model, options):
-    """Weights and state after some steps, whole, and whose state is a sharded tensor."""
-    if hasattr(model, "groups"):
-        options = {**options, **model.groups()}
-    options = {"coefficients": "muon", **options}
-    optimizer = ROOT(list(model.named_parameters()), lr=1e-2, **options)
-    for step in range(shards.STEPS):
-        set_gradients(model, step)
-        optimizer.step()
-    weights = {n: gather(p.detach()).clone() for n, p in model.named_parameters()}
-    kept = {n: optimizer.state[p].get(KEY) for n, p in model.named_parameters()}
-    kept = {n: value for n, value in kept.items() if value is not None}
-    sharded = {n for n, value in kept.items() if isinstance(value, DTensor)}
-    return weights, {n: gather(value).clone() for n, value in kept.items()}, sharded
-
-
-def on_ranks(rank, ranks, name, mesh_shape, dtype, elements, options):
-    torch.set_num_threads(1)
-    names = ("replicate", "shard")[-len(mesh_shape) :]
-    mesh = dist.device_mesh.init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
-    model = fully_shard(shards.ALL_MODELS[name]().to(dtype), mesh=mesh)
-    before, replicas.EXCHANGE_ELEMENTS = replicas.EXCHANGE_ELEMENTS, elements
-    try:
-        return trained(model, options)
-    finally:
-        replicas.EXCHANGE_ELEMENTS = before
-
-
-def assert_equal_on_ranks(results, expected, **rounding):
-    """All ranks have the same, and what one process has, up to rounding."""
-    for part in (0, 1):
-        assert results[0][part].keys() == expected[part].keys()
-        for n, value in results[0][part].items():
-            assert all(torch.equal(value, other[part][n]) for other in results[1:]), n
-            torch.testing.assert_close(value, expected[part][n], **rounding, msg=n)
+trained = partial(normalize.trained, key=KEY)
+on_ranks = partial(normalize.on_ranks, key=KEY)
 
 
 @kinds

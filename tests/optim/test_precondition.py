@@ -23,6 +23,7 @@ from lightning_root.diagnostics.measurements import aggregates
 from lightning_root.functional import newton_schulz
 from lightning_root.functional.inverse_roots import inverse_root, inverse_root_by_products
 from lightning_root.optim.stages.precondition import AGE, KEY
+from tests.optim import test_normalize as normalized
 from tests.optim.test_normalize import (
     DEFAULTS,
     RULES,
@@ -31,6 +32,7 @@ from tests.optim.test_normalize import (
     gradients,
     parameters,
     saved_and_read,
+    step_,
     step_all_,
 )
 from tests.reference import precondition as reference
@@ -50,25 +52,16 @@ SIDES = ("smaller", "both")
 STEPS = 4
 
 
+COVARIANCE = {"normalize": "none", "precondition": "covariance"}
+
+
 def optimizer_of(weights, **options):
-    rules = {glob: rule for glob, rule in RULES.items() if glob == "*" or len(weights) > 1}
-    options = {"precondition": "covariance", "rules": rules, **options}
-    return ROOT(list(weights.items()), **options)
+    return normalized.optimizer_of(weights, **{**COVARIANCE, **options})
 
 
-def one_matrix(*shape, dtype=torch.float32, **options):
+def one_matrix(*shape, **options):
     """A matrix, and the optimizer of it."""
-    generator = torch.Generator().manual_seed(1)
-    weight = nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
-    options = {"lr": 0.02, "coefficients": "muon", "precondition": "covariance", **options}
-    return weight, ROOT([{"role": "root", "params": [("w", weight)]}], **options)
-
-
-def step_(weight, optimizer, steps, scale=1.0):
-    for step in steps:
-        gradient = gradients(step, {"w": tuple(weight.shape)})["w"]
-        weight.grad = (gradient * scale).to(weight.dtype)
-        optimizer.step()
+    return normalized.one_matrix(*shape, **{**COVARIANCE, **options})
 
 
 def sides_of(shape, sides):
